@@ -1,0 +1,154 @@
+"""Adapters on disk, named by their content: blobs/<first two digits>/<digest>/ holds one version, whole and read-only.
+
+A version appears by one atomic rename, so whatever moment the process dies at, it is there whole or not at all.
+Knows files and digests; knows no tenant, no database and no tensor.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import threading
+import time
+import uuid
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from loraplex.adapters.errors import AdapterNotFound, AdapterUnavailable
+from loraplex.adapters.types import AdapterSpec, adapter_digest
+
+SPEC_FILE = "adapter.json"
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, slots=True)
+class StoredAdapter:
+    """An adapter version on disk. `size_bytes` is that of the weights file."""
+
+    spec: AdapterSpec
+    weights_path: Path
+    config_path: Path
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Staging:
+    """A private directory for one upload."""
+
+    directory: Path
+
+    def path(self, name: str) -> Path:
+        """Where to write CONFIG_FILE or WEIGHTS_FILE. Nothing else may be staged."""
+        if name not in (CONFIG_FILE, WEIGHTS_FILE):
+            raise ValueError(f"{name!r} is no file of an adapter")
+        return self.directory / name
+
+
+class BlobStore:
+    """One process writes (the API); any number open. Methods may be called from several threads."""
+
+    def __init__(self, root: Path) -> None:
+        self._staging = root / "staging"
+        self._blobs = root / "blobs"
+        self._staging.mkdir(parents=True, exist_ok=True)
+        self._blobs.mkdir(exist_ok=True)
+        _fsync(root)
+        self._publishing = threading.Lock()
+
+    @contextmanager
+    def stage(self) -> Iterator[Staging]:
+        """A directory that is gone on exit, unless it was committed."""
+        directory = self._staging / uuid.uuid4().hex
+        directory.mkdir(mode=0o700)
+        try:
+            yield Staging(directory)
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
+
+    def commit(self, staging: Staging, spec: AdapterSpec, weights_sha256: str) -> str:
+        """Make the staged files an adapter version that survives a crash, and return its digest.
+
+        If the same content is there already, that one is kept and its grace period starts anew. Raises
+        FileNotFoundError if a file was not staged.
+        """
+        digest = adapter_digest(spec, weights_sha256)
+        spec_path = staging.directory / SPEC_FILE
+        spec_path.write_bytes(spec.to_json())
+        for path in (spec_path, staging.path(CONFIG_FILE), staging.path(WEIGHTS_FILE)):
+            path.chmod(0o444)
+            _fsync(path)
+        _fsync(staging.directory)
+        target = self._directory(digest)
+        target.parent.mkdir(exist_ok=True)
+        with self._publishing:
+            if not target.exists():
+                staging.directory.rename(target)
+            os.utime(target)
+        _fsync(target.parent)
+        _fsync(self._blobs)
+        return digest
+
+    def open(self, digest: str) -> StoredAdapter:
+        """Raises AdapterNotFound if `digest` is none, AdapterUnavailable if its files are missing or damaged."""
+        if not _DIGEST.fullmatch(digest):
+            raise AdapterNotFound("no such adapter version")
+        directory = self._directory(digest)
+        try:
+            spec = AdapterSpec.from_json((directory / SPEC_FILE).read_bytes())
+            size_bytes = (directory / WEIGHTS_FILE).stat().st_size
+        except OSError as error:
+            raise AdapterUnavailable("the files of this adapter version are missing; upload it again") from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise AdapterUnavailable("the files of this adapter version are damaged; upload it again") from error
+        return StoredAdapter(spec, directory / WEIGHTS_FILE, directory / CONFIG_FILE, size_bytes)
+
+    def sweep(self, live: Collection[str], grace_seconds: float) -> list[str]:
+        """Remove what crashes and deletions left behind, if untouched for the grace period.
+
+        Returns the digests removed. live: digests that something refers to. The grace period covers uploads that run,
+        and versions that are committed but not yet in the registry.
+        """
+        oldest = time.time() - grace_seconds
+        removed = []
+        for directory in self._blobs.glob("*/*"):
+            if _DIGEST.fullmatch(directory.name) and directory.name not in live and self._retire(directory, oldest):
+                removed.append(directory.name)
+        for directory in self._staging.iterdir():
+            if _last_change(directory) < oldest:
+                shutil.rmtree(directory, ignore_errors=True)
+        return removed
+
+    def _retire(self, directory: Path, oldest: float) -> bool:
+        """Take a blob out of sight in one rename, then delete it: `open` never sees half of one."""
+        trash = self._staging / f"removed-{uuid.uuid4().hex}"
+        with self._publishing:
+            if directory.stat().st_mtime >= oldest:
+                return False
+            directory.rename(trash)
+        shutil.rmtree(trash)
+        return True
+
+    def _directory(self, digest: str) -> Path:
+        return self._blobs / digest[:2] / digest
+
+
+def _last_change(directory: Path) -> float:
+    """When the directory or a file in it was last written; a long upload touches its file only."""
+    try:
+        return max(path.stat().st_mtime for path in (directory, *directory.iterdir()))
+    except FileNotFoundError:  # committed or cleaned up by its owner meanwhile
+        return float("inf")
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

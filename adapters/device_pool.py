@@ -1,0 +1,212 @@
+"""Adapters in device memory: one flat tensor, handed out by true size, to whoever leases.
+
+Knows offsets, leases and recency; knows no file and no layout inside an adapter. Bookkeeping is the engine thread's;
+only the closure that `begin_copy` returns runs elsewhere, and it touches only a range that nobody else may read yet.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from enum import Enum, auto
+
+import torch
+from torch import Tensor
+
+from loraplex.adapters.errors import AdapterUnavailable
+from loraplex.adapters.weights import ALIGN_BYTES, PackedAdapter
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceAdapter:
+    """An adapter that kernels may read.
+
+    table     [num_sites, 2 + MAX_SLICES] int64 on the CPU: LoraBatch's rows, offsets into the pool
+    max_rank  the largest sum of a row's ranks
+    """
+
+    digest: str
+    table: Tensor
+    max_rank: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Resident:
+    """One adapter in the pool, for inspection."""
+
+    digest: str
+    size_bytes: int
+    leases: int
+    is_loading: bool
+
+
+class _State(Enum):
+    LOADING = auto()
+    READY = auto()
+
+
+@dataclass(slots=True)
+class _Block:
+    start: int  # elements
+    length: int
+    state: _State = _State.LOADING
+    leases: int = 0
+    adapter: DeviceAdapter | None = None
+
+    @property
+    def end(self) -> int:
+        return self.start + self.length
+
+    @property
+    def is_evictable(self) -> bool:
+        return self.state is _State.READY and self.leases == 0
+
+
+class DevicePool:
+    """The pool. An adapter that is leased or being loaded is never evicted, and none is ever moved."""
+
+    def __init__(self, capacity_bytes: int, device: torch.device, dtype: torch.dtype) -> None:
+        self._align = ALIGN_BYTES // dtype.itemsize
+        self._capacity = capacity_bytes // ALIGN_BYTES * self._align
+        self.pool = torch.empty(self._capacity, dtype=dtype, device=device)
+        """[elements] flat: `LoraBatch.pool`"""
+        self.loads = 0
+        self.evictions = 0
+        self._blocks: OrderedDict[str, _Block] = OrderedDict()  # least recently used first
+        self._copy_stream = _new_stream(device) if device.type == "cuda" else None
+
+    @property
+    def capacity_bytes(self) -> int:
+        return self.pool.nbytes
+
+    @property
+    def used_bytes(self) -> int:
+        return sum(block.length for block in self._blocks.values()) * self.pool.itemsize
+
+    def allocate(self, digest: str, elements: int) -> int | None:
+        """A range for an adapter that is about to be loaded: its offset, in elements.
+
+        Evicts least recently used adapters without leases until a hole is large enough, and none if that would not
+        help: then None, until leases end. Raises AdapterUnavailable if the adapter is larger than the pool.
+        """
+        assert digest not in self._blocks
+        length = -(-elements // self._align) * self._align
+        if length > self._capacity:
+            itemsize = self.pool.itemsize
+            raise AdapterUnavailable(
+                f"this adapter takes {length * itemsize} bytes of device memory and all adapters together have "
+                f"{self._capacity * itemsize}; raise --adapter-device-bytes or upload one of a smaller rank"
+            )
+        staying = [block for block in self._blocks.values() if not block.is_evictable]
+        if self._first_hole(length, staying) is None:
+            return None
+        while (start := self._first_hole(length, self._blocks.values())) is None:
+            self.evict(next(digest for digest, block in self._blocks.items() if block.is_evictable))
+        self._blocks[digest] = _Block(start, length)
+        return start
+
+    def begin_copy(self, digest: str, packed: PackedAdapter) -> Callable[[], None]:
+        """The copy into a range allocated before, to be run on any thread; when it returns, the weights are there."""
+        block = self._blocks[digest]
+        assert block.state is _State.LOADING
+        target = slice(block.start, block.start + packed.weights.numel())
+        if self._copy_stream is None:
+            return lambda: self._copy_on_cpu(target, packed.weights)
+        # a step that was launched before may still read the range's last adapter
+        free_to_write = _new_event()
+        free_to_write.record(torch.cuda.current_stream(self.pool.device))
+        return lambda: self._copy_on_stream(target, packed.weights, free_to_write)
+
+    def publish(self, digest: str, packed: PackedAdapter) -> None:
+        """The copy is complete: the adapter can be leased."""
+        block = self._blocks[digest]
+        assert block.state is _State.LOADING
+        table = packed.table.clone()
+        table[:, :2] += block.start
+        block.adapter = DeviceAdapter(digest, table, packed.max_rank, packed.size_bytes)
+        block.state = _State.READY
+        self._blocks.move_to_end(digest)
+        self.loads += 1
+
+    def discard(self, digest: str) -> None:
+        """The load failed: its range is free again."""
+        assert self._blocks[digest].state is _State.LOADING
+        del self._blocks[digest]
+
+    def is_ready(self, digest: str) -> bool:
+        return digest in self._blocks and self._blocks[digest].state is _State.READY
+
+    def lease(self, digest: str) -> DeviceAdapter:
+        """Keep a ready adapter where it is until as many releases follow as there were leases."""
+        block = self._blocks[digest]
+        assert block.adapter is not None, "leased before it was loaded"
+        block.leases += 1
+        self._blocks.move_to_end(digest)
+        return block.adapter
+
+    def release(self, digest: str) -> None:
+        block = self._blocks[digest]
+        assert block.leases > 0, "released more often than leased"
+        block.leases -= 1
+
+    def evict(self, digest: str) -> bool:
+        """Give an adapter's range back at once. False if it is not there, leased, or being loaded."""
+        block = self._blocks.get(digest)
+        if block is None or not block.is_evictable:
+            return False
+        del self._blocks[digest]
+        self.evictions += 1
+        return True
+
+    def residents(self) -> tuple[Resident, ...]:
+        """Least recently used first."""
+        return tuple(
+            Resident(digest, block.length * self.pool.itemsize, block.leases, block.state is _State.LOADING)
+            for digest, block in self._blocks.items()
+        )
+
+    def check_integrity(self) -> None:
+        """Assert what must hold after every operation."""
+        end = 0
+        for block in sorted(self._blocks.values(), key=lambda block: block.start):
+            assert block.start >= end, "two adapters overlap"
+            assert block.start % self._align == 0
+            assert block.leases == 0 or block.state is _State.READY
+            assert (block.adapter is not None) == (block.state is _State.READY)
+            end = block.end
+        assert end <= self._capacity, "an adapter ends beyond the pool"
+
+    def _holes(self, blocks: Iterable[_Block]) -> Iterator[tuple[int, int]]:
+        """(start, length) of what lies free between the given blocks. Free neighbours are one hole by construction."""
+        start = 0
+        for block in sorted(blocks, key=lambda block: block.start):
+            yield start, block.start - start
+            start = block.end
+        yield start, self._capacity - start
+
+    def _first_hole(self, length: int, blocks: Iterable[_Block]) -> int | None:
+        return next((start for start, free in self._holes(blocks) if free >= length), None)
+
+    def _copy_on_cpu(self, target: slice, weights: Tensor) -> None:
+        with torch.inference_mode():  # the pool may have been made in it, and then refuses writes from outside
+            self.pool[target].copy_(weights)
+
+    def _copy_on_stream(self, target: slice, weights: Tensor, free_to_write: torch.cuda.Event) -> None:
+        assert self._copy_stream is not None
+        with torch.inference_mode(), torch.cuda.stream(self._copy_stream):
+            self._copy_stream.wait_event(free_to_write)
+            self.pool[target].copy_(weights, non_blocking=True)
+            copied = _new_event()
+            copied.record(self._copy_stream)
+        copied.synchronize()
+
+
+def _new_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch has no annotations here
+
+
+def _new_event() -> torch.cuda.Event:
+    """One whose `synchronize` sleeps instead of spinning beside the step loop."""
+    return torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]  # torch has no annotations here

@@ -1,0 +1,57 @@
+"""What can go wrong with adapters, as callers tell it apart. Every message is fit for the user who caused it.
+
+Knows no HTTP status and no storage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+
+class AdapterError(Exception):
+    """Base of all of them."""
+
+
+class InvalidName(AdapterError):
+    """A name breaks the rules of `names`; the message gives the field and the rule."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(f"{field}: {message}")
+        self.field = field
+
+
+class AdapterNotFound(AdapterError):
+    """No such adapter, version or alias for this caller. Absent and foreign read the same."""
+
+
+class VersionNotFound(AdapterNotFound):
+    """The adapter is there, the version or alias of it that was named is not."""
+
+
+class AdapterExists(AdapterError):
+    """The tenant has an adapter of that name already."""
+
+
+class VersionInUse(AdapterError):
+    """The version cannot be deleted while an alias points at it."""
+
+
+class BaseModelUnknown(AdapterError):
+    """No base model of that name is registered."""
+
+
+class BaseModelConflict(AdapterError):
+    """A base model of that name is registered with another shape."""
+
+
+class AdapterInvalid(AdapterError):
+    """The upload failed its checks. `report` has one entry per failed check: code, message, and where it was seen."""
+
+    def __init__(self, report: Sequence[dict[str, Any]]) -> None:
+        super().__init__("; ".join(str(check.get("message", check)) for check in report))
+        self.report = list(report)
+
+
+class AdapterUnavailable(AdapterError):
+    """A registered version cannot be used now: its bytes are missing, damaged, or do not fit in memory."""

@@ -1,0 +1,82 @@
+"""Names as people write them: `[tenant/]adapter[@alias|@version]`, and what each part may be.
+
+Knows nothing about which names exist.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from loraplex.adapters.errors import InvalidName
+
+MAX_SLUG_LENGTH = 63
+MAX_MODEL_NAME_LENGTH = 3 * MAX_SLUG_LENGTH + 2
+MAX_BASE_NAME_LENGTH = 127
+
+_SLUG = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+_ALIAS = re.compile(r"[a-z][a-z0-9._-]{0,62}")
+_NUMBER = re.compile(r"[1-9][0-9]{0,8}")
+_BASE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,126}")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelName:
+    """A parsed name. `selector` is an alias or the digits of a version number; None: the registry chooses."""
+
+    tenant: str | None
+    adapter: str
+    selector: str | None
+
+    def __str__(self) -> str:
+        tenant = "" if self.tenant is None else f"{self.tenant}/"
+        selector = "" if self.selector is None else f"@{self.selector}"
+        return f"{tenant}{self.adapter}{selector}"
+
+
+def check_slug(value: str, field: str) -> str:
+    """Return the name of a tenant or an adapter as it came, or raise InvalidName."""
+    if _SLUG.fullmatch(value):
+        return value
+    rule = "use 1 to 63 characters of a-z, 0-9, '.', '_' and '-', the first a letter or digit"
+    raise InvalidName(field, f"{_shown(value)} is not a valid name: {rule}")
+
+
+def check_alias(value: str) -> str:
+    """Return the alias as it came, or raise InvalidName. An alias starts with a letter: digits are version numbers."""
+    if _ALIAS.fullmatch(value):
+        return value
+    rule = "use 1 to 63 characters of a-z, 0-9, '.', '_' and '-', the first a letter"
+    raise InvalidName("alias", f"{_shown(value)} is not a valid alias: {rule}")
+
+
+def check_base_name(value: str) -> str:
+    """Return the name of a base model as it came, or raise InvalidName. No slash: before a slash stands a tenant."""
+    if _BASE_NAME.fullmatch(value):
+        return value
+    rule = f"use 1 to {MAX_BASE_NAME_LENGTH} letters, digits, '.', '_' and '-', the first a letter or digit"
+    raise InvalidName("base_model", f"{_shown(value)} is not a valid name: {rule}")
+
+
+def version_number(selector: str) -> int | None:
+    """The version number that a selector spells; None for an alias, and for digits that number no version."""
+    return int(selector) if _NUMBER.fullmatch(selector) else None
+
+
+def parse_model_name(name: str) -> ModelName:
+    """Split `[tenant/]adapter[@alias|@version]` into its checked parts, or raise InvalidName."""
+    if len(name) > MAX_MODEL_NAME_LENGTH:
+        raise InvalidName("model", f"the name has {len(name)} characters; at most {MAX_MODEL_NAME_LENGTH} are allowed")
+    path, at, selector = name.partition("@")
+    tenant, slash, adapter = path.rpartition("/")
+    if slash:
+        check_slug(tenant, "model")
+    check_slug(adapter, "model")
+    if at and version_number(selector) is None:
+        check_alias(selector)
+    return ModelName(tenant if slash else None, adapter, selector if at else None)
+
+
+def _shown(value: str) -> str:
+    """The value for a message: quoted, escaped and cut, since it came from outside."""
+    return ascii(value if len(value) <= MAX_SLUG_LENGTH else value[:MAX_SLUG_LENGTH] + "...")

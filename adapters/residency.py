@@ -1,0 +1,224 @@
+"""Which adapters are on the device, and the loads that bring them there beside the step loop.
+
+What the scheduler asks. One thread, the engine's, calls every method and owns all bookkeeping; workers only read, pack
+and copy. A load is two jobs: blob to host (pack), host to device (copy); at most one per digest is under way.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from loraplex.adapters.blobs import StoredAdapter
+from loraplex.adapters.device_pool import DeviceAdapter, DevicePool
+from loraplex.adapters.errors import AdapterError, AdapterUnavailable
+from loraplex.adapters.host_cache import HostCache
+from loraplex.adapters.types import BaseShape
+from loraplex.adapters.weights import PackedAdapter, load_packed
+
+__all__ = ["AdapterResidency", "DeviceAdapter"]
+
+_logger = logging.getLogger(__name__)
+_Result = TypeVar("_Result")
+
+LOADS_PER_WORKER = 4
+"""Loads under way at once, per worker: enough to keep it busy, and it bounds the host memory they hold."""
+
+
+class OpensAdapters(Protocol):
+    """Where adapters are kept: `BlobStore`, or a remote store."""
+
+    def open(self, digest: str) -> StoredAdapter:
+        """Raises AdapterNotFound or AdapterUnavailable."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Packing:
+    job: Future[PackedAdapter]
+
+
+@dataclass(frozen=True, slots=True)
+class _Copying:
+    job: Future[None]
+    packed: PackedAdapter
+
+
+class AdapterResidency:
+    """Blob store -> host cache -> device pool.
+
+    A finished load is kept for the sequence that asked for it, and may be evicted for another only when room or load
+    slots run short: so sequences asked for in order get their adapters in order, and two cannot starve each other.
+    """
+
+    def __init__(
+        self,
+        blobs: OpensAdapters,
+        shape: BaseShape,
+        pool: DevicePool,
+        host_cache: HostCache,
+        *,
+        workers: int = 1,
+        retry_after_seconds: float = 5.0,
+        on_loaded: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """retry_after_seconds: how long a load that failed is not tried again. on_loaded: called from a worker thread
+        when a job ends, for an engine that sleeps elsewhere than in `wait`; it must not call back in here."""
+        self._pool = pool
+        self._host_cache = host_cache
+        self._blobs = blobs
+        self._shape = shape
+        self._retry_after_seconds = retry_after_seconds
+        self._on_loaded = on_loaded
+        self._clock = clock
+        self._workers = ThreadPoolExecutor(workers, thread_name_prefix="adapter-load")
+        self._max_loads = workers * LOADS_PER_WORKER
+        self._loads: dict[str, _Packing | _Copying] = {}
+        self._failures: dict[str, tuple[float, str]] = {}  # digest -> (when to try again, message)
+        self._progress = threading.Event()
+
+    def try_lease(self, digest: str) -> DeviceAdapter | None:
+        """The adapter, leased until `release`; or None while it is loading or there is no room: ask again next step.
+
+        Starts or carries on the load; never blocks. Raises AdapterUnavailable if the load failed.
+        """
+        return self._pool.lease(digest) if self._advance(digest) else None
+
+    def prefetch(self, digest: str) -> None:
+        """Start or carry on a load without needing its result. A failure is told to whoever leases."""
+        try:
+            self._advance(digest)
+        except AdapterUnavailable:
+            return
+
+    def release(self, digest: str) -> None:
+        """End one lease."""
+        self._pool.release(digest)
+
+    def forget(self, digest: str) -> None:
+        """The version was deleted: free its memory, now where nothing uses it and by ageing where something does."""
+        self._failures.pop(digest, None)
+        self._host_cache.evict(digest)
+        self._pool.evict(digest)
+
+    def wait(self, timeout_seconds: float) -> bool:
+        """Sleep until a job ended since the last call, or the time is over (False)."""
+        ended = self._progress.wait(timeout_seconds)
+        self._progress.clear()
+        return ended
+
+    @property
+    def loads(self) -> int:
+        """Adapters brought to the device since the start."""
+        return self._pool.loads
+
+    @property
+    def evictions(self) -> int:
+        """Adapters that lost their place on the device since the start."""
+        return self._pool.evictions
+
+    @property
+    def device_bytes_used(self) -> int:
+        return self._pool.used_bytes
+
+    @property
+    def host_bytes_used(self) -> int:
+        return self._host_cache.used_bytes
+
+    def device_residents(self) -> list[tuple[str, int, int]]:
+        """(digest, bytes, leases) of what is on the device, least recently used first."""
+        return [(entry.digest, entry.size_bytes, entry.leases) for entry in self._pool.residents()]
+
+    def host_residents(self) -> list[tuple[str, int, int]]:
+        """The same of the host cache, where nothing needs a lease."""
+        return [(digest, size_bytes, 0) for digest, size_bytes in self._host_cache.residents().items()]
+
+    def close(self) -> None:
+        """Wait for the jobs that run and drop those that do not."""
+        self._workers.shutdown(wait=True, cancel_futures=True)
+
+    def _advance(self, digest: str) -> bool:
+        """Take the load of an adapter as far as it goes without waiting. True: it is on the device."""
+        packed = self._settle(digest)
+        self._raise_remembered(digest)
+        if self._pool.is_ready(digest):
+            return True
+        if digest not in self._loads:
+            self._start(digest, packed or self._host_cache.get(digest))
+        return False
+
+    def _start(self, digest: str, packed: PackedAdapter | None) -> None:
+        """The next job of a load, or none while there is no room for it."""
+        if len(self._loads) >= self._max_loads:
+            self._settle_all()
+        elif packed is None:
+            self._loads[digest] = _Packing(self._submit(lambda: self._pack(digest)))
+        elif self._pool.allocate(digest, packed.weights.numel()) is None:
+            self._settle_all()
+        else:
+            self._loads[digest] = _Copying(self._submit(self._pool.begin_copy(digest, packed)), packed)
+
+    def _settle_all(self) -> None:
+        """Loads whose sequence did not come back give up their slot, and their memory becomes evictable."""
+        for digest in list(self._loads):
+            self._settle(digest)
+
+    def _settle(self, digest: str) -> PackedAdapter | None:
+        """Take over the result of a job, if there is one and it ended: what was packed. A failure is remembered."""
+        load = self._loads.get(digest)
+        if load is None or not load.job.done():
+            return None
+        del self._loads[digest]
+        error = load.job.exception()
+        if isinstance(load, _Copying):
+            self._settle_copy(digest, load.packed, error)
+        elif error is None:
+            packed = load.job.result()
+            self._host_cache.put(digest, packed)
+            return packed
+        if error is not None:
+            self._remember(digest, error)
+        return None
+
+    def _settle_copy(self, digest: str, packed: PackedAdapter, error: BaseException | None) -> None:
+        if error is None:
+            self._pool.publish(digest, packed)
+        else:
+            self._pool.discard(digest)
+
+    def _remember(self, digest: str, error: BaseException) -> None:
+        if isinstance(error, AdapterError):
+            message = str(error)
+        else:
+            _logger.error("loading adapter %s failed", digest, exc_info=error)
+            message = "the adapter could not be loaded; try again later"
+        now = self._clock()
+        self._failures = {key: entry for key, entry in self._failures.items() if entry[0] > now}
+        self._failures[digest] = (now + self._retry_after_seconds, message)
+
+    def _raise_remembered(self, digest: str) -> None:
+        failure = self._failures.get(digest)
+        if failure is None:
+            return
+        try_again_at, message = failure
+        if self._clock() < try_again_at:
+            raise AdapterUnavailable(message)
+        del self._failures[digest]
+
+    def _pack(self, digest: str) -> PackedAdapter:
+        on_gpu = self._pool.pool.device.type == "cuda"
+        return load_packed(self._blobs.open(digest), self._shape, self._pool.pool.dtype, pin_memory=on_gpu)
+
+    def _submit(self, job: Callable[[], _Result]) -> Future[_Result]:
+        future = self._workers.submit(job)
+        future.add_done_callback(self._tell_progress)
+        return future
+
+    def _tell_progress(self, _: Future[_Result]) -> None:
+        self._progress.set()
+        self._on_loaded()

@@ -1,0 +1,126 @@
+"""The tables of the adapter registry.
+
+Knows columns and constraints. Knows no query. The table `tenants`, which owns adapters, is platform's.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+from uuid import uuid4
+
+from sqlalchemy import JSON, BigInteger, DateTime, Dialect, ForeignKey, MetaData, String, Text, UniqueConstraint
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+from sqlalchemy.types import TypeDecorator
+
+from loraplex.adapters.names import MAX_BASE_NAME_LENGTH, MAX_SLUG_LENGTH
+
+# Collation C sorts by code point, as SQLite does: both engines list and page names in the same order.
+Slug = String(MAX_SLUG_LENGTH).with_variant(String(MAX_SLUG_LENGTH, collation="C"), "postgresql")
+Json = JSON().with_variant(JSONB(), "postgresql")
+RowId = String(32)
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """A moment in UTC: aware going in, aware coming out, on both engines. Refuses naive datetimes."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is not None and value.tzinfo is None:
+            raise ValueError(f"{value} has no time zone")
+        return value and value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class Base(DeclarativeBase):
+    """All tables of Loraplex hang on this metadata. Constraints have names, so that migrations can change them."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+
+
+def new_id() -> str:
+    return uuid4().hex
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+class BaseModel(Base):
+    """A base model that is or was served here. `shape_digest` is BaseShape.digest: what adapters must fit."""
+
+    __tablename__ = "base_models"
+
+    id: Mapped[str] = mapped_column(RowId, primary_key=True, default=new_id)
+    name: Mapped[str] = mapped_column(String(MAX_BASE_NAME_LENGTH), unique=True)
+    shape_digest: Mapped[str] = mapped_column(String(64))
+    source: Mapped[str] = mapped_column(Text)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now)
+
+
+class Adapter(Base):
+    """A name that a tenant gives to a line of versions. `last_number` never falls, so no number is used twice."""
+
+    __tablename__ = "adapters"
+    __table_args__ = (UniqueConstraint("tenant_id", "name"),)
+
+    id: Mapped[str] = mapped_column(RowId, primary_key=True, default=new_id)
+    tenant_id: Mapped[str] = mapped_column(RowId, ForeignKey("tenants.id"))
+    name: Mapped[str] = mapped_column(Slug)
+    base_model_id: Mapped[str] = mapped_column(ForeignKey("base_models.id"))
+    description: Mapped[str] = mapped_column(Text, default="")
+    last_number: Mapped[int] = mapped_column(default=0)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now)
+
+    base_model: Mapped[BaseModel] = relationship(viewonly=True, lazy="raise")
+    versions: Mapped[list[AdapterVersion]] = relationship(
+        viewonly=True, lazy="raise", order_by="AdapterVersion.number", back_populates="adapter"
+    )
+    aliases: Mapped[list[Alias]] = relationship(viewonly=True, lazy="raise", order_by="Alias.name")
+
+
+class AdapterVersion(Base):
+    """Immutable weights, named by their digest. `created_by` is the id of the API key that published them."""
+
+    __tablename__ = "adapter_versions"
+    __table_args__ = (UniqueConstraint("adapter_id", "number"), UniqueConstraint("adapter_id", "digest"))
+
+    id: Mapped[str] = mapped_column(RowId, primary_key=True, default=new_id)
+    adapter_id: Mapped[str] = mapped_column(ForeignKey("adapters.id"))
+    number: Mapped[int]
+    digest: Mapped[str] = mapped_column(String(64), index=True)
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    max_rank: Mapped[int]
+    targets: Mapped[list[str]] = mapped_column(Json)
+    report: Mapped[list[dict[str, Any]]] = mapped_column(Json)
+    state: Mapped[str] = mapped_column(String(16), default="ready")
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now)
+    created_by: Mapped[str | None] = mapped_column(String(12))
+
+    adapter: Mapped[Adapter] = relationship(viewonly=True, lazy="raise", back_populates="versions")
+
+
+class Alias(Base):
+    """A movable name of one version. The foreign key keeps a version while an alias points at it."""
+
+    __tablename__ = "aliases"
+
+    adapter_id: Mapped[str] = mapped_column(ForeignKey("adapters.id"), primary_key=True)
+    name: Mapped[str] = mapped_column(Slug, primary_key=True)
+    version_id: Mapped[str] = mapped_column(ForeignKey("adapter_versions.id"), index=True)
+    updated_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now, onupdate=now)

@@ -1,0 +1,126 @@
+"""Put an engine together from its settings: model, kernels, memory budgets. The engine's composition root."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from loraplex.adapters.blobs import BlobStore
+from loraplex.adapters.device_pool import DevicePool
+from loraplex.adapters.host_cache import HostCache
+from loraplex.adapters.residency import AdapterResidency
+from loraplex.adapters.types import BaseShape
+from loraplex.engine.batch import BatchBuilder
+from loraplex.engine.kv_cache import PagePool
+from loraplex.engine.loop import Engine
+from loraplex.engine.models.config import ModelConfig, lora_shape
+from loraplex.engine.models.decoder import Decoder, KVCache
+from loraplex.engine.models.weights import dummy_weights, load_weights, model_digest
+from loraplex.engine.runner import Runner
+from loraplex.engine.scheduler import Scheduler, SchedulerLimits
+from loraplex.engine.settings import EngineSettings
+from loraplex.kernels.select import choose_kernels
+
+PAGE_TOKENS = 16
+CPU_KV_CACHE_BYTES = 1 << 30
+CPU_ADAPTER_BYTES = 512 << 20
+GPU_KV_CACHE_SHARE = 0.80  # of the memory that is free once the weights are loaded; the rest is for activations
+GPU_ADAPTER_SHARE = 0.10
+
+
+class EngineConfigError(ValueError):
+    """A setting cannot be met on this machine with this model; the message names it and the way out."""
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltEngine:
+    """An engine that is ready to run, and what is to be told about it."""
+
+    engine: Engine
+    config: ModelConfig
+    shape: BaseShape
+    model_digest: str
+    max_model_len: int
+    num_pages: int
+    page_tokens: int
+    adapter_bytes: int
+    device: torch.device
+    dtype: torch.dtype
+    kernels: str
+
+
+def build_engine(settings: EngineSettings, *, on_adapter_progress: Callable[[], None] = lambda: None) -> BuiltEngine:
+    """Load the model and allocate all memory. `on_adapter_progress` is called from a worker thread when an adapter
+    load has made progress.
+
+    Raises EngineConfigError, UnsupportedModel, WeightsError or KernelsUnavailable.
+    """
+    folder = Path(settings.model_path)
+    config = ModelConfig.from_folder(folder)
+    device = choose_device(settings.device)
+    dtype = choose_dtype(settings.dtype, config, device)
+    kernels, kernels_reason = choose_kernels(device, settings.kernels)
+    max_len = min(settings.max_model_len or config.max_position_embeddings, config.max_position_embeddings)
+    with torch.inference_mode():
+        if settings.load_format == "dummy":
+            weights = dummy_weights(config, kernels, dtype, device, max_len, settings.seed)
+        else:
+            weights = load_weights(folder, config, kernels, dtype, device, max_len)
+        adapter_bytes = settings.adapter_device_bytes or _default_bytes(device, CPU_ADAPTER_BYTES, GPU_ADAPTER_SHARE)
+        kv_bytes = settings.kv_cache_bytes or _default_bytes(device, CPU_KV_CACHE_BYTES, GPU_KV_CACHE_SHARE)
+        num_pages = _num_pages(kv_bytes, config, dtype)
+        cache = KVCache.allocate(config, num_pages, PAGE_TOKENS, dtype, device)
+        pool = DevicePool(adapter_bytes, device, dtype)
+    max_len = min(max_len, num_pages * PAGE_TOKENS)
+    digest = model_digest(folder)
+    shape = lora_shape(config)
+    residency = AdapterResidency(
+        BlobStore(Path(settings.adapter_blobs)),
+        shape,
+        pool,
+        HostCache(settings.adapter_host_bytes),
+        on_loaded=on_adapter_progress,
+    )
+    limits = SchedulerLimits(
+        settings.max_num_seqs, settings.max_step_tokens, max_len, frozenset(config.eos_token_ids), digest
+    )
+    pages = PagePool(num_pages, PAGE_TOKENS, prefix_cache=settings.enable_prefix_cache)
+    runner = Runner(Decoder(config, weights, kernels), cache, BatchBuilder(device, PAGE_TOKENS, pool.pool), kernels)
+    engine = Engine(Scheduler(pages, residency, limits), runner, residency, settings.seed)
+    return BuiltEngine(
+        engine, config, shape, digest, max_len, num_pages, PAGE_TOKENS, adapter_bytes, device, dtype, kernels_reason
+    )
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` is the first CUDA device, or the CPU where there is none."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise EngineConfigError("--device cuda: torch sees no CUDA device here; use --device cpu")
+    return device
+
+
+def choose_dtype(name: str, config: ModelConfig, device: torch.device) -> torch.dtype:
+    """`auto` is the checkpoint's own type; fp16 becomes bf16 on a CPU, where fp16 is slow."""
+    if name == "auto":
+        name = "bfloat16" if config.dtype == "float16" and device.type == "cpu" else config.dtype
+    known = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+    if name not in known:
+        raise EngineConfigError(f"--dtype {name}: one of auto, {', '.join(known)}")
+    return known[name]
+
+
+def _default_bytes(device: torch.device, on_cpu: int, share_of_gpu: float) -> int:
+    return int(torch.cuda.mem_get_info(device)[0] * share_of_gpu) if device.type == "cuda" else on_cpu
+
+
+def _num_pages(kv_bytes: int, config: ModelConfig, dtype: torch.dtype) -> int:
+    page = 2 * config.num_layers * config.num_kv_heads * PAGE_TOKENS * config.head_dim * dtype.itemsize
+    if kv_bytes < page:
+        raise EngineConfigError(f"--kv-cache-bytes {kv_bytes}: one page of {PAGE_TOKENS} tokens takes {page} bytes")
+    return kv_bytes // page

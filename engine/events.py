@@ -1,0 +1,98 @@
+"""The engine's own vocabulary: what it is asked for one sequence, and what it tells. Plain data, no tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+FinishReason = Literal["stop", "length", "abort"]
+"""stop: a stop token (or, in the API process, a stop string); length: max_tokens or the context is full."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How tokens are chosen and when to stop. Bounds are checked where requests enter, in platform.
+
+    temperature 0 is greedy; top_k 0, top_p 1 and min_p 0 are off. With a seed, a request's draws depend on the seed and
+    the position alone, never on what it is batched with. `logprobs` asks for the log-probability of each chosen token.
+    """
+
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int | None = None
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    logprobs: bool = False
+
+
+class TokenChunk(NamedTuple):
+    """New tokens of one sequence. The last chunk of a sequence has a finish reason; it may have no tokens.
+
+    A stop token ends the sequence and is not among its tokens. `cached_tokens`: prompt tokens whose keys and values
+    came from the prefix cache.
+    """
+
+    request_id: str
+    token_ids: list[int]
+    logprobs: list[float] | None = None
+    finish_reason: FinishReason | None = None
+    cached_tokens: int = 0
+
+
+class RequestFailed(NamedTuple):
+    """The sequence ended with an error that is its own: code `adapter_load_failed`, `context_length_exceeded`, ..."""
+
+    request_id: str
+    code: str
+    message: str
+
+
+class ResidentAdapter(NamedTuple):
+    """An adapter in a memory tier. `leases`: running sequences that hold it there."""
+
+    digest: str
+    size_bytes: int
+    leases: int
+
+
+class RunningSequence(NamedTuple):
+    request_id: str
+    adapter: str | None
+    prompt_tokens: int
+    generated_tokens: int
+    pages: int
+
+
+class StepRecord(NamedTuple):
+    """One step as it ran. `adapters`: digests of the adapters in the batch; `base`: base rows stood beside them."""
+
+    step: int
+    seconds: float
+    prefill_tokens: int
+    decode_tokens: int
+    sequences: int
+    adapters: list[str]
+    base: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Status:
+    """Counters of a running engine. `steps` advances whenever `running` is not 0; tokens count since its start."""
+
+    steps: int
+    running: int
+    waiting: int
+    pages_total: int
+    pages_used: int
+    pages_cached: int
+    preemptions: int
+    prompt_tokens: int
+    cached_prompt_tokens: int
+    generated_tokens: int
+    adapter_loads: int
+    adapter_evictions: int
+    adapter_device_bytes_used: int
+    adapter_host_bytes_used: int

@@ -1,0 +1,136 @@
+"""The engine: requests in, tokens out, one step at a time. The few lines to read first.
+
+Knows the scheduler, the runner and the adapters' residency; knows no process, socket or clock but for step times.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import deque
+from dataclasses import dataclass, field
+
+from loraplex.adapters.residency import AdapterResidency
+from loraplex.engine.events import (
+    RequestFailed,
+    ResidentAdapter,
+    RunningSequence,
+    SamplingParams,
+    Status,
+    StepRecord,
+    TokenChunk,
+)
+from loraplex.engine.runner import Runner
+from loraplex.engine.scheduler import Scheduler, StepPlan
+from loraplex.engine.sequence import Sequence
+
+RECENT_STEPS = 512
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    chunks: list[TokenChunk] = field(default_factory=list)
+    failures: list[RequestFailed] = field(default_factory=list)
+    ran: bool = False
+
+
+class Engine:
+    """Continuous batching over one model. Not thread-safe: one thread calls it."""
+
+    def __init__(self, scheduler: Scheduler, runner: Runner, residency: AdapterResidency, seed: int = 0) -> None:
+        self.recent_steps: deque[StepRecord] = deque(maxlen=RECENT_STEPS)
+        self._scheduler = scheduler
+        self._runner = runner
+        self._residency = residency
+        self._seeds = random.Random(seed)  # noqa: S311 - sampling, not secrets
+        self._steps = 0
+        self._generated_tokens = 0
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._scheduler.running) or self._scheduler.num_waiting > 0
+
+    def submit(
+        self,
+        request_id: str,
+        prompt: list[int],
+        sampling: SamplingParams,
+        *,
+        adapter: str | None = None,
+        salt: bytes = b"",
+    ) -> None:
+        """Queue a request. A request that cannot run is told in the result of the next step."""
+        seed = self._seeds.getrandbits(63) if sampling.seed is None else sampling.seed
+        self._scheduler.add(Sequence(request_id, prompt, sampling, adapter, salt, seed))
+
+    def abort(self, request_id: str) -> None:
+        """End a request without another word; its pages and its adapter's lease are free at once."""
+        self._scheduler.abort(request_id)
+
+    def step(self) -> StepResult:
+        """Run one batch. `ran` is False when nothing could run: no work, or its adapters are still loading."""
+        plan = self._scheduler.schedule()
+        failures = self._scheduler.take_failures()
+        if not plan.chunks:
+            return StepResult(failures=failures)
+        started = time.perf_counter()
+        sampled = self._runner.execute(plan)
+        chunks = self._scheduler.commit(plan, sampled)
+        self._record(plan, time.perf_counter() - started, len(sampled))
+        return StepResult(chunks, failures, ran=True)
+
+    def wait(self, timeout_seconds: float) -> None:
+        """After a step that did not run: sleep until an adapter load has made progress."""
+        self._residency.wait(timeout_seconds)
+
+    def status(self) -> Status:
+        pages, residency = self._scheduler.pages, self._residency
+        return Status(
+            steps=self._steps,
+            running=len(self._scheduler.running),
+            waiting=self._scheduler.num_waiting,
+            pages_total=pages.num_pages,
+            pages_used=pages.num_used,
+            pages_cached=pages.num_cached,
+            preemptions=self._scheduler.preemptions,
+            prompt_tokens=self._scheduler.prompt_tokens,
+            cached_prompt_tokens=self._scheduler.cached_prompt_tokens,
+            generated_tokens=self._generated_tokens,
+            adapter_loads=residency.loads,
+            adapter_evictions=residency.evictions,
+            adapter_device_bytes_used=residency.device_bytes_used,
+            adapter_host_bytes_used=residency.host_bytes_used,
+        )
+
+    def running(self) -> list[RunningSequence]:
+        return [
+            RunningSequence(s.request_id, s.adapter, len(s.prompt), s.generated, len(s.pages))
+            for s in self._scheduler.running
+        ]
+
+    def host_adapters(self) -> list[ResidentAdapter]:
+        return [ResidentAdapter(*entry) for entry in self._residency.host_residents()]
+
+    def device_adapters(self) -> list[ResidentAdapter]:
+        """Adapters that are on the device; those still being copied are not among them."""
+        return [ResidentAdapter(*entry) for entry in self._residency.device_residents()]
+
+    def close(self) -> None:
+        self._residency.close()
+
+    def _record(self, plan: StepPlan, seconds: float, sampled: int) -> None:
+        self._steps += 1
+        self._generated_tokens += sampled
+        decodes = sum(chunk.start >= len(chunk.sequence.prompt) for chunk in plan.chunks)
+        adapters = list(dict.fromkeys(chunk.sequence.adapter for chunk in plan.chunks))
+        self.recent_steps.append(
+            StepRecord(
+                step=self._steps,
+                seconds=seconds,
+                prefill_tokens=sum(chunk.count for chunk in plan.chunks) - decodes,
+                decode_tokens=decodes,
+                sequences=len(plan.chunks),
+                adapters=[digest for digest in adapters if digest is not None],
+                base=None in adapters,
+            )
+        )

@@ -1,0 +1,238 @@
+"""Decide which tokens run in the next step: prefill chunks and decodes of any adapters, under one token budget.
+
+Knows lengths, pages and adapter leases. Knows no tensors, text or tenants.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence as Tokens
+from dataclasses import dataclass
+
+from loraplex.adapters.errors import AdapterUnavailable
+from loraplex.adapters.residency import AdapterResidency
+from loraplex.engine.events import RequestFailed, TokenChunk
+from loraplex.engine.kv_cache import PagePool, page_hash, root_hash
+from loraplex.engine.sequence import Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerLimits:
+    max_num_seqs: int
+    max_step_tokens: int
+    max_model_len: int
+    eos_token_ids: frozenset[int]
+    model_digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Tokens [start, start + count) of a sequence run in this step; `samples`: the last of them gives a new token."""
+
+    sequence: Sequence
+    start: int
+    count: int
+    samples: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """Made by the scheduler, read by the runner. Chunks of one adapter stand together, those of the base first."""
+
+    chunks: tuple[Chunk, ...]
+
+
+class Scheduler:
+    """Owns the waiting and the running sequences, and all that they hold."""
+
+    def __init__(self, pages: PagePool, residency: AdapterResidency, limits: SchedulerLimits) -> None:
+        self.pages = pages
+        self.preemptions = 0
+        self.prompt_tokens = 0
+        self.cached_prompt_tokens = 0
+        self._residency = residency
+        self._limits = limits
+        self._waiting: deque[Sequence] = deque()
+        self._running: list[Sequence] = []  # in order of admission
+        self._failures: list[RequestFailed] = []
+
+    @property
+    def running(self) -> Tokens[Sequence]:
+        return self._running
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
+
+    def add(self, sequence: Sequence) -> None:
+        """Queue a sequence. One that can never run fails at the next `take_failures`."""
+        if len(sequence.prompt) >= self._limits.max_model_len:
+            self._fail(sequence, "context_length_exceeded", f"the context is {self._limits.max_model_len} tokens")
+            return
+        if sequence.adapter is not None:
+            self._residency.prefetch(sequence.adapter)
+        self._waiting.append(sequence)
+
+    def abort(self, request_id: str) -> None:
+        """Forget a sequence and free what it holds. An unknown id is one that has ended already."""
+        for queue in (self._running, self._waiting):
+            for sequence in queue:
+                if sequence.request_id == request_id:
+                    queue.remove(sequence)
+                    self._free(sequence)
+                    return
+
+    def schedule(self) -> StepPlan:
+        """Running sequences first, in order of admission; then as many waiting ones as pages and budget allow."""
+        chunks: list[Chunk] = []
+        preempted = self.preemptions
+        budget = self._continue_running(chunks)
+        if self.preemptions == preempted:
+            self._admit_waiting(chunks, budget)
+        chunks.sort(key=lambda chunk: chunk.sequence.adapter or "")
+        return StepPlan(tuple(chunks))
+
+    def commit(self, plan: StepPlan, sampled: Tokens[tuple[int, float | None]]) -> list[TokenChunk]:
+        """Take in the results of a step: (token, log-probability) of each chunk that samples, in the plan's order."""
+        results = iter(sampled)
+        output: list[TokenChunk] = []
+        for chunk in plan.chunks:
+            chunk.sequence.computed += chunk.count
+            self._register_pages(chunk.sequence)
+            if chunk.samples:
+                output.append(self._append(chunk.sequence, *next(results)))
+        return output
+
+    def take_failures(self) -> list[RequestFailed]:
+        failures, self._failures = self._failures, []
+        return failures
+
+    def _continue_running(self, chunks: list[Chunk]) -> int:
+        """Give every running sequence its next chunk, preempting the youngest when pages run out; the budget left."""
+        budget = self._limits.max_step_tokens
+        for sequence in list(self._running):
+            count = min(sequence.remaining, budget)
+            if count == 0 or sequence not in self._running:
+                continue
+            if self._grow(sequence, sequence.computed + count):
+                chunks.append(_chunk(sequence, count))
+                budget -= count
+        return budget
+
+    def _grow(self, sequence: Sequence, tokens: int) -> bool:
+        """Pages for this many tokens; False when the sequence itself had to give way."""
+        missing = self.pages.pages_for(tokens) - len(sequence.pages)
+        while missing > 0:
+            pages = self.pages.allocate(missing)
+            if pages is not None:
+                sequence.pages.extend(pages)
+                break
+            youngest = self._running.pop()
+            self._preempt(youngest)
+            if youngest is sequence:
+                return False
+        return True
+
+    def _preempt(self, sequence: Sequence) -> None:
+        """Back to the head of the queue; its tokens are kept and will be computed again."""
+        self.preemptions += 1
+        self._free(sequence)
+        self._waiting.appendleft(sequence)
+
+    def _admit_waiting(self, chunks: list[Chunk], budget: int) -> None:
+        """In order of arrival. One whose adapter is not on the device yet is passed over, not waited for."""
+        passed: list[Sequence] = []
+        while self._waiting and budget > 0 and len(self._running) < self._limits.max_num_seqs:
+            sequence = self._waiting.popleft()
+            try:
+                if not self._lease_adapter(sequence):
+                    passed.append(sequence)
+                    continue
+            except AdapterUnavailable as error:
+                self._fail(sequence, "adapter_load_failed", str(error))
+                continue
+            if not self._claim_pages(sequence):
+                passed.append(sequence)
+                break
+            self._running.append(sequence)
+            count = min(sequence.remaining, budget)
+            chunks.append(_chunk(sequence, count))
+            budget -= count
+        self._waiting.extendleft(reversed(passed))
+
+    def _lease_adapter(self, sequence: Sequence) -> bool:
+        if sequence.adapter is not None:
+            sequence.lease = self._residency.try_lease(sequence.adapter)
+            return sequence.lease is not None
+        return True
+
+    def _claim_pages(self, sequence: Sequence) -> bool:
+        """Cached pages of its prefix and new ones for the rest of its tokens, or none at all."""
+        if not sequence.page_hashes:
+            self._extend_hashes(sequence)
+        # at least one token must run, for its logits
+        reusable = (len(sequence.tokens) - 1) // self.pages.page_tokens
+        sequence.pages = self.pages.find_prefix(sequence.page_hashes[:reusable])
+        fresh = self.pages.allocate(self.pages.pages_for(len(sequence.tokens)) - len(sequence.pages))
+        if fresh is None:
+            self._free(sequence)
+            return False
+        sequence.computed = len(sequence.pages) * self.pages.page_tokens
+        sequence.pages.extend(fresh)
+        if not sequence.generated:
+            sequence.cached_tokens = sequence.computed
+            self.prompt_tokens += len(sequence.prompt)
+            self.cached_prompt_tokens += sequence.computed
+        return True
+
+    def _extend_hashes(self, sequence: Sequence) -> None:
+        """Hash every page of tokens that is full and has no hash yet."""
+        size = self.pages.page_tokens
+        parent = (
+            sequence.page_hashes[-1]
+            if sequence.page_hashes
+            else root_hash(self._limits.model_digest, sequence.adapter, sequence.salt)
+        )
+        for index in range(len(sequence.page_hashes), len(sequence.tokens) // size):
+            parent = page_hash(parent, sequence.tokens[index * size : (index + 1) * size])
+            sequence.page_hashes.append(parent)
+
+    def _register_pages(self, sequence: Sequence) -> None:
+        full = sequence.computed // self.pages.page_tokens
+        if full > len(sequence.page_hashes):
+            self._extend_hashes(sequence)
+        if full > sequence.registered:
+            for index in range(sequence.registered, full):
+                self.pages.register(sequence.pages[index], sequence.page_hashes[index])
+            sequence.registered = full
+
+    def _append(self, sequence: Sequence, token: int, logprob: float | None) -> TokenChunk:
+        before = sequence.generated
+        finish_reason = sequence.finish_after(token, self._limits.eos_token_ids, self._limits.max_model_len)
+        if finish_reason is not None:
+            self._running.remove(sequence)
+            self._free(sequence)
+        appended = sequence.generated > before
+        return TokenChunk(
+            request_id=sequence.request_id,
+            token_ids=[token] if appended else [],
+            logprobs=[logprob] if appended and logprob is not None else None,
+            finish_reason=finish_reason,
+            cached_tokens=sequence.cached_tokens,
+        )
+
+    def _free(self, sequence: Sequence) -> None:
+        self.pages.release(sequence.pages)
+        sequence.pages = []
+        sequence.computed = 0
+        sequence.registered = 0
+        if sequence.lease is not None:
+            self._residency.release(sequence.lease.digest)
+            sequence.lease = None
+
+    def _fail(self, sequence: Sequence, code: str, message: str) -> None:
+        self._failures.append(RequestFailed(sequence.request_id, code, message))
+
+
+def _chunk(sequence: Sequence, count: int) -> Chunk:
+    return Chunk(sequence, sequence.computed, count, samples=count == sequence.remaining)

@@ -1,0 +1,56 @@
+"""One request inside the engine: its tokens, and how far they are computed. Knows no tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from loraplex.adapters.device_pool import DeviceAdapter
+from loraplex.engine.events import FinishReason, SamplingParams
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """State of a request from its arrival to its end; the scheduler owns it.
+
+    tokens [0, computed) have keys and values in `pages`; [computed, len(tokens)) are still to be run.
+    pages [0, registered) can be found by others through their hash.
+    """
+
+    request_id: str
+    prompt: list[int]
+    sampling: SamplingParams
+    adapter: str | None
+    salt: bytes
+    seed: int
+    tokens: list[int] = field(init=False)
+    computed: int = 0
+    registered: int = 0
+    cached_tokens: int = 0
+    pages: list[int] = field(default_factory=list)
+    page_hashes: list[bytes] = field(default_factory=list)
+    lease: DeviceAdapter | None = None
+
+    def __post_init__(self) -> None:
+        self.tokens = list(self.prompt)
+
+    @property
+    def remaining(self) -> int:
+        """Tokens to run before the next one can be sampled: 1 in decode, more in prefill."""
+        return len(self.tokens) - self.computed
+
+    @property
+    def generated(self) -> int:
+        return len(self.tokens) - len(self.prompt)
+
+    @property
+    def is_decoding(self) -> bool:
+        return self.computed >= len(self.prompt)
+
+    def finish_after(self, token: int, eos_token_ids: frozenset[int], max_model_len: int) -> FinishReason | None:
+        """Whether this newly sampled token ends the sequence. A stop token is not appended, any other is."""
+        if token in self.sampling.stop_token_ids or (token in eos_token_ids and not self.sampling.ignore_eos):
+            return "stop"
+        self.tokens.append(token)
+        if self.generated >= self.sampling.max_tokens or len(self.tokens) >= max_model_len:
+            return "length"
+        return None

@@ -1,0 +1,26 @@
+"""What an engine is told once, before it starts. Plain data: both processes import it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSettings:
+    """Sizes are in bytes, lengths in tokens; None means: chosen from the device and the model."""
+
+    model_path: str
+    adapter_blobs: str
+    device: str = "auto"
+    dtype: str = "auto"
+    load_format: Literal["auto", "dummy"] = "auto"
+    max_model_len: int | None = None
+    max_num_seqs: int = 64
+    max_step_tokens: int = 1024
+    kv_cache_bytes: int | None = None
+    adapter_device_bytes: int | None = None
+    adapter_host_bytes: int = 2 << 30
+    enable_prefix_cache: bool = True
+    kernels: Literal["auto", "reference", "native", "triton"] = "auto"
+    seed: int = 0

@@ -1,0 +1,48 @@
+"""The Litestar application: every route, and the rules that hold for all of them.
+
+Closed by default (auth), one error shape (errors), an id on every response, bounded bodies, a complete document.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from litestar import Litestar
+from litestar.di import Provide
+
+from loraplex.platform.auth import Authenticator, make_guard, provide_principal, require_closed
+from loraplex.platform.errors import EXCEPTION_HANDLERS
+from loraplex.platform.health import HEALTH_ROUTES, make_drain_guard
+from loraplex.platform.logging import response_hook
+from loraplex.platform.manage.adapters import ADAPTER_ROUTES
+from loraplex.platform.manage.admin import ADMIN_ROUTES
+from loraplex.platform.manage.uploads import UploadSlots
+from loraplex.platform.openai.routes import OPENAI_ROUTES
+from loraplex.platform.openapi import build_document, openapi_config, openapi_json
+from loraplex.platform.services import Services
+
+
+def create_app(services: Services, drain: asyncio.Event | None = None) -> Litestar:
+    """Build the application. Set `drain` to refuse new inference. Raises RuntimeError if a handler has no scope."""
+    draining = drain or asyncio.Event()
+    authenticator = Authenticator(services.tenants, ttl_seconds=services.settings.auth_cache_seconds)
+    upload_slots = UploadSlots(services.settings.max_uploads_per_tenant)
+    app = Litestar(
+        route_handlers=[*HEALTH_ROUTES, *OPENAI_ROUTES, *ADAPTER_ROUTES, *ADMIN_ROUTES, openapi_json],
+        dependencies={
+            "services": Provide(lambda: services, sync_to_thread=False),
+            "drain": Provide(lambda: draining, sync_to_thread=False),
+            "authenticator": Provide(lambda: authenticator, sync_to_thread=False),
+            "upload_slots": Provide(lambda: upload_slots, sync_to_thread=False),
+            "principal": Provide(provide_principal, sync_to_thread=False),
+        },
+        guards=[make_guard(authenticator), make_drain_guard(draining)],
+        exception_handlers=EXCEPTION_HANDLERS,
+        before_send=[response_hook(services.metrics)],
+        request_max_body_size=services.settings.max_body_bytes,
+        openapi_config=openapi_config(),
+        logging_config=None,
+    )
+    require_closed(app)
+    app.state.openapi_json = build_document(app)
+    return app

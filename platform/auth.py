@@ -1,0 +1,131 @@
+"""Who is calling, and may they: bearer keys, scopes, and the rule that a handler nobody thought of is closed.
+
+Knows where keys are checked (`tenants`), not how they are stored. Every handler carries either `opt["public"]` or the
+one scope that it needs, `opt["scope"]`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from litestar import Litestar, Request
+from litestar.connection import ASGIConnection
+from litestar.handlers import BaseRouteHandler
+from litestar.types import Guard
+
+from loraplex.platform.errors import ApiError
+from loraplex.platform.tenants import SCOPES, InvalidKey, Principal, TenantDirectory
+
+MAX_SECRET_CHARS = 256
+CHALLENGE = {"www-authenticate": "Bearer"}
+
+
+@dataclass(frozen=True)
+class _Entry:
+    principal: Principal
+    expires: float
+
+
+class Authenticator:
+    """Turns a secret into a `Principal`, and remembers the answer for a while.
+
+    A key that is revoked elsewhere goes on working here for at most `ttl_seconds`. Holds digests, never secrets.
+    """
+
+    def __init__(
+        self,
+        tenants: TenantDirectory,
+        *,
+        ttl_seconds: float,
+        max_entries: int = 10_000,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._tenants = tenants
+        self._ttl_seconds = ttl_seconds
+        self._max_entries = max_entries
+        self._clock = clock
+        self._entries: OrderedDict[bytes, _Entry] = OrderedDict()
+        self._generation = 0
+
+    async def authenticate(self, secret: str) -> Principal:
+        """Raises `InvalidKey` for a secret that is unknown, revoked, expired, or of a suspended tenant."""
+        digest = hashlib.sha256(secret.encode()).digest()
+        entry = self._entries.get(digest)
+        if entry is not None and entry.expires > self._clock():
+            return entry.principal
+        generation = self._generation
+        principal = await self._tenants.authenticate(secret)
+        # A key that was revoked while we asked must not come back into the cache.
+        if generation == self._generation:
+            self._remember(digest, principal)
+        return principal
+
+    def forget_all(self) -> None:
+        """Ask again for every key; called after a key is revoked or a tenant is suspended."""
+        self._generation += 1
+        self._entries.clear()
+
+    def _remember(self, digest: bytes, principal: Principal) -> None:
+        self._entries.pop(digest, None)
+        self._entries[digest] = _Entry(principal, self._clock() + self._ttl_seconds)
+        if len(self._entries) > self._max_entries:
+            self._entries.popitem(last=False)
+
+
+def make_guard(authenticator: Authenticator) -> Guard:
+    """The guard of the whole app. The principal it found is `connection.scope["auth"]`."""
+
+    async def guard(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
+        if handler.opt.get("public"):
+            return
+        principal = await _authenticate(authenticator, connection.headers.get("authorization", ""))
+        scope = handler.opt.get("scope")
+        if scope not in principal.scopes or (scope != "admin" and principal.tenant_id is None):
+            raise ApiError(403, "insufficient_permissions", _why_forbidden(principal, scope))
+        connection.scope["auth"] = principal
+
+    return guard
+
+
+def provide_principal(request: Request[Any, Any, Any]) -> Principal:
+    """The caller, for handlers that are not public."""
+    principal: Principal = request.auth
+    return principal
+
+
+def require_closed(app: Litestar) -> None:
+    """Raises `RuntimeError` if a handler carries neither `public` nor one of `SCOPES`."""
+    for route in app.routes:
+        for handler in getattr(route, "route_handlers", [getattr(route, "route_handler", None)]):
+            if handler is None or getattr(handler, "http_methods", None) == {"OPTIONS"}:
+                continue
+            if not handler.opt.get("public") and handler.opt.get("scope") not in SCOPES:
+                raise RuntimeError(f"{route.path}: {handler} needs opt public=True or scope=one of {sorted(SCOPES)}")
+
+
+def _why_forbidden(principal: Principal, scope: str | None) -> str:
+    if principal.tenant_id is None and scope != "admin":
+        return (
+            "This API key belongs to an operator, not to a tenant. Create a tenant's key with POST /api/v1/admin/keys."
+        )
+    return f"This API key lacks the scope `{scope}`, which is needed here. Ask the operator for a key that has it."
+
+
+async def _authenticate(authenticator: Authenticator, header: str) -> Principal:
+    kind, _, secret = header.partition(" ")
+    secret = secret.strip()
+    if not header:
+        message = "No API key was given. Send it in the header `Authorization: Bearer YOUR_KEY`."
+        raise ApiError(401, None, message, headers=CHALLENGE)
+    try:
+        if kind.lower() != "bearer" or not 0 < len(secret) <= MAX_SECRET_CHARS:
+            raise InvalidKey
+        return await authenticator.authenticate(secret)
+    except InvalidKey:
+        message = "The API key is not valid: it is unknown, revoked or expired. Send `Authorization: Bearer YOUR_KEY`."
+        raise ApiError(401, "invalid_api_key", message, headers=CHALLENGE) from None

@@ -1,0 +1,134 @@
+"""`loraplex serve`: options to settings, the model to a local folder, the database up to date, then the server."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import uvloop
+from pydantic import ValidationError
+
+from loraplex.adapters.database import InvalidDatabaseUrl
+from loraplex.adapters.errors import AdapterError
+from loraplex.engine.client import EngineStartFailed
+from loraplex.platform.logging import configure_logging
+from loraplex.platform.migrate import MigrationError, upgrade_database
+from loraplex.platform.server import bind, run_server
+from loraplex.platform.services import Services
+from loraplex.platform.settings import Settings
+
+OPTIONS = (
+    "model",
+    "served_model_name",
+    "host",
+    "port",
+    "data_dir",
+    "database_url",
+    "device",
+    "dtype",
+    "kernels",
+    "load_format",
+    "max_model_len",
+    "max_num_seqs",
+    "max_step_tokens",
+    "kv_cache_bytes",
+    "adapter_device_bytes",
+    "adapter_host_bytes",
+    "max_adapter_bytes",
+    "max_adapter_rank",
+    "drain_seconds",
+    "log_level",
+    "log_format",
+)
+"""Settings that have an option of their own; every setting has a variable LORAPLEX_<NAME>."""
+
+
+def _setting_options(command: click.Command) -> click.Command:
+    for name in OPTIONS:
+        field = Settings.model_fields[name]
+        default = "" if field.default is None else f" [default: {field.default}]"
+        command.params.append(
+            click.Option([f"--{name.replace('_', '-')}", name], metavar="VALUE", help=f"{field.description}{default}")
+        )
+    return command
+
+
+@click.command()
+def _serve(**options: str | None) -> None:
+    """Run the server: the API process, and the engine process that owns the device.
+
+    Every option can be set as a variable too: LORAPLEX_PORT=9000.
+    """
+    settings = load_settings({name: value for name, value in options.items() if value is not None})
+    configure_logging(settings.log_level, settings.log_format)
+    settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        # Bound before the model loads: a port that is taken is told at once.
+        listener = bind(settings.host, settings.port)
+    except OSError as error:
+        raise click.ClickException(f"cannot listen on {settings.host}:{settings.port}: {error.strerror}") from error
+    model_path = prepare_model(settings)
+    try:
+        upgrade_database(settings.resolved_database_url)
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            sys.exit(
+                runner.run(run_server(settings, model_path, listener, lambda services: announce(services, listener)))
+            )
+    except (EngineStartFailed, AdapterError, MigrationError, InvalidDatabaseUrl) as error:
+        raise click.ClickException(str(error)) from error
+
+
+serve = _setting_options(_serve)
+serve.name = "serve"
+
+
+def load_settings(options: dict[str, Any]) -> Settings:
+    """Raises click.UsageError that names every wrong setting."""
+    try:
+        return Settings(**options)
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, wrong['loc']))}: {wrong['msg']}" for wrong in error.errors()]
+        raise click.UsageError(
+            "these settings are wrong (option or LORAPLEX_ variable):\n  " + "\n  ".join(lines)
+        ) from error
+
+
+def prepare_model(settings: Settings) -> Path:
+    """The model's local folder, fetched and converted if need be, by a child process that may import anything."""
+    command = [
+        sys.executable,
+        "-m",
+        "loraplex.engine.models.source",
+        settings.model,
+        "--data-dir",
+        str(settings.data_dir),
+    ]
+    if settings.load_format == "dummy":
+        command.append("--config-only")
+    try:
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    except subprocess.CalledProcessError as error:
+        raise click.ClickException(f"the model {settings.model} could not be prepared; see above") from error
+    return Path(done.stdout.strip().splitlines()[-1])
+
+
+def announce(services: Services, listener: socket.socket) -> None:
+    """Say where the server listens and what to type next."""
+    host, port = listener.getsockname()[:2]
+    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    ready = services.engine.ready
+    click.echo(
+        f"""
+Loraplex serves {services.base_model_name} at {url} ({ready.device}, {ready.dtype}; {ready.kernels})
+
+  loraplex tenant create acme
+  loraplex key create acme --scope inference --scope adapters
+  curl {url}/v1/chat/completions -H "Authorization: Bearer $KEY" -H "Content-Type: application/json" \\
+    -d '{{"model": "{services.base_model_name}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
+"""
+    )

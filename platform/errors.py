@@ -1,0 +1,224 @@
+"""The one shape of every error, and the one table from exceptions to it.
+
+Every error body is OpenAI's: {"error": {"message", "type", "param", "code"}}, plus "details" where a report belongs to
+it. Knows Litestar's exceptions and our domain errors; knows no route. What is not in the table is our own fault: a 500
+that tells the client nothing and the log everything.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import msgspec
+import structlog
+from litestar import Request, Response
+from litestar.exceptions import (
+    ClientException,
+    HTTPException,
+    MethodNotAllowedException,
+    NotFoundException,
+    SerializationException,
+    ValidationException,
+)
+from litestar.types import ExceptionHandlersMap
+
+from loraplex.adapters.errors import (
+    AdapterExists,
+    AdapterInvalid,
+    AdapterNotFound,
+    AdapterUnavailable,
+    BaseModelConflict,
+    BaseModelUnknown,
+    InvalidName,
+    VersionInUse,
+)
+from loraplex.engine.client import EngineUnavailable, GenerationFailed
+from loraplex.platform.logging import request_id
+from loraplex.platform.tenants import InvalidKeyRequest, KeyNotFound, TenantError, TenantExists, TenantNotFound
+
+ErrorType = Literal["invalid_request_error", "server_error", "requests", "tokens", "insufficient_quota"]
+
+MAX_MESSAGE_CHARS = 500
+"""Messages quote what the client sent; this bounds the echo."""
+
+logger = structlog.get_logger(__name__)
+
+
+class ApiError(Exception):
+    """An error as the client sees it. `param`: the field at fault, as a path like `messages[0].content`."""
+
+    def __init__(
+        self,
+        status: int,
+        code: str | None,
+        message: str,
+        *,
+        param: str | None = None,
+        type: ErrorType = "invalid_request_error",
+        headers: Mapping[str, str] | None = None,
+        details: Any = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.message = message if len(message) <= MAX_MESSAGE_CHARS else message[:MAX_MESSAGE_CHARS] + "..."
+        self.param = param
+        self.type = type
+        self.headers = dict(headers or {})
+        self.details = details
+
+    def body(self) -> dict[str, Any]:
+        error = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
+        return {"error": error if self.details is None else {**error, "details": self.details}}
+
+
+def unavailable(code: str, message: str, retry_after_seconds: float) -> ApiError:
+    """503 for what will pass: clients wait `retry_after_seconds` (sent as whole seconds, 1 to 60) and try again."""
+    seconds = min(max(round(retry_after_seconds), 1), 60)
+    return ApiError(503, code, message, type="server_error", headers={"retry-after": str(seconds)})
+
+
+def unknown_url(request: Request[Any, Any, Any]) -> ApiError:
+    return ApiError(404, "unknown_url", f"Unknown request URL: {request.method} {request.url.path}.")
+
+
+def internal_error() -> ApiError:
+    message = "The server had an error while processing your request. Give the x-request-id header when you report it."
+    return ApiError(500, None, message, type="server_error")
+
+
+# -- from msgspec's messages to fields and codes -------------------------------------------------------------------
+
+_AT_PATH = re.compile(r" - at `(?:key in )?\$\.?(.*)`$", re.DOTALL)
+_MISSING = re.compile(r"Object missing required field `(.+)`$", re.DOTALL)
+_UNKNOWN = re.compile(r"Object contains unknown field `(.+)`$", re.DOTALL)
+_WRONG_TYPE = re.compile(r"Expected `[^`]+`, got `[^`]+`$")
+
+
+def validation_error(message: str, path: str = "") -> ApiError:
+    """A 400 that names the field, from msgspec's message and, where that does not hold it, the field's path."""
+    if at_path := _AT_PATH.search(message):
+        message, path = message[: at_path.start()], at_path[1]
+    if missing := _MISSING.match(message):
+        param = _join(path, missing[1])
+        return ApiError(400, "missing_required_parameter", f"Missing required parameter: '{param}'.", param=param)
+    if unknown := _UNKNOWN.match(message):
+        param = _join(path, unknown[1])[:100]
+        return ApiError(400, "unknown_parameter", f"Unknown parameter: '{param}'.", param=param)
+    code = "invalid_type" if _WRONG_TYPE.match(message) else "invalid_value"
+    where = f"'{path}'" if path else "the request body"
+    return ApiError(400, code, f"Invalid value for {where}: {message}.", param=path or None)
+
+
+def malformed_json(reason: str) -> ApiError:
+    return ApiError(400, "invalid_json", f"The request body is not valid JSON: {reason}.")
+
+
+def _join(path: str, field: str) -> str:
+    return f"{path}.{field}" if path else field
+
+
+def _from_litestar_validation(error: ValidationException) -> ApiError:
+    """Litestar gives a list of {key, message}, the key `data` standing for the body as a whole; the first is told."""
+    if not isinstance(error.extra, list) or not error.extra:
+        return ApiError(400, "invalid_value", error.detail)
+    first = error.extra[0]
+    key, message = str(first.get("key", "")), str(first.get("message", ""))
+    if message == f"'{key}'":
+        return ApiError(
+            400,
+            "missing_required_parameter",
+            "The request needs a body." if key == "data" else f"Missing required parameter: '{key}'.",
+            param=None if key == "data" else key,
+        )
+    return validation_error(message, "" if key == "data" else key)
+
+
+def _from_generation_failure(error: GenerationFailed) -> ApiError:
+    """The engine's codes. One that is not known here is the engine's own fault, and its text stays in the log."""
+    if error.code in ("context_length_exceeded", "adapter_quarantined"):
+        return ApiError(400, error.code, str(error))
+    if error.code in ("adapter_load_failed", "engine_restarted", "engine_stopped", "engine_unavailable"):
+        return unavailable(error.code, str(error), retry_after_seconds=5)
+    return internal_error()
+
+
+# -- the table -----------------------------------------------------------------------------------------------------
+
+_NO_RETRY = {"x-should-retry": "false"}
+"""OpenAI's clients retry a 409 unless told not to."""
+
+_BY_HTTP_STATUS: dict[int, tuple[str, str]] = {
+    401: ("invalid_api_key", "The API key is missing or not valid."),
+    403: ("insufficient_permissions", "This API key may not do that."),
+    413: ("request_too_large", "The request body is larger than this server accepts."),
+    415: ("unsupported_media_type", "The Content-Type of the request is not supported here."),
+}
+
+TRANSLATIONS: dict[type[Exception], Callable[[Any], ApiError]] = {
+    ApiError: lambda e: e,
+    # what the client sent
+    msgspec.ValidationError: lambda e: validation_error(str(e)),
+    msgspec.DecodeError: lambda e: malformed_json(str(e)),
+    ValidationException: _from_litestar_validation,
+    # adapters
+    InvalidName: lambda e: ApiError(400, "invalid_value", str(e), param=e.field),
+    AdapterNotFound: lambda e: ApiError(404, "adapter_not_found", str(e)),
+    AdapterExists: lambda e: ApiError(409, "adapter_exists", str(e), param="name", headers=_NO_RETRY),
+    VersionInUse: lambda e: ApiError(409, "version_in_use", str(e), headers=_NO_RETRY),
+    BaseModelConflict: lambda e: ApiError(409, "base_model_conflict", str(e), headers=_NO_RETRY),
+    AdapterInvalid: lambda e: ApiError(400, "adapter_invalid", str(e), details=e.report),
+    BaseModelUnknown: lambda e: ApiError(400, "base_model_unknown", str(e), param="base_model"),
+    AdapterUnavailable: lambda e: unavailable("adapter_unavailable", str(e), retry_after_seconds=5),
+    # tenants and keys
+    TenantError: lambda e: ApiError(400, "invalid_value", str(e)),
+    TenantExists: lambda e: ApiError(409, "tenant_exists", str(e), param="slug", headers=_NO_RETRY),
+    TenantNotFound: lambda e: ApiError(404, "tenant_not_found", str(e)),
+    KeyNotFound: lambda e: ApiError(404, "key_not_found", str(e)),
+    InvalidKeyRequest: lambda e: ApiError(400, "invalid_value", str(e)),
+    # the engine
+    EngineUnavailable: lambda e: unavailable("engine_unavailable", str(e), e.retry_after_seconds),
+    GenerationFailed: _from_generation_failure,
+}
+
+
+def to_api_error(error: Exception) -> ApiError:
+    """The nearest row of the table by the class of `error`; `internal_error()` where there is none."""
+    for cls in type(error).__mro__:
+        if cls in TRANSLATIONS:
+            return TRANSLATIONS[cls](error)
+    return internal_error()
+
+
+def _from_http_exception(request: Request[Any, Any, Any], error: HTTPException) -> ApiError:
+    if isinstance(error, MethodNotAllowedException):
+        return ApiError(405, "method_not_allowed", f"{request.method} is not allowed on {request.url.path}.")
+    if isinstance(error, NotFoundException):
+        return unknown_url(request)
+    if error.status_code in _BY_HTTP_STATUS:
+        code, message = _BY_HTTP_STATUS[error.status_code]
+        return ApiError(error.status_code, code, message, headers=error.headers)
+    if isinstance(error, ClientException):
+        if isinstance(error.__cause__, SerializationException):
+            return malformed_json(error.detail)
+        return ApiError(error.status_code, "invalid_request", error.detail, headers=error.headers)
+    return internal_error()
+
+
+def respond(request: Request[Any, Any, Any], error: Exception) -> Response[dict[str, Any]]:
+    """Turn any exception into its response. A 5xx that the table does not know is logged with its traceback."""
+    if isinstance(error, HTTPException) and not isinstance(error, ValidationException):
+        api_error = _from_http_exception(request, error)
+    else:
+        api_error = to_api_error(error)
+    if api_error.status == 500:
+        logger.error("request_failed", request_id=request_id(request.scope), path=request.url.path, exc_info=error)
+    return Response(
+        api_error.body(), status_code=api_error.status, headers=api_error.headers, media_type="application/json"
+    )
+
+
+EXCEPTION_HANDLERS: ExceptionHandlersMap = {Exception: respond, HTTPException: respond}
+"""For `Litestar(exception_handlers=...)`."""

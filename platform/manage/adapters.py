@@ -1,0 +1,228 @@
+"""A tenant's own adapters: names, versions, aliases. The tenant always comes from the key, never from the request."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from anyio import to_thread
+from litestar import Request, Router, delete, get, post, put
+from litestar.di import NamedDependency, Provide
+from litestar.openapi.spec import OpenAPIMediaType, RequestBody, Schema
+from litestar.openapi.spec import Operation as OpenAPIOperation
+from litestar.openapi.spec.enums import OpenAPIFormat, OpenAPIType
+from litestar.params import FromPath, JSONBody, QueryParameter
+
+from loraplex.adapters.blobs import CONFIG_FILE, WEIGHTS_FILE, BlobStore, Staging
+from loraplex.adapters.peft_checks import AdapterLimits, CheckedAdapter, check_adapter
+from loraplex.adapters.types import BaseShape
+from loraplex.platform.errors import ApiError
+from loraplex.platform.manage.schemas import (
+    AdapterPage,
+    AdapterView,
+    CreateAdapter,
+    PointAlias,
+    VersionList,
+    VersionView,
+)
+from loraplex.platform.manage.uploads import CONFIG_BYTES, PartTarget, UploadSlots, receive_parts
+from loraplex.platform.services import Services
+from loraplex.platform.tenants import Principal
+
+MAX_PAGE = 500
+
+PageLimit = Annotated[int, QueryParameter(ge=1, le=MAX_PAGE, description="Most entries of the page.")]
+PageAfter = Annotated[str | None, QueryParameter(max_length=127, description="`next` of the page before.")]
+
+
+def provide_tenant_id(principal: NamedDependency[Principal]) -> str:
+    """The caller's tenant. The guard has sent operators away, who have none."""
+    assert principal.tenant_id is not None
+    return principal.tenant_id
+
+
+@post("/")
+async def create_adapter(
+    data: JSONBody[CreateAdapter], services: NamedDependency[Services], tenant_id: NamedDependency[str]
+) -> AdapterView:
+    """Reserve a name. It answers requests once it has a version."""
+    base_model = data.base_model or services.base_model_name
+    return AdapterView.of(await services.registry.create_adapter(tenant_id, data.name, base_model, data.description))
+
+
+@get("/")
+async def list_adapters(
+    services: NamedDependency[Services],
+    principal: NamedDependency[Principal],
+    tenant_id: NamedDependency[str],
+    limit: PageLimit = 100,
+    after: PageAfter = None,
+) -> AdapterPage:
+    """Your adapters by name, a page at a time."""
+    start = None if after is None else f"{principal.tenant}/{after}"
+    found = await services.registry.list_adapters(tenant_id, limit + 1, start)
+    page = found[:limit]
+    return AdapterPage([AdapterView.of(adapter) for adapter in page], page[-1].name if len(found) > limit else None)
+
+
+@get("/{name:str}")
+async def get_adapter(
+    name: FromPath[str], services: NamedDependency[Services], tenant_id: NamedDependency[str]
+) -> AdapterView:
+    """One adapter with its version numbers and aliases."""
+    return AdapterView.of(await services.registry.get_adapter(tenant_id, name))
+
+
+@delete("/{name:str}")
+async def delete_adapter(
+    name: FromPath[str], services: NamedDependency[Services], tenant_id: NamedDependency[str]
+) -> None:
+    """Delete an adapter with all its versions. Requests that run finish; new ones get 404."""
+    await services.registry.delete_adapter(tenant_id, name)
+
+
+class _UploadOperation(OpenAPIOperation):
+    """The handler reads the raw stream, so the form is described here."""
+
+    def __post_init__(self) -> None:
+        file = Schema(type=OpenAPIType.STRING, format=OpenAPIFormat.BINARY)
+        form = Schema(
+            type=OpenAPIType.OBJECT, required=["config", "weights"], properties={"config": file, "weights": file}
+        )
+        self.request_body = RequestBody({"multipart/form-data": OpenAPIMediaType(schema=form)}, required=True)
+
+
+@post("/{name:str}/versions", request_max_body_size=None, operation_class=_UploadOperation)
+async def publish_version(
+    name: FromPath[str],
+    request: Request[Any, Any, Any],
+    services: NamedDependency[Services],
+    principal: NamedDependency[Principal],
+    tenant_id: NamedDependency[str],
+    upload_slots: NamedDependency[UploadSlots],
+) -> VersionView:
+    """Upload a PEFT LoRA as the next version: `config` is adapter_config.json, `weights` is adapter_model.safetensors.
+
+    An adapter that fails its checks is refused with code `adapter_invalid` and every failed check in `details`. The
+    same bytes again give the version that has them.
+    """
+    adapter = await services.registry.get_adapter(tenant_id, name)
+    _require_served(adapter.base_model, services.base_model_name)
+    limits = AdapterLimits(
+        max_rank=services.settings.max_adapter_rank,
+        max_config_bytes=CONFIG_BYTES,
+        max_weights_bytes=services.settings.max_adapter_bytes,
+    )
+    with upload_slots.take(tenant_id), services.blobs.stage() as staging:
+        targets = {
+            "config": PartTarget(staging.path(CONFIG_FILE), limits.max_config_bytes),
+            "weights": PartTarget(staging.path(WEIGHTS_FILE), limits.max_weights_bytes),
+        }
+        weights = (await receive_parts(request, targets))["weights"]
+        checked, digest = await to_thread.run_sync(
+            _check_and_commit, services.blobs, staging, services.base_shape, limits, weights.sha256
+        )
+        version = await services.registry.publish(
+            tenant_id,
+            name,
+            digest=digest,
+            size_bytes=weights.size_bytes,
+            max_rank=checked.spec.max_rank,
+            targets=sorted({module.rsplit(".", 1)[-1] for module in checked.spec.modules}),
+            report=[_statistics(checked)],
+            created_by=principal.key_id,
+        )
+    return VersionView.of(version)
+
+
+@get("/{name:str}/versions")
+async def list_versions(
+    name: FromPath[str], services: NamedDependency[Services], tenant_id: NamedDependency[str]
+) -> VersionList:
+    """All versions of an adapter by rising number."""
+    adapter = await services.registry.get_adapter(tenant_id, name)
+    return VersionList([VersionView.of(version) for version in adapter.versions])
+
+
+@get("/{name:str}/versions/{number:int}")
+async def get_version(
+    name: FromPath[str], number: FromPath[int], services: NamedDependency[Services], tenant_id: NamedDependency[str]
+) -> VersionView:
+    """One version."""
+    return VersionView.of(await services.registry.get_version(tenant_id, name, number))
+
+
+@delete("/{name:str}/versions/{number:int}")
+async def delete_version(
+    name: FromPath[str], number: FromPath[int], services: NamedDependency[Services], tenant_id: NamedDependency[str]
+) -> None:
+    """Delete a version that no alias points at; else 409 with code `version_in_use`."""
+    await services.registry.delete_version(tenant_id, name, number)
+
+
+@put("/{name:str}/aliases/{alias:str}")
+async def point_alias(
+    name: FromPath[str],
+    alias: FromPath[str],
+    data: JSONBody[PointAlias],
+    services: NamedDependency[Services],
+    tenant_id: NamedDependency[str],
+) -> AdapterView:
+    """Let an alias, new or not, stand for a version. `prod` is what a name without @ means."""
+    return AdapterView.of(await services.registry.point_alias(tenant_id, name, alias, data.version))
+
+
+@delete("/{name:str}/aliases/{alias:str}")
+async def delete_alias(
+    name: FromPath[str], alias: FromPath[str], services: NamedDependency[Services], tenant_id: NamedDependency[str]
+) -> None:
+    """Delete an alias; the version stays."""
+    await services.registry.delete_alias(tenant_id, name, alias)
+
+
+def _require_served(base_model: str, served: str) -> None:
+    if base_model != served:
+        message = (
+            f"The adapter is for the base model `{base_model}`; this server serves `{served}` now and cannot check it."
+        )
+        raise ApiError(400, "base_model_not_served", message)
+
+
+def _check_and_commit(
+    blobs: BlobStore, staging: Staging, shape: BaseShape, limits: AdapterLimits, received_sha256: str
+) -> tuple[CheckedAdapter, str]:
+    checked = check_adapter(staging.path(CONFIG_FILE), staging.path(WEIGHTS_FILE), shape, limits)
+    if checked.weights_sha256 != received_sha256:
+        raise OSError("the bytes on disk are not those that were received")
+    return checked, blobs.commit(staging, checked.spec, checked.weights_sha256)
+
+
+def _statistics(checked: CheckedAdapter) -> dict[str, Any]:
+    factors = [factor for module in checked.statistics.values() for factor in (module.a, module.b)]
+    return {
+        "code": "statistics",
+        "modules": len(checked.spec.modules),
+        "largest_weight": max(factor.max_abs for factor in factors),
+        "largest_norm": max(factor.norm for factor in factors),
+    }
+
+
+ADAPTER_ROUTES = [
+    Router(
+        "/api/v1/adapters",
+        route_handlers=[
+            create_adapter,
+            list_adapters,
+            get_adapter,
+            delete_adapter,
+            publish_version,
+            list_versions,
+            get_version,
+            delete_version,
+            point_alias,
+            delete_alias,
+        ],
+        dependencies={"tenant_id": Provide(provide_tenant_id, sync_to_thread=False)},
+        opt={"scope": "adapters"},
+        tags=["adapters"],
+    )
+]

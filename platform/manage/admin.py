@@ -1,0 +1,140 @@
+"""What operators do: tenants, keys, a view of all adapters and of the engine. Needs a key with the scope admin."""
+
+from __future__ import annotations
+
+import asyncio
+
+from litestar import Router, delete, get, patch, post
+from litestar.di import NamedDependency
+from litestar.params import FromPath, FromQuery, JSONBody
+
+from loraplex.engine.client import EngineClient, EngineUnavailable
+from loraplex.engine.messages import Inspection
+from loraplex.platform.auth import Authenticator
+from loraplex.platform.errors import unavailable
+from loraplex.platform.manage.adapters import PageAfter, PageLimit
+from loraplex.platform.manage.schemas import (
+    ChangeTenant,
+    CreateKey,
+    CreateTenant,
+    EngineView,
+    KeyList,
+    KeyView,
+    ResidentAdapterPage,
+    ResidentAdapterView,
+    TenantList,
+    TenantView,
+)
+from loraplex.platform.services import Services
+
+INSPECT_SECONDS = 5.0
+
+
+@post("/tenants")
+async def create_tenant(data: JSONBody[CreateTenant], services: NamedDependency[Services]) -> TenantView:
+    """Create a tenant. It needs a key to do anything."""
+    return TenantView.of(await services.tenants.create_tenant(data.slug, data.name))
+
+
+@get("/tenants")
+async def list_tenants(services: NamedDependency[Services]) -> TenantList:
+    """All tenants."""
+    return TenantList([TenantView.of(tenant) for tenant in await services.tenants.list_tenants()])
+
+
+@patch("/tenants/{slug:str}")
+async def change_tenant(
+    slug: FromPath[str],
+    data: JSONBody[ChangeTenant],
+    services: NamedDependency[Services],
+    authenticator: NamedDependency[Authenticator],
+) -> TenantView:
+    """Suspend a tenant (its keys stop working, its data stays) or resume it."""
+    tenant = await services.tenants.set_suspended(slug, data.suspended)
+    authenticator.forget_all()
+    return TenantView.of(tenant)
+
+
+@post("/keys")
+async def create_key(data: JSONBody[CreateKey], services: NamedDependency[Services]) -> KeyView:
+    """Create a key. `secret` is shown here and never again."""
+    key, secret = await services.tenants.create_key(data.tenant, data.name, data.scopes, data.expires_at)
+    return KeyView.of(key, secret)
+
+
+@get("/keys")
+async def list_keys(services: NamedDependency[Services], tenant: FromQuery[str | None] = None) -> KeyList:
+    """All keys, or one tenant's; never their secrets."""
+    return KeyList([KeyView.of(key) for key in await services.tenants.list_keys(tenant)])
+
+
+@delete("/keys/{key_id:str}", status_code=200)
+async def revoke_key(
+    key_id: FromPath[str], services: NamedDependency[Services], authenticator: NamedDependency[Authenticator]
+) -> KeyView:
+    """Revoke a key for good: at once on this server, within `auth_cache_seconds` on others."""
+    key = await services.tenants.revoke_key(key_id)
+    authenticator.forget_all()
+    return KeyView.of(key)
+
+
+@get("/adapters")
+async def list_all_adapters(
+    services: NamedDependency[Services], limit: PageLimit = 100, after: PageAfter = None
+) -> ResidentAdapterPage:
+    """All tenants' adapters, each version with the memory tiers that hold it. While the engine is down: disk alone."""
+    found = await services.registry.list_adapters(None, limit + 1, after)
+    try:
+        inspection = await _inspect(services.engine)
+    except EngineUnavailable:
+        inspection = None
+    page = found[:limit]
+    return ResidentAdapterPage(
+        [ResidentAdapterView.of(adapter, inspection) for adapter in page],
+        f"{page[-1].tenant}/{page[-1].name}" if len(found) > limit else None,
+    )
+
+
+@get("/engine")
+async def get_engine(services: NamedDependency[Services]) -> EngineView:
+    """What the engine does now: batch, queue, pages, adapters, and its last steps."""
+    try:
+        inspection = await _inspect(services.engine)
+    except EngineUnavailable as error:
+        raise unavailable("engine_unavailable", "The engine is restarting.", error.retry_after_seconds) from error
+    return EngineView(
+        base_model=services.base_model_name,
+        model=services.engine.ready,
+        status=inspection.status,
+        seconds_since_progress=services.engine.seconds_since_progress(),
+        adapters_in_batch=sorted({row.adapter for row in inspection.running if row.adapter is not None}),
+        running=inspection.running,
+        recent_steps=inspection.recent_steps,
+    )
+
+
+async def _inspect(engine: EngineClient) -> Inspection:
+    try:
+        async with asyncio.timeout(INSPECT_SECONDS):
+            return await engine.inspect()
+    except TimeoutError:
+        raise EngineUnavailable("the engine does not answer") from None
+
+
+ADMIN_ROUTES = [
+    Router(
+        "/api/v1/admin",
+        route_handlers=[
+            create_tenant,
+            list_tenants,
+            change_tenant,
+            create_key,
+            list_keys,
+            revoke_key,
+            list_all_adapters,
+            get_engine,
+        ],
+        opt={"scope": "admin"},
+        tags=["admin"],
+    )
+]

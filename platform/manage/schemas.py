@@ -1,0 +1,236 @@
+"""The bodies of the management API, in and out. `/v1` has its own: OpenAI's."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta, Struct
+
+from loraplex.adapters.registry import AdapterInfo, VersionInfo
+from loraplex.engine.messages import Inspection, Ready, ResidentAdapter, RunningSequence, Status, StepRecord
+from loraplex.platform.tenants import KeyInfo, TenantInfo
+
+Name = Annotated[str, Meta(min_length=1, max_length=63, description="a-z, 0-9, '.', '_' and '-'.")]
+Scope = Literal["inference", "adapters", "admin"]
+Tier = Literal["disk", "host", "device"]
+
+
+class CreateAdapter(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`base_model`: default, and the only one now, is the model that is served."""
+
+    name: Name
+    description: Annotated[str, Meta(max_length=2000)] = ""
+    base_model: Annotated[str, Meta(min_length=1, max_length=127)] | None = None
+
+
+class PointAlias(Struct, frozen=True, forbid_unknown_fields=True):
+    version: Annotated[int, Meta(ge=1, lt=1_000_000_000)]
+
+
+class AdapterView(Struct, frozen=True, kw_only=True):
+    """`versions`: their numbers, rising. `aliases`: name -> version number."""
+
+    tenant: str
+    name: str
+    base_model: str
+    description: str
+    created_at: datetime
+    versions: list[int]
+    aliases: dict[str, int]
+
+    @classmethod
+    def of(cls, adapter: AdapterInfo) -> AdapterView:
+        return cls(
+            tenant=adapter.tenant,
+            name=adapter.name,
+            base_model=adapter.base_model,
+            description=adapter.description,
+            created_at=adapter.created_at,
+            versions=[version.number for version in adapter.versions],
+            aliases=adapter.aliases,
+        )
+
+
+class VersionView(Struct, frozen=True, kw_only=True):
+    """`model` is the name to call it by. `report`: what the checks found out about the weights."""
+
+    tenant: str
+    adapter: str
+    version: int
+    model: str
+    base_model: str
+    digest: str
+    size_bytes: int
+    rank: int
+    targets: list[str]
+    report: list[dict[str, Any]]
+    created_at: datetime
+
+    @classmethod
+    def of(cls, version: VersionInfo) -> VersionView:
+        return cls(
+            tenant=version.tenant,
+            adapter=version.name,
+            version=version.number,
+            model=version.canonical_name,
+            base_model=version.base_model,
+            digest=version.digest,
+            size_bytes=version.size_bytes,
+            rank=version.max_rank,
+            targets=list(version.targets),
+            report=version.report,
+            created_at=version.created_at,
+        )
+
+
+class AdapterPage(Struct, frozen=True):
+    """`next`: give it as `after` to get the next page; null on the last one."""
+
+    data: list[AdapterView]
+    next: str | None
+
+
+class VersionList(Struct, frozen=True):
+    data: list[VersionView]
+
+
+class CreateTenant(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    slug: Name
+    name: Annotated[str, Meta(max_length=200)] = ""
+
+
+class ChangeTenant(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    suspended: bool
+
+
+class TenantView(Struct, frozen=True, kw_only=True):
+    slug: str
+    name: str
+    suspended: bool
+    created_at: datetime
+
+    @classmethod
+    def of(cls, tenant: TenantInfo) -> TenantView:
+        return cls(
+            slug=tenant.slug,
+            name=tenant.name,
+            suspended=tenant.suspended_at is not None,
+            created_at=tenant.created_at,
+        )
+
+
+class TenantList(Struct, frozen=True):
+    data: list[TenantView]
+
+
+class CreateKey(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A tenant's key has the scopes inference, adapters or both; an operator's (tenant null) has admin."""
+
+    tenant: Name | None
+    name: Annotated[str, Meta(min_length=1, max_length=100)]
+    scopes: Annotated[list[Scope], Meta(min_length=1, max_length=3)]
+    expires_at: Annotated[datetime, Meta(tz=True)] | None = None
+
+
+class KeyView(Struct, frozen=True, kw_only=True):
+    id: str
+    tenant: str | None
+    name: str
+    scopes: list[str]
+    created_at: datetime
+    expires_at: datetime | None
+    revoked_at: datetime | None
+    last_used_at: datetime | None
+    secret: str | None = None
+    """Only in the answer to the key's creation; it cannot be had again."""
+
+    @classmethod
+    def of(cls, key: KeyInfo, secret: str | None = None) -> KeyView:
+        return cls(
+            id=key.id,
+            tenant=key.tenant,
+            name=key.name,
+            scopes=sorted(key.scopes),
+            created_at=key.created_at,
+            expires_at=key.expires_at,
+            revoked_at=key.revoked_at,
+            last_used_at=key.last_used_at,
+            secret=secret,
+        )
+
+
+class KeyList(Struct, frozen=True):
+    data: list[KeyView]
+
+
+class ResidentVersion(Struct, frozen=True, kw_only=True):
+    """`leases`: running sequences that hold it on the device."""
+
+    version: int
+    digest: str
+    size_bytes: int
+    rank: int
+    residency: list[Tier]
+    leases: int
+
+
+class ResidentAdapterView(Struct, frozen=True, kw_only=True):
+    tenant: str
+    name: str
+    base_model: str
+    aliases: dict[str, int]
+    versions: list[ResidentVersion]
+
+    @classmethod
+    def of(cls, adapter: AdapterInfo, inspection: Inspection | None) -> ResidentAdapterView:
+        host = _by_digest(inspection.host if inspection else [])
+        device = _by_digest(inspection.device if inspection else [])
+        return cls(
+            tenant=adapter.tenant,
+            name=adapter.name,
+            base_model=adapter.base_model,
+            aliases=adapter.aliases,
+            versions=[_resident(version, host, device) for version in adapter.versions],
+        )
+
+
+class ResidentAdapterPage(Struct, frozen=True):
+    """`next`: give it as `after` to get the next page; null on the last one."""
+
+    data: list[ResidentAdapterView]
+    next: str | None
+
+
+class EngineView(Struct, frozen=True, kw_only=True):
+    """`adapters_in_batch`: digests of the adapters that running sequences use. `recent_steps`: oldest first."""
+
+    base_model: str
+    model: Ready
+    status: Status
+    seconds_since_progress: float
+    adapters_in_batch: list[str]
+    running: list[RunningSequence]
+    recent_steps: list[StepRecord]
+
+
+def _by_digest(residents: list[ResidentAdapter]) -> dict[str, ResidentAdapter]:
+    return {resident.digest: resident for resident in residents}
+
+
+def _resident(
+    version: VersionInfo, host: dict[str, ResidentAdapter], device: dict[str, ResidentAdapter]
+) -> ResidentVersion:
+    residency: list[Tier] = ["disk"]
+    if version.digest in host:
+        residency.append("host")
+    if version.digest in device:
+        residency.append("device")
+    return ResidentVersion(
+        version=version.number,
+        digest=version.digest,
+        size_bytes=version.size_bytes,
+        rank=version.max_rank,
+        residency=residency,
+        leases=device[version.digest].leases if version.digest in device else 0,
+    )

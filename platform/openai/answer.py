@@ -1,0 +1,109 @@
+"""One sequence in the engine, seen from the API: text as it becomes certain, its usage, and a sure end.
+
+Knows tokens, text and stop strings. Knows no request or response shape.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator
+from typing import Literal
+
+from loraplex.engine.client import EngineUnavailable, Generation, GenerationFailed
+from loraplex.engine.messages import Generate, TokenChunk
+from loraplex.platform.openai.stop_strings import StopStrings
+from loraplex.platform.openai.types import FinishReason, PromptTokensDetails, Usage
+from loraplex.platform.services import Services
+
+Endpoint = Literal["chat", "completions"]
+
+
+class Answer:
+    """One sequence in the engine. Whoever starts it closes it, whatever happens; `close` also settles the usage."""
+
+    def __init__(self, services: Services, endpoint: Endpoint, asked: Generate, stops: tuple[str, ...]) -> None:
+        """Submit to the engine. Raises EngineUnavailable or GenerationFailed when it cannot be taken."""
+        self.finish_reason: FinishReason | None = None
+        self._metrics = services.metrics
+        self._endpoint = endpoint
+        self._prompt_tokens = len(asked.prompt)
+        self._cached_tokens = 0
+        self._completion_tokens = 0
+        self._failed = False
+        self._closed = False
+        self._detokenizer = services.text.detokenizer()
+        self._stops = StopStrings(stops)
+        self._started = time.monotonic()
+        self._first_token_at: float | None = None
+        self._first_chunk: TokenChunk | None = None
+        self._generation: Generation = services.engine.generate(asked)
+
+    async def begin(self) -> None:
+        """Wait for the first token: what fails before it still has an HTTP status of its own."""
+        self._first_chunk = await self._next_chunk()
+
+    async def pieces(self) -> AsyncGenerator[str]:
+        """Text as it becomes certain, never empty and never half a character; `finish_reason` is set at the end."""
+        while self.finish_reason is None:
+            chunk, self._first_chunk = self._first_chunk or await self._next_chunk(), None
+            if text := self._take(chunk):
+                yield text
+
+    async def text(self) -> str:
+        """All of it."""
+        return "".join([piece async for piece in self.pieces()])
+
+    @property
+    def usage(self) -> Usage:
+        prompt, completion = self._prompt_tokens, self._completion_tokens
+        return Usage(prompt, completion, prompt + completion, PromptTokensDetails(self._cached_tokens))
+
+    def close(self) -> None:
+        """Abort the sequence if it still runs, and count it. May be called again."""
+        if self._closed:
+            return
+        self._closed = True
+        self._generation.abort()
+        now = time.monotonic()
+        self._metrics.request_finished(
+            self._endpoint,
+            self.finish_reason or ("error" if self._failed else "client_closed"),
+            self._prompt_tokens,
+            self._cached_tokens,
+            self._completion_tokens,
+            self._first_token_at - self._started if self._first_token_at is not None else None,
+            now - self._started,
+        )
+
+    async def _next_chunk(self) -> TokenChunk:
+        try:
+            chunk = await anext(self._generation, None)
+        except GenerationFailed:
+            self._failed = True
+            raise
+        if chunk is None or chunk.finish_reason == "abort":
+            self._failed = True
+            raise EngineUnavailable("the engine gave this request up; send it again")
+        if self._first_token_at is None:
+            self._first_token_at = time.monotonic()
+            self._cached_tokens = chunk.cached_tokens
+        return chunk
+
+    def _take(self, chunk: TokenChunk) -> str:
+        """Text that a chunk makes certain. Token by token, so that usage does not depend on how they were joined."""
+        text = ""
+        for token_id in chunk.token_ids:
+            self._completion_tokens += 1
+            text += self._stops.push(self._detokenizer.push([token_id]))
+            if self._stops.found:
+                break
+        if chunk.finish_reason is not None and not self._stops.found:
+            text += self._stops.push(self._detokenizer.flush())
+        if self._stops.found:
+            self.finish_reason = "stop"
+            self._generation.abort()
+        elif chunk.finish_reason is not None:
+            assert chunk.finish_reason != "abort"
+            text += self._stops.flush()
+            self.finish_reason = chunk.finish_reason
+        return text

@@ -1,0 +1,100 @@
+"""POST /v1/chat/completions: the shapes of chat. The way of the request is in `generation`."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from litestar import Request, Response, post
+from litestar.di import NamedDependency
+from litestar.openapi.datastructures import ResponseSpec
+from litestar.params import JSONBody
+
+from loraplex.engine.text import TemplateError, TextCodec
+from loraplex.platform.errors import ApiError
+from loraplex.platform.openai.answer import Answer
+from loraplex.platform.openai.generation import heading, prepare, respond, tokenise
+from loraplex.platform.openai.types import (
+    AssistantMessage,
+    ChatChoice,
+    ChatChunkChoice,
+    ChatCompletion,
+    ChatCompletionChunk,
+    ChatCompletionRequest,
+    ChatDelta,
+    ChatMessage,
+    FinishReason,
+    Heading,
+)
+from loraplex.platform.services import Services
+from loraplex.platform.tenants import Principal
+
+
+@post(
+    "/chat/completions",
+    status_code=200,
+    opt={"scope": "inference"},
+    tags=["openai"],
+    responses={200: ResponseSpec(ChatCompletion, description="The answer, or events", generate_examples=False)},
+)
+async def create_chat_completion(
+    data: JSONBody[ChatCompletionRequest],
+    request: Request[Any, Any, Any],
+    services: NamedDependency[Services],
+    principal: NamedDependency[Principal],
+) -> Response[Any]:
+    """Answer a conversation, in one piece or, with `stream`, as server-sent events of `chat.completion.chunk`."""
+    model = await services.catalog.resolve(principal, data.model)
+    ready = services.engine.ready
+    asked = prepare(
+        data,
+        request_id=f"chatcmpl-{uuid.uuid4().hex}",
+        prompt=await _render(services.text, data.messages),
+        prompt_field="messages",
+        max_tokens=data.token_limit,
+        model=model,
+        principal=principal,
+        ready=ready,
+    )
+    shape = ChatShape(heading(asked, model, ready), data.include_usage)
+    answer = Answer(services, "chat", asked, data.stop_strings)
+    return await respond(request.receive, answer, shape, stream=bool(data.stream), model=model)
+
+
+async def _render(text: TextCodec, messages: list[ChatMessage]) -> list[int]:
+    plain = [message.for_template() for message in messages]
+    try:
+        return await tokenise(lambda: text.render_chat(plain), sum(len(message["content"]) for message in plain))
+    except TemplateError as error:
+        raise ApiError(400, "invalid_value", f"Invalid value for 'messages': {error}.", param="messages") from error
+
+
+@dataclass(frozen=True, slots=True)
+class ChatShape:
+    """Answers as chat completions. `include_usage`: a stream tells its usage in a last chunk of its own."""
+
+    heading: Heading
+    include_usage: bool
+
+    def whole(self, answer: Answer, text: str) -> ChatCompletion:
+        assert answer.finish_reason is not None
+        choice = ChatChoice(AssistantMessage(text), answer.finish_reason)
+        return ChatCompletion(**msgspec.structs.asdict(self.heading), choices=[choice], usage=answer.usage)
+
+    async def chunks(self, answer: Answer) -> AsyncGenerator[ChatCompletionChunk]:
+        yield self._chunk(ChatDelta(role="assistant", content=""))
+        async for piece in answer.pieces():
+            yield self._chunk(ChatDelta(content=piece))
+        yield self._chunk(ChatDelta(), answer.finish_reason)
+        if self.include_usage:
+            yield ChatCompletionChunk(**msgspec.structs.asdict(self.heading), choices=[], usage=answer.usage)
+
+    def _chunk(self, delta: ChatDelta, finish_reason: FinishReason | None = None) -> ChatCompletionChunk:
+        return ChatCompletionChunk(
+            **msgspec.structs.asdict(self.heading),
+            choices=[ChatChunkChoice(delta, finish_reason)],
+            usage=None if self.include_usage else msgspec.UNSET,
+        )

@@ -1,0 +1,86 @@
+"""POST /v1/completions: the shapes of plain completions. The way of the request is in `generation`."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from litestar import Request, Response, post
+from litestar.di import NamedDependency
+from litestar.openapi.datastructures import ResponseSpec
+from litestar.params import JSONBody
+
+from loraplex.engine.text import TextCodec
+from loraplex.platform.openai.answer import Answer
+from loraplex.platform.openai.generation import heading, prepare, respond, tokenise
+from loraplex.platform.openai.types import Completion, CompletionRequest, FinishReason, Heading, TextChoice
+from loraplex.platform.services import Services
+from loraplex.platform.tenants import Principal
+
+DEFAULT_MAX_TOKENS = 16
+"""OpenAI's default for this endpoint."""
+
+
+@post(
+    "/completions",
+    status_code=200,
+    opt={"scope": "inference"},
+    tags=["openai"],
+    responses={200: ResponseSpec(Completion, description="The completion, or events", generate_examples=False)},
+)
+async def create_completion(
+    data: JSONBody[CompletionRequest],
+    request: Request[Any, Any, Any],
+    services: NamedDependency[Services],
+    principal: NamedDependency[Principal],
+) -> Response[Any]:
+    """Continue one prompt, given as text or as token ids, in one piece or as server-sent events."""
+    prompt = data.single_prompt()
+    model = await services.catalog.resolve(principal, data.model)
+    ready = services.engine.ready
+    asked = prepare(
+        data,
+        request_id=f"cmpl-{uuid.uuid4().hex}",
+        prompt=await _encode(services.text, prompt),
+        prompt_field="prompt",
+        max_tokens=DEFAULT_MAX_TOKENS if data.max_tokens is None else data.max_tokens,
+        model=model,
+        principal=principal,
+        ready=ready,
+    )
+    shape = CompletionShape(heading(asked, model, ready), data.include_usage)
+    answer = Answer(services, "completions", asked, data.stop_strings)
+    return await respond(request.receive, answer, shape, stream=bool(data.stream), model=model)
+
+
+async def _encode(text: TextCodec, prompt: str | list[int]) -> list[int]:
+    return prompt if isinstance(prompt, list) else await tokenise(lambda: text.encode(prompt), len(prompt))
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionShape:
+    """Answers as text completions. `include_usage`: a stream tells its usage in a last chunk of its own."""
+
+    heading: Heading
+    include_usage: bool
+
+    def whole(self, answer: Answer, text: str) -> Completion:
+        choices = [TextChoice(text, answer.finish_reason)]
+        return Completion(**msgspec.structs.asdict(self.heading), choices=choices, usage=answer.usage)
+
+    async def chunks(self, answer: Answer) -> AsyncGenerator[Completion]:
+        async for piece in answer.pieces():
+            yield self._chunk(piece)
+        yield self._chunk("", answer.finish_reason)
+        if self.include_usage:
+            yield Completion(**msgspec.structs.asdict(self.heading), choices=[], usage=answer.usage)
+
+    def _chunk(self, text: str, finish_reason: FinishReason | None = None) -> Completion:
+        return Completion(
+            **msgspec.structs.asdict(self.heading),
+            choices=[TextChoice(text, finish_reason)],
+            usage=None if self.include_usage else msgspec.UNSET,
+        )

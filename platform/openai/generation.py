@@ -1,0 +1,144 @@
+"""The way of a request that chat and completions share: everything is refused before it runs, then it is answered.
+
+Knows the bounds that depend on the model, and whether somebody still listens. The endpoint words the answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import time
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from typing import Any, Protocol, TypeVar
+
+import anyio.to_thread
+import msgspec
+from litestar import Response
+from litestar.types import Receive
+
+from loraplex.engine.messages import Generate, Ready, SamplingParams
+from loraplex.platform.catalog import ResolvedModel
+from loraplex.platform.errors import ApiError
+from loraplex.platform.openai.answer import Answer
+from loraplex.platform.openai.sse import EventStream
+from loraplex.platform.openai.types import GenerationRequest, Heading
+from loraplex.platform.tenants import Principal
+
+INLINE_TOKENISE_CHARS = 4096
+"""About a millisecond of tokenising. More goes to a thread, so that the event loop turns."""
+
+T = TypeVar("T")
+
+
+class Shape(Protocol):
+    """How an endpoint words an answer."""
+
+    def whole(self, answer: Answer, text: str) -> msgspec.Struct:
+        """The body of an answer in one piece."""
+
+    def chunks(self, answer: Answer) -> AsyncGenerator[msgspec.Struct]:
+        """The chunks of a stream."""
+
+
+async def tokenise(encode: Callable[[], list[int]], chars: int) -> list[int]:
+    """Run `encode`, which turns `chars` characters into token ids."""
+    return encode() if chars <= INLINE_TOKENISE_CHARS else await anyio.to_thread.run_sync(encode)
+
+
+def prepare(
+    request: GenerationRequest,
+    *,
+    request_id: str,
+    prompt: list[int],
+    prompt_field: str,
+    max_tokens: int | None,
+    model: ResolvedModel,
+    principal: Principal,
+    ready: Ready,
+) -> Generate:
+    """What the engine is asked. `max_tokens` None: as many as fit. Raises ApiError for a prompt that cannot run."""
+    if not prompt:
+        raise ApiError(400, "invalid_value", f"'{prompt_field}' has no tokens; send some text.", param=prompt_field)
+    if max(prompt) >= ready.vocab_size:
+        message = f"'{prompt_field}' has a token id outside of the vocabulary of {ready.vocab_size}."
+        raise ApiError(400, "invalid_value", message, param=prompt_field)
+    room = ready.max_model_len - len(prompt)
+    if room < 1 or (max_tokens is not None and max_tokens > room):
+        asked = "" if max_tokens is None else f" and {max_tokens} in the completion"
+        message = (
+            f"This model's maximum context length is {ready.max_model_len} tokens. However, you asked for "
+            f"{len(prompt)} tokens in the {prompt_field}{asked}. Send less, or ask for less."
+        )
+        raise ApiError(400, "context_length_exceeded", message, param=prompt_field)
+    return Generate(
+        request_id=request_id,
+        prompt=prompt,
+        sampling=_sampling(request, max_tokens or room),
+        adapter=model.digest,
+        salt=_salt(principal, request.cache_salt),
+    )
+
+
+def heading(asked: Generate, model: ResolvedModel, ready: Ready) -> Heading:
+    """What all parts of an answer begin with. `system_fingerprint` tells the weights, of base and adapter."""
+    adapter = f"_{model.digest[:8]}" if model.digest else ""
+    return Heading(
+        id=asked.request_id,
+        created=int(time.time()),
+        model=model.name,
+        system_fingerprint=f"fp_{ready.model_digest[:8]}{adapter}",
+    )
+
+
+async def respond(
+    receive: Receive, answer: Answer, shape: Shape, *, stream: bool, model: ResolvedModel
+) -> Response[Any]:
+    """Wait for the whole answer or, of a stream, for the first token: what fails until then has its own HTTP status."""
+    headers = {"x-adapter-version": model.name} if model.digest else {}
+    try:
+        if stream:
+            await while_connected(receive, answer.begin())
+            return EventStream(shape.chunks(answer), on_close=answer.close, headers=headers)
+        text = await while_connected(receive, answer.text())
+    except BaseException:
+        answer.close()
+        raise
+    answer.close()
+    return Response(shape.whole(answer, text), headers=headers)
+
+
+async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`; it is cancelled when the client goes away. The request's body must have been read."""
+    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_disconnect(receive))
+    try:
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ApiError(499, "client_closed_request", "The client closed the connection.")
+        return working.result()
+    finally:
+        working.cancel()
+        leaving.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+async def _disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _sampling(request: GenerationRequest, max_tokens: int) -> SamplingParams:
+    return SamplingParams(
+        max_tokens=max_tokens,
+        temperature=1.0 if request.temperature is None else request.temperature,
+        top_p=1.0 if request.top_p is None else request.top_p,
+        top_k=max(request.top_k or 0, 0),
+        min_p=request.min_p or 0.0,
+        seed=None if request.seed is None else request.seed % (1 << 63),
+        stop_token_ids=tuple(request.stop_token_ids or ()),
+        ignore_eos=bool(request.ignore_eos),
+    )
+
+
+def _salt(principal: Principal, cache_salt: str | None) -> bytes:
+    """`cache_salt` narrows who shares cached prefixes, inside the tenant and never beyond it."""
+    return principal.salt if cache_salt is None else hmac.digest(principal.salt, cache_salt.encode(), "sha256")

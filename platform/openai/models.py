@@ -1,0 +1,90 @@
+"""GET /v1/models and /v1/models/{model}: the base, and the caller's own adapters. Nothing of anybody else's."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Literal
+
+import msgspec
+from litestar import get
+from litestar.di import NamedDependency
+from litestar.params import FromPath, QueryParameter
+
+from loraplex.adapters.registry import DEFAULT_ALIAS, MAX_PAGE, AdapterInfo
+from loraplex.platform.services import Services
+from loraplex.platform.tenants import Principal
+
+
+class Model(msgspec.Struct, frozen=True, kw_only=True):
+    """`root`: what the name stands for now, `acme/support-bot@7`. `parent`: an adapter's base model."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str
+    root: str
+    parent: str | None = None
+
+
+class ModelList(msgspec.Struct, frozen=True, kw_only=True):
+    """`has_more`: ask again with `after` = the last id."""
+
+    object: Literal["list"] = "list"
+    data: list[Model]
+    has_more: bool
+
+
+@get("/models", opt={"scope": "inference"}, tags=["openai"])
+async def list_models(
+    services: NamedDependency[Services],
+    principal: NamedDependency[Principal],
+    limit: Annotated[int, QueryParameter(ge=1, le=MAX_PAGE)] = MAX_PAGE,
+    after: Annotated[str | None, QueryParameter(max_length=128)] = None,
+) -> ModelList:
+    """The base model, then the caller's adapters as `tenant/adapter`. One without a version is no model yet."""
+    base = [] if after else [_base(services)]
+    if principal.tenant_id is None:
+        return ModelList(data=base, has_more=False)
+    adapters = await services.registry.list_adapters(principal.tenant_id, limit, after)
+    models = [_listed(adapter) for adapter in adapters if adapter.versions]
+    return ModelList(data=base + models, has_more=len(adapters) == limit)
+
+
+@get("/models/{model:path}", opt={"scope": "inference"}, tags=["openai"])
+async def get_model(
+    model: FromPath[str], services: NamedDependency[Services], principal: NamedDependency[Principal]
+) -> Model:
+    """One model by any of its names. The slash of `tenant/adapter` may stand raw or as %2F."""
+    name = model.removeprefix("/")
+    found = await services.catalog.resolve(principal, name)
+    if found.version is None:
+        return _base(services)
+    version = found.version
+    return Model(
+        id=name,
+        created=_seconds(version.created_at),
+        owned_by=version.tenant,
+        root=version.canonical_name,
+        parent=version.base_model,
+    )
+
+
+def _base(services: Services) -> Model:
+    name = services.base_model_name
+    return Model(id=name, created=0, owned_by="loraplex", root=name)
+
+
+def _listed(adapter: AdapterInfo) -> Model:
+    newest = adapter.versions[-1].number
+    name = f"{adapter.tenant}/{adapter.name}"
+    return Model(
+        id=name,
+        created=_seconds(adapter.created_at),
+        owned_by=adapter.tenant,
+        root=f"{name}@{adapter.aliases.get(DEFAULT_ALIAS, newest)}",
+        parent=adapter.base_model,
+    )
+
+
+def _seconds(moment: datetime) -> int:
+    return int(moment.timestamp())

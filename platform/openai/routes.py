@@ -1,0 +1,18 @@
+"""What of OpenAI's API is mounted, and where."""
+
+from __future__ import annotations
+
+from litestar import Router
+
+from loraplex.platform.openai.body import JsonRequest
+from loraplex.platform.openai.chat import create_chat_completion
+from loraplex.platform.openai.completions import create_completion
+from loraplex.platform.openai.models import get_model, list_models
+
+OPENAI_ROUTES = [
+    Router(
+        "/v1",
+        route_handlers=[create_chat_completion, create_completion, list_models, get_model],
+        request_class=JsonRequest,
+    )
+]

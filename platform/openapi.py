@@ -1,0 +1,101 @@
+"""The OpenAPI document: what Litestar derives from the handlers, plus what is the same for all of them.
+
+That is: which key and scope an operation needs, and the one shape of every error. Served as JSON; no page loads scripts
+from elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+from litestar import Litestar, Request, Response, Router, get
+from litestar.handlers import HTTPRouteHandler
+from litestar.openapi import OpenAPIConfig
+from litestar.types import ControllerRouterHandler
+
+from loraplex import __version__
+
+BEARER = "apiKey"
+ERROR_SCHEMA = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "properties": {
+                "message": {"type": "string", "description": "What is wrong and what to do about it."},
+                "type": {"type": "string"},
+                "param": {"type": ["string", "null"], "description": "The field at fault."},
+                "code": {"type": ["string", "null"], "description": "Stable; meant for programs."},
+                "details": {"description": "A report, where one belongs to the error."},
+            },
+        }
+    },
+}
+ERRORS = {
+    "400": "The request is malformed or a value is out of bounds",
+    "401": "The API key is missing or not valid",
+    "403": "The API key lacks the scope that this operation needs",
+    "404": "There is no such thing, or it is not yours",
+    "413": "The body is too large",
+    "500": "The server failed",
+    "503": "The server cannot take the request now; try again after `retry-after` seconds",
+}
+
+
+class _NoPages(Router):
+    """Litestar's own routes for the document end in HTML error pages; ours is `openapi_json`."""
+
+    def register(self, value: ControllerRouterHandler) -> list[Any]:
+        return []
+
+
+def openapi_config() -> OpenAPIConfig:
+    """Litestar's part of the document."""
+    return OpenAPIConfig(
+        title="Loraplex",
+        version=__version__,
+        description="Many tenants' LoRA adapters on one base model. `/v1` speaks OpenAI's protocol.",
+        use_handler_docstrings=True,
+        openapi_router=_NoPages("/", route_handlers=[]),
+    )
+
+
+@get("/openapi.json", opt={"public": True}, include_in_schema=False, sync_to_thread=False)
+def openapi_json(request: Request[Any, Any, Any]) -> Response[bytes]:
+    """This document."""
+    return Response(request.app.state.openapi_json, media_type="application/json")
+
+
+def build_document(app: Litestar) -> bytes:
+    """The document of all routes of `app`, as JSON."""
+    document = app.openapi_schema.to_schema()
+    components = document.setdefault("components", {})
+    components.setdefault("schemas", {})["Error"] = ERROR_SCHEMA
+    components["securitySchemes"] = {BEARER: {"type": "http", "scheme": "bearer", "description": "A Loraplex API key."}}
+    for path, handler in _documented(app):
+        for method in handler.http_methods:
+            operation = document["paths"][path][method.lower()]
+            scope = handler.opt.get("scope")
+            operation["security"] = [] if scope is None else [{BEARER: [scope]}]
+            if scope is not None:
+                _add_errors(operation)
+    return msgspec.json.encode(document)
+
+
+def _documented(app: Litestar) -> Iterator[tuple[str, HTTPRouteHandler]]:
+    for route in app.routes:
+        for handler in getattr(route, "route_handlers", []):
+            if handler.resolve_include_in_schema():
+                yield route.path_format, handler
+
+
+def _add_errors(operation: dict[str, Any]) -> None:
+    content = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+    responses = operation["responses"]
+    for status in [*ERRORS, *(s for s in responses if s[0] in "45")]:
+        description = responses.get(status, {}).get("description") if status not in ERRORS else ERRORS[status]
+        responses[status] = {"description": description, "content": content}

@@ -1,0 +1,187 @@
+"""Run the server: put its parts together, listen, drain on a signal, take everything down in order.
+
+Knows the parts and their order. Knows no route and no command line.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import structlog
+import uvicorn
+from anyio import to_thread
+from sqlalchemy.exc import SQLAlchemyError
+
+from loraplex.adapters.blobs import BlobStore
+from loraplex.adapters.database import Database
+from loraplex.adapters.registry import AdapterRegistry
+from loraplex.engine.client import EngineClient
+from loraplex.engine.text import TextCodec
+from loraplex.platform.app import create_app
+from loraplex.platform.catalog import Catalog
+from loraplex.platform.http_protocol import BoundedHttpToolsProtocol
+from loraplex.platform.metrics import Metrics
+from loraplex.platform.services import Services, base_shape
+from loraplex.platform.settings import Settings
+from loraplex.platform.tenants import TenantDirectory
+
+SWEEP_SECONDS = 3600
+KEEP_ALIVE_SECONDS = 30
+CLOSE_SECONDS = 5
+"""How long streams may take to send their last error event after the engine has stopped."""
+
+logger = structlog.get_logger(__name__)
+
+
+class _Server(uvicorn.Server):
+    """uvicorn closes the listener at the first signal; we drain before, so signals are ours."""
+
+    def __init__(self, config: uvicorn.Config, announce: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._announce = announce
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._announce()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def run_server(
+    settings: Settings, model_path: Path, listener: socket.socket, announce: Callable[[Services], None]
+) -> int:
+    """Serve until a signal or until the engine fails for good; the exit code.
+
+    listener: bound, not yet listening, so that clients are refused until requests can be served. `announce` is called
+    when they can. Raises EngineStartFailed, BaseModelConflict.
+    """
+    async with open_services(settings, model_path) as services:
+        drain = asyncio.Event()
+        server = _Server(_uvicorn_config(services, drain), lambda: announce(services))
+        async with asyncio.TaskGroup() as tasks:
+            watchers = [
+                tasks.create_task(_drain_then_exit(server, services.engine, drain, settings.drain_seconds)),
+                tasks.create_task(_exit_without_engine(server, services.engine)),
+                tasks.create_task(_sweep_forever(services)),
+            ]
+            with _signals(server, drain):
+                await server.serve(sockets=[listener])
+            for watcher in watchers:
+                watcher.cancel()
+        return 1 if services.engine.given_up.is_set() else 0
+
+
+@asynccontextmanager
+async def open_services(settings: Settings, model_path: Path) -> AsyncIterator[Services]:
+    """Start the engine and open the registry, whose tables are there; closed in reverse order."""
+    database = Database(settings.resolved_database_url)
+    try:
+        registry = AdapterRegistry(database)
+        blobs = BlobStore(settings.adapters_dir)
+        engine = await EngineClient.start(
+            settings.engine_settings(model_path), max_pending=settings.max_queued_requests
+        )
+        try:
+            shape = base_shape(engine.ready)
+            await registry.register_base_model(settings.base_model_name, shape.digest, settings.model)
+            metrics = Metrics()
+            metrics.watch_engine(lambda: engine.status)
+            yield Services(
+                settings=settings,
+                engine=engine,
+                text=TextCodec(model_path),
+                tenants=TenantDirectory(database),
+                registry=registry,
+                blobs=blobs,
+                catalog=Catalog(registry, settings.base_model_name),
+                metrics=metrics,
+                base_shape=shape,
+                base_model_name=settings.base_model_name,
+            )
+        finally:
+            await engine.stop()
+    finally:
+        await database.dispose()
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A bound TCP socket that does not listen yet. Raises OSError, for instance when the port is taken."""
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def _uvicorn_config(services: Services, drain: asyncio.Event) -> uvicorn.Config:
+    return uvicorn.Config(
+        create_app(services, drain),
+        http=BoundedHttpToolsProtocol,
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=CLOSE_SECONDS,
+    )
+
+
+@contextlib.contextmanager
+def _signals(server: uvicorn.Server, drain: asyncio.Event) -> Iterator[None]:
+    """The first SIGTERM or Ctrl-C drains, the second one leaves at once."""
+
+    def handle() -> None:
+        if drain.is_set():
+            server.force_exit = server.should_exit = True
+        drain.set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, handle)
+    try:
+        yield
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+
+async def _drain_then_exit(server: uvicorn.Server, engine: EngineClient, drain: asyncio.Event, seconds: float) -> None:
+    """Let running requests finish, for a while; then end them with an error event, then close."""
+    await drain.wait()
+    logger.info("draining", running=engine.pending, seconds=seconds)
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            while server.server_state.tasks and not server.should_exit:  # noqa: ASYNC110  uvicorn has no event for it
+                await asyncio.sleep(0.05)
+    await engine.stop()
+    server.should_exit = True
+
+
+async def _exit_without_engine(server: uvicorn.Server, engine: EngineClient) -> None:
+    await engine.given_up.wait()
+    logger.error("the engine has failed for good; leaving, so that a supervisor can start the server anew")
+    server.should_exit = True
+
+
+async def _sweep_forever(services: Services) -> None:
+    """Remove files that no version refers to: left by crashes and deletions."""
+    while True:
+        try:
+            live = await services.registry.live_digests()
+            removed = await to_thread.run_sync(services.blobs.sweep, live, services.settings.orphan_blob_seconds)
+            logger.debug("swept adapter files", removed=len(removed))
+        except (OSError, SQLAlchemyError) as error:
+            logger.warning("sweeping adapter files failed; trying again later", error=str(error))
+        await asyncio.sleep(SWEEP_SECONDS)

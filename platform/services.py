@@ -1,0 +1,41 @@
+"""The parts that handlers work with, built once by `loraplex serve` and handed to them by dependency injection."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from loraplex.adapters.blobs import BlobStore
+from loraplex.adapters.registry import AdapterRegistry
+from loraplex.adapters.types import BaseShape, LoraSite, LoraSlice
+from loraplex.engine.client import EngineClient
+from loraplex.engine.messages import Ready
+from loraplex.engine.text import TextCodec
+from loraplex.platform.catalog import Catalog
+from loraplex.platform.metrics import Metrics
+from loraplex.platform.settings import Settings
+from loraplex.platform.tenants import TenantDirectory
+
+
+@dataclass(frozen=True)
+class Services:
+    """Lives as long as the server. `base_shape`: what an uploaded adapter has to fit."""
+
+    settings: Settings
+    engine: EngineClient
+    text: TextCodec
+    tenants: TenantDirectory
+    registry: AdapterRegistry
+    blobs: BlobStore
+    catalog: Catalog
+    metrics: Metrics
+    base_shape: BaseShape
+    base_model_name: str
+
+
+def base_shape(ready: Ready) -> BaseShape:
+    """The shape that the loaded model announces."""
+    sites = tuple(
+        LoraSite(site.name, site.in_features, tuple(LoraSlice(module, width) for module, width in site.slices))
+        for site in ready.sites
+    )
+    return BaseShape(ready.architecture, ready.vocab_size, ready.num_layers, sites)

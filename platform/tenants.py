@@ -1,0 +1,257 @@
+"""Tenants and their API keys: who they are, and who a key speaks for.
+
+Knows rows and secrets. Knows no HTTP, and caches nothing: what it says is true at that moment.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from sqlalchemy import Select, or_, select, update
+from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from loraplex.adapters.database import Database
+from loraplex.adapters.names import check_slug
+from loraplex.adapters.schema import now
+from loraplex.platform.api_keys import fingerprint, key_id_of, new_key
+from loraplex.platform.schema import ApiKey, Tenant
+
+SCOPES = frozenset({"inference", "adapters", "admin"})
+
+_LAST_USED_STEP = timedelta(minutes=1)
+_NO_FINGERPRINT = bytes(32)
+
+
+class TenantError(Exception):
+    """Base of what can go wrong here. Messages name the field and the remedy."""
+
+
+class TenantExists(TenantError):
+    """There is a tenant of that name already."""
+
+
+class TenantNotFound(TenantError):
+    """There is no tenant of that name."""
+
+
+class KeyNotFound(TenantError):
+    """There is no API key with that id."""
+
+
+class InvalidKeyRequest(TenantError):
+    """A key cannot have this name, these scopes or this expiry."""
+
+
+class InvalidKey(TenantError):
+    """The key is malformed, unknown, revoked, expired, or its tenant is suspended: callers are not told which."""
+
+    def __init__(self) -> None:
+        super().__init__("the API key is not valid")
+
+
+@dataclass(frozen=True, slots=True)
+class TenantInfo:
+    """A tenant. `weight` is its share when the server is full, relative to the others'."""
+
+    id: str
+    slug: str
+    name: str
+    weight: float
+    suspended_at: datetime | None
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class KeyInfo:
+    """What may be told about a key: never its secret. An operator's key has no tenant."""
+
+    id: str
+    tenant_id: str | None
+    tenant: str | None
+    name: str
+    scopes: frozenset[str]
+    created_at: datetime
+    expires_at: datetime | None
+    revoked_at: datetime | None
+    last_used_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Who a request comes from. `salt` keeps the tenant's cached prefixes apart; an operator, who has none, has b""."""
+
+    key_id: str
+    tenant_id: str | None
+    tenant: str | None
+    scopes: frozenset[str]
+    salt: bytes
+
+
+class TenantDirectory:
+    """Each method is one transaction, save `authenticate`, which notes the use of the key in a second one."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def create_tenant(self, slug: str, name: str = "") -> TenantInfo:
+        """A new tenant. name: up to 200 characters for people. Raises InvalidName, TenantError, TenantExists."""
+        check_slug(slug, "slug")
+        if len(name) > 200:
+            raise TenantError("name: at most 200 characters are allowed")
+        tenant = Tenant(slug=slug, name=name)
+        try:
+            async with self._database.transaction() as session:
+                session.add(tenant)
+        except IntegrityError as error:
+            raise TenantExists(f'slug: there is a tenant "{slug}" already; choose another name') from error
+        return _tenant_info(tenant)
+
+    async def list_tenants(self) -> list[TenantInfo]:
+        """All tenants by slug."""
+        async with self._database.read() as session:
+            return [_tenant_info(tenant) for tenant in await session.scalars(select(Tenant).order_by(Tenant.slug))]
+
+    async def set_suspended(self, slug: str, suspended: bool) -> TenantInfo:
+        """While a tenant is suspended none of its keys is valid. Raises TenantNotFound."""
+        async with self._database.transaction() as session:
+            tenant = await _tenant(session, slug)
+            if suspended != (tenant.suspended_at is not None):
+                tenant.suspended_at = now() if suspended else None
+            return _tenant_info(tenant)
+
+    async def create_key(
+        self, tenant: str | None, name: str, scopes: Iterable[str], expires_at: datetime | None = None
+    ) -> tuple[KeyInfo, str]:
+        """A new key and its text, which cannot be had again.
+
+        A tenant's key has the scopes inference, adapters or both; an operator's (tenant None) has admin alone.
+        Raises InvalidKeyRequest, TenantNotFound.
+        """
+        granted = frozenset(scopes)
+        _check_key(tenant, name, granted, expires_at)
+        key_id, text = new_key()
+        async with self._database.transaction() as session:
+            owner = None if tenant is None else await _tenant(session, tenant)
+            key = ApiKey(
+                id=key_id,
+                tenant_id=owner.id if owner else None,
+                name=name,
+                secret_sha256=fingerprint(text),
+                scopes=sorted(granted),
+                expires_at=expires_at,
+            )
+            session.add(key)
+            await session.flush()
+            return _key_info(key, tenant), text
+
+    async def list_keys(self, tenant: str | None = None) -> list[KeyInfo]:
+        """The keys of one tenant, or all with the operators', oldest first. Raises TenantNotFound."""
+        async with self._database.read() as session:
+            keys = _keys().order_by(ApiKey.created_at, ApiKey.id)
+            if tenant is not None:
+                keys = keys.where(ApiKey.tenant_id == (await _tenant(session, tenant)).id)
+            return [_key_info(key, _slug(owner)) for key, owner in (await session.execute(keys))]
+
+    async def revoke_key(self, key_id: str) -> KeyInfo:
+        """End the key for good; again is fine. Raises KeyNotFound."""
+        async with self._database.transaction() as session:
+            found = (await session.execute(_keys().where(ApiKey.id == key_id))).first()
+            if found is None:
+                raise KeyNotFound(f"id: there is no API key {ascii(key_id)[:20]}")
+            key, owner = found
+            key.revoked_at = key.revoked_at or now()
+            return _key_info(key, _slug(owner))
+
+    async def authenticate(self, secret: str) -> Principal:
+        """Who the key speaks for. Raises InvalidKey, the same for every reason."""
+        key_id = key_id_of(secret)
+        if key_id is None:
+            raise InvalidKey
+        async with self._database.read() as session:
+            found = (await session.execute(_keys().where(ApiKey.id == key_id))).first()
+        # An unknown id costs the same comparison as a wrong secret.
+        stored = found[0].secret_sha256 if found else _NO_FINGERPRINT
+        matches = hmac.compare_digest(stored, fingerprint(secret))
+        if not (matches and found and _is_valid(*found)):
+            raise InvalidKey
+        key, tenant = found
+        await self._note_use(key)
+        return Principal(
+            key_id=key.id,
+            tenant_id=key.tenant_id,
+            tenant=_slug(tenant),
+            scopes=frozenset(key.scopes),
+            salt=tenant.cache_salt if tenant else b"",
+        )
+
+    async def _note_use(self, key: ApiKey) -> None:
+        """Write the time of use unless the last one is recent. It is a hint: a busy or full disk refuses nobody."""
+        recent = now() - _LAST_USED_STEP
+        if key.last_used_at is not None and key.last_used_at > recent:
+            return
+        stale = ApiKey.id == key.id, or_(ApiKey.last_used_at.is_(None), ApiKey.last_used_at <= recent)
+        with suppress(DBAPIError):
+            async with self._database.transaction() as session:
+                await session.execute(update(ApiKey).where(*stale).values(last_used_at=now()))
+
+
+def _check_key(tenant: str | None, name: str, scopes: frozenset[str], expires_at: datetime | None) -> None:
+    allowed = {"admin"} if tenant is None else SCOPES - {"admin"}
+    if not scopes or not scopes <= allowed:
+        whose = "an operator's key" if tenant is None else "a tenant's key"
+        raise InvalidKeyRequest(f"scopes: {whose} has at least one of: {', '.join(sorted(allowed))}, and no other")
+    if len(name) > 100:
+        raise InvalidKeyRequest("name: at most 100 characters are allowed")
+    if expires_at is not None and (expires_at.tzinfo is None or expires_at <= now()):
+        raise InvalidKeyRequest("expires_at: give a moment in the future, with its time zone")
+
+
+def _is_valid(key: ApiKey, tenant: Tenant | None) -> bool:
+    expired = key.expires_at is not None and key.expires_at <= now()
+    suspended = tenant is not None and tenant.suspended_at is not None
+    return key.revoked_at is None and not expired and not suspended
+
+
+def _keys() -> Select[ApiKey, Tenant | None]:
+    return select(ApiKey, Tenant).outerjoin(Tenant, Tenant.id == ApiKey.tenant_id)
+
+
+async def _tenant(session: AsyncSession, slug: str) -> Tenant:
+    tenant = await session.scalar(select(Tenant).where(Tenant.slug == slug).with_for_update())
+    if tenant is None:
+        raise TenantNotFound(f"tenant: there is no tenant {ascii(slug)[:70]}; create it first")
+    return tenant
+
+
+def _slug(tenant: Tenant | None) -> str | None:
+    return None if tenant is None else tenant.slug
+
+
+def _tenant_info(tenant: Tenant) -> TenantInfo:
+    return TenantInfo(
+        id=tenant.id,
+        slug=tenant.slug,
+        name=tenant.name,
+        weight=tenant.weight,
+        suspended_at=tenant.suspended_at,
+        created_at=tenant.created_at,
+    )
+
+
+def _key_info(key: ApiKey, tenant: str | None) -> KeyInfo:
+    return KeyInfo(
+        id=key.id,
+        tenant_id=key.tenant_id,
+        tenant=tenant,
+        name=key.name,
+        scopes=frozenset(key.scopes),
+        created_at=key.created_at,
+        expires_at=key.expires_at,
+        revoked_at=key.revoked_at,
+        last_used_at=key.last_used_at,
+    )

@@ -1,0 +1,299 @@
+"""The adapter registry on SQLite and PostgreSQL."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from loraplex.adapters.database import Database
+from loraplex.adapters.errors import (
+    AdapterError,
+    AdapterExists,
+    AdapterNotFound,
+    BaseModelConflict,
+    BaseModelUnknown,
+    InvalidName,
+    VersionInUse,
+    VersionNotFound,
+)
+from loraplex.adapters.registry import AdapterRegistry, VersionInfo
+from loraplex.platform.tenants import TenantDirectory
+
+pytestmark = pytest.mark.anyio
+
+CHECKS = [{"check": "rank", "value": 8}]
+
+
+@pytest.fixture
+async def registry(database: Database) -> AdapterRegistry:
+    registry = AdapterRegistry(database)
+    await registry.register_base_model("base", "0" * 64, "hub:base")
+    return registry
+
+
+@pytest.fixture
+async def acme(database: Database) -> str:
+    return (await TenantDirectory(database).create_tenant("acme")).id
+
+
+@pytest.fixture
+async def zeta(database: Database) -> str:
+    return (await TenantDirectory(database).create_tenant("zeta")).id
+
+
+@pytest.fixture
+async def bot(registry: AdapterRegistry, acme: str) -> str:
+    return (await registry.create_adapter(acme, "bot", "base")).name
+
+
+async def publish(registry: AdapterRegistry, tenant_id: str, name: str, digest: str) -> VersionInfo:
+    return await registry.publish(
+        tenant_id,
+        name,
+        digest=digest * 64,
+        size_bytes=1 << 33,
+        max_rank=8,
+        targets=("q_proj", "v_proj"),
+        report=CHECKS,
+        created_by="k" * 12,
+    )
+
+
+async def test_a_version_comes_back_as_it_was_published(registry, acme, bot):
+    """Everything said at publishing is said again by get_version, with the canonical name and a time in UTC."""
+    published = await publish(registry, acme, bot, "a")
+
+    version = await registry.get_version(acme, bot, 1)
+    assert version == published
+    assert version.canonical_name == "acme/bot@1"
+    assert (version.tenant, version.base_model, version.digest) == ("acme", "base", "a" * 64)
+    assert (version.size_bytes, version.max_rank) == (1 << 33, 8)
+    assert (version.targets, version.report) == (("q_proj", "v_proj"), CHECKS)
+    assert version.created_at.tzinfo is UTC
+    assert abs(datetime.now(UTC) - version.created_at) < timedelta(minutes=5)
+
+
+async def test_numbers_are_never_used_twice(registry, acme, bot):
+    """Deleting the newest version does not free its number."""
+    for digest in "ab":
+        await publish(registry, acme, bot, digest)
+    await registry.delete_version(acme, bot, 2)
+
+    assert (await publish(registry, acme, bot, "c")).number == 3
+
+
+async def test_the_same_bytes_are_the_same_version(registry, acme, zeta, bot):
+    """Publishing a digest again returns its version; another adapter with the digest gets one of its own."""
+    first = await publish(registry, acme, bot, "a")
+    await publish(registry, acme, bot, "b")
+    await registry.create_adapter(zeta, "bot", "base")
+
+    assert await publish(registry, acme, bot, "a") == first
+    assert (await publish(registry, zeta, "bot", "a")).adapter_id != first.adapter_id
+
+
+async def test_publishing_at_once_gives_different_numbers(registry, acme, bot):
+    """Eight publishes at the same time get the numbers 1 to 8."""
+    versions = await asyncio.gather(*(publish(registry, acme, bot, digest) for digest in "abcdef01"))
+
+    assert sorted(version.number for version in versions) == list(range(1, 9))
+    assert len((await registry.get_adapter(acme, bot)).versions) == 8
+
+
+async def test_publishing_the_same_bytes_at_once_gives_one_version(registry, acme, bot):
+    """A retried upload that overlaps the first one makes no second version."""
+    versions = await asyncio.gather(*(publish(registry, acme, bot, "a") for _ in range(4)))
+
+    assert {version.number for version in versions} == {1}
+
+
+async def test_an_adapter_is_created_once(registry, acme, zeta):
+    """Of several creations at once one wins, the others learn that it exists; other tenants do not care."""
+    outcomes = await asyncio.gather(
+        *(registry.create_adapter(acme, "bot", "base") for _ in range(4)), return_exceptions=True
+    )
+
+    assert sorted(type(outcome).__name__ for outcome in outcomes) == ["AdapterExists"] * 3 + ["AdapterInfo"]
+    await registry.create_adapter(zeta, "bot", "base")
+
+
+async def test_deleting_a_version_races_with_pointing_an_alias_at_it(registry, acme, bot):
+    """Either the version goes and the alias is refused, or the alias points and the version stays: never both."""
+    for number, digest in enumerate("abcdef012345", start=1):
+        await publish(registry, acme, bot, digest)
+        pointed, deleted = await asyncio.gather(
+            registry.point_alias(acme, bot, "prod", number),
+            registry.delete_version(acme, bot, number),
+            return_exceptions=True,
+        )
+
+        info = await registry.get_adapter(acme, bot)
+        if deleted is None:
+            assert isinstance(pointed, VersionNotFound)
+            assert number not in {version.number for version in info.versions}
+        else:
+            assert isinstance(deleted, VersionInUse)
+            assert info.aliases == {"prod": number}
+        assert set(info.aliases.values()) <= {version.number for version in info.versions}
+
+
+async def test_an_alias_protects_its_version(registry, acme, bot):
+    """A version goes only when no alias points at it; the refusal names the aliases."""
+    await publish(registry, acme, bot, "a")
+    await publish(registry, acme, bot, "b")
+    for alias in ("prod", "canary"):
+        await registry.point_alias(acme, bot, alias, 1)
+
+    with pytest.raises(VersionInUse, match="canary, prod"):
+        await registry.delete_version(acme, bot, 1)
+
+    assert (await registry.point_alias(acme, bot, "prod", 2)).aliases == {"canary": 1, "prod": 2}
+    await registry.delete_alias(acme, bot, "canary")
+    await registry.delete_version(acme, bot, 1)
+    assert [version.number for version in (await registry.get_adapter(acme, bot)).versions] == [2]
+
+
+async def test_what_a_name_resolves_to(registry, acme, bot):
+    """Digits are a version, words an alias, nothing is `prod` if there is one and else the newest version."""
+    for digest in "abc":
+        await publish(registry, acme, bot, digest)
+
+    async def number(selector: str | None) -> int:
+        return (await registry.resolve(acme, bot, selector)).number
+
+    assert [await number(None), await number("1")] == [3, 1]
+    await registry.point_alias(acme, bot, "canary", 2)
+    assert [await number(None), await number("canary")] == [3, 2]
+    await registry.point_alias(acme, bot, "prod", 1)
+    assert [await number(None), await number("prod"), await number("3")] == [1, 1, 3]
+
+
+async def test_every_miss_reads_the_same(registry, acme, zeta, bot):
+    """A missing adapter, version or alias, one without versions, and another tenant's: one error, one text."""
+    await registry.create_adapter(acme, "empty", "base")
+    await publish(registry, acme, bot, "a")
+    misses = [
+        (acme, "nobody", None),
+        (acme, "empty", None),
+        (acme, bot, "2"),
+        (acme, bot, "007"),
+        (acme, bot, "9" * 400),
+        (acme, bot, "²"),
+        (acme, bot, "canary"),
+        (acme, bot, "'; --"),
+        (zeta, bot, None),
+        (zeta, bot, "1"),
+    ]
+
+    texts = set()
+    for miss in misses:
+        with pytest.raises(AdapterNotFound) as missed:
+            await registry.resolve(*miss)
+        assert type(missed.value) is AdapterNotFound
+        texts.add(str(missed.value))
+    assert len(texts) == 1
+
+
+async def test_no_call_reaches_another_tenants_adapter(registry, acme, zeta, bot):
+    """Under another tenant's id every call finds nothing and changes nothing."""
+    await publish(registry, acme, bot, "a")
+    await registry.point_alias(acme, bot, "prod", 1)
+    before = await registry.get_adapter(acme, bot)
+
+    for attempt in (
+        registry.get_adapter(zeta, bot),
+        registry.get_version(zeta, bot, 1),
+        publish(registry, zeta, bot, "b"),
+        registry.point_alias(zeta, bot, "prod", 1),
+        registry.delete_alias(zeta, bot, "prod"),
+        registry.delete_version(zeta, bot, 1),
+        registry.delete_adapter(zeta, bot),
+    ):
+        with pytest.raises(AdapterNotFound):
+            await attempt
+
+    assert await registry.list_adapters(zeta) == []
+    assert await registry.get_adapter(acme, bot) == before
+
+
+async def test_a_missing_version_is_told_from_a_missing_adapter(registry, acme, bot):
+    """The owner of an adapter learns that the version or the alias is what is missing, for any number."""
+    for number in (0, -1, 1, 1 << 40, 1 << 80):
+        for attempt in (
+            registry.get_version(acme, bot, number),
+            registry.delete_version(acme, bot, number),
+            registry.point_alias(acme, bot, "prod", number),
+        ):
+            with pytest.raises(VersionNotFound, match="has no version"):
+                await attempt
+    with pytest.raises(VersionNotFound, match="has no alias 'prod'"):
+        await registry.delete_alias(acme, bot, "prod")
+
+
+async def test_a_deleted_adapter_is_gone_with_all_it_had(registry, acme, bot):
+    """Versions, aliases and digests go with the adapter, and its name is free."""
+    await publish(registry, acme, bot, "a")
+    await registry.point_alias(acme, bot, "prod", 1)
+
+    await registry.delete_adapter(acme, bot)
+
+    assert await registry.live_digests() == set()
+    with pytest.raises(AdapterNotFound):
+        await registry.delete_adapter(acme, bot)
+    assert (await registry.create_adapter(acme, bot, "base")).versions == ()
+
+
+async def test_live_digests_are_those_of_all_versions(registry, acme, zeta, bot):
+    """A digest is live while any version of any tenant has it."""
+    await registry.create_adapter(zeta, "bot", "base")
+    for tenant, digest in ((acme, "a"), (acme, "b"), (zeta, "a")):
+        await publish(registry, tenant, "bot", digest)
+    await registry.delete_version(acme, bot, 1)
+    assert await registry.live_digests() == {"a" * 64, "b" * 64}
+
+    await registry.delete_adapter(zeta, "bot")
+    assert await registry.live_digests() == {"b" * 64}
+
+
+async def test_pages_cover_every_adapter_once_and_in_order(registry, acme, zeta):
+    """Following `after` from page to page lists all adapters by tenant and name, in code-point order."""
+    names = ["a-b", "a.b", "a_b", "ab", "b", "0"]
+    for tenant in (zeta, acme):
+        for name in names:
+            await registry.create_adapter(tenant, name, "base")
+
+    seen: list[str] = []
+    while page := await registry.list_adapters(None, limit=5, after=seen[-1] if seen else None):
+        seen += [f"{adapter.tenant}/{adapter.name}" for adapter in page]
+
+    assert seen == [f"{tenant}/{name}" for tenant in ("acme", "zeta") for name in sorted(names)]
+    assert [adapter.name for adapter in await registry.list_adapters(zeta, after="zeta/b")] == []
+    assert len(await registry.list_adapters(acme, limit=0)) == 1
+    with pytest.raises(InvalidName, match="after"):
+        await registry.list_adapters(acme, after="b")
+
+
+async def test_a_base_model_keeps_its_shape(registry):
+    """Registering a model again is fine, even at once; another shape under the name is refused with the way out."""
+    await asyncio.gather(*(registry.register_base_model("new", "1" * 64, "folder") for _ in range(4)))
+
+    with pytest.raises(BaseModelConflict, match="under another name"):
+        await registry.register_base_model("new", "2" * 64, "folder")
+
+
+async def test_what_cannot_be_an_adapter(registry, acme):
+    """A bad name, a base model's name, and an unknown base model are refused."""
+    with pytest.raises(InvalidName):
+        await registry.create_adapter(acme, "no/slash", "base")
+    with pytest.raises(InvalidName, match="name of a base model"):
+        await registry.create_adapter(acme, "base", "base")
+    with pytest.raises(BaseModelUnknown, match="base_model: no base model 'other'"):
+        await registry.create_adapter(acme, "bot", "other")
+
+
+async def test_an_existing_adapter_says_so(registry, acme, bot):
+    """The refusal is a domain error that tells what to do instead."""
+    with pytest.raises(AdapterExists, match="publish a version"):
+        await registry.create_adapter(acme, bot, "base")
+    assert issubclass(AdapterExists, AdapterError)

@@ -1,0 +1,73 @@
+"""The independent judge of every number: transformers + peft, fp32, one sequence and one adapter at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the engine gave for one prompt."""
+
+    prompt: list[int]
+    tokens: list[int]
+    logprobs: list[float]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The oracle's view of an answer's tokens, given the same text before each of them.
+
+    decided: tokens at which the oracle's top-two margin exceeds epsilon; wrong: those of them where the engine chose
+    another token; logprob_error: the largest |difference| of the chosen tokens' log-probabilities.
+    """
+
+    decided: int
+    wrong: int
+    logprob_error: float
+
+
+class Oracle:
+    """One base model with any number of PEFT adapters."""
+
+    def __init__(self, base: Path) -> None:
+        self._base = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
+        self._peft: PeftModel | None = None
+
+    def judge(self, answer: Answer, adapter: Path | None, epsilon: float) -> Verdict:
+        """Compare a greedy answer, position by position, feeding the oracle the engine's own tokens."""
+        logits = self.logits(answer.prompt + answer.tokens, adapter)[len(answer.prompt) - 1 : -1]
+        top = logits.topk(2).values
+        decided = top[:, 0] - top[:, 1] > epsilon
+        chosen = torch.tensor(answer.tokens)
+        wrong = decided & (logits.argmax(-1) != chosen)
+        logprobs = logits.log_softmax(-1).gather(1, chosen.unsqueeze(1)).flatten()
+        error = (logprobs - torch.tensor(answer.logprobs)).abs().max()
+        return Verdict(int(decided.sum()), int(wrong.sum()), float(error))
+
+    @torch.inference_mode()
+    def logits(self, tokens: list[int], adapter: Path | None) -> torch.Tensor:
+        """[len(tokens), vocab] fp32."""
+        ids = torch.tensor([tokens])
+        if adapter is None and self._peft is None:
+            return self._base(ids).logits[0]
+        if adapter is None:
+            assert self._peft is not None
+            with self._peft.disable_adapter():
+                return self._peft(ids).logits[0]
+        return self._with_adapter(adapter)(ids).logits[0]
+
+    def _with_adapter(self, adapter: Path) -> PeftModel:
+        name = str(adapter).replace(".", "_")
+        if self._peft is None:
+            self._peft = PeftModel.from_pretrained(self._base, adapter, adapter_name=name).eval()
+        elif name not in self._peft.peft_config:
+            self._peft.load_adapter(adapter, adapter_name=name)
+            self._peft.eval()
+        self._peft.set_adapter(name)
+        return self._peft

@@ -1,0 +1,115 @@
+"""A name means the same thing every time, and nobody learns of another tenant's."""
+
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from loraplex.adapters.errors import AdapterNotFound
+from loraplex.adapters.registry import VersionInfo
+from loraplex.platform.catalog import Catalog
+from loraplex.platform.errors import ApiError
+from loraplex.platform.tenants import Principal
+
+pytestmark = pytest.mark.anyio
+
+ACME = Principal(key_id="k1", tenant_id="t1", tenant="acme", scopes=frozenset({"inference"}), salt=b"1")
+OTHER = Principal(key_id="k2", tenant_id="t2", tenant="other", scopes=frozenset({"inference"}), salt=b"2")
+OPERATOR = Principal(key_id="k3", tenant_id=None, tenant=None, scopes=frozenset({"admin"}), salt=b"")
+
+
+class OneAdapter:
+    """A registry in which acme has `bot`, version 7, made for one base; it counts the questions."""
+
+    def __init__(self, base_model="tiny"):
+        self.asked = 0
+        self.version = VersionInfo(
+            adapter_id="a1",
+            tenant_id="t1",
+            tenant="acme",
+            name="bot",
+            base_model=base_model,
+            number=7,
+            digest="d" * 64,
+            size_bytes=1,
+            max_rank=8,
+            targets=("q_proj",),
+            report=[],
+            created_at=datetime(2026, 1, 1, tzinfo=UTC),
+        )
+
+    async def resolve(self, tenant_id, name, selector):
+        self.asked += 1
+        if (tenant_id, name) != ("t1", "bot") or selector not in (None, "prod", "7"):
+            raise AdapterNotFound("no such adapter")
+        return self.version
+
+
+async def refusal(catalog, principal, model):
+    with pytest.raises(ApiError) as refused:
+        await catalog.resolve(principal, model)
+    return refused.value.status, refused.value.body()
+
+
+@pytest.mark.parametrize("model", ["bot", "acme/bot", "bot@prod", "bot@7", "acme/bot@7"])
+async def test_every_spelling_of_an_adapter_means_its_version(model):
+    """Bare, with the tenant, by alias or by number: responses carry the canonical name."""
+    resolved = await Catalog(OneAdapter(), "tiny").resolve(ACME, model)
+
+    assert resolved.name == "acme/bot@7"
+    assert resolved.digest == "d" * 64
+
+
+async def test_the_base_is_for_everybody_and_only_by_its_exact_name():
+    """A tenant and an operator get the base; another spelling is a 404."""
+    catalog = Catalog(OneAdapter(), "tiny")
+
+    for principal in (ACME, OPERATOR):
+        resolved = await catalog.resolve(principal, "tiny")
+        assert (resolved.name, resolved.digest) == ("tiny", None)
+    assert (await refusal(catalog, ACME, "Tiny"))[0] == 404
+
+
+@pytest.mark.parametrize(
+    "model",
+    ["", "..", "../bot", "acme/../bot", "/bot", "acme/", "bot@", "bot@@7", "бот", "bot\0", "a/b/c", "x" * 10_000],
+)
+async def test_a_malformed_name_is_the_same_404(model):
+    """The echo is bounded, and nothing but the name differs from any other 404."""
+    status, body = await refusal(Catalog(OneAdapter(), "tiny"), ACME, model)
+
+    assert status == 404
+    assert body["error"]["code"] == "model_not_found"
+    assert body["error"]["param"] == "model"
+    assert len(body["error"]["message"]) < 300
+
+
+@pytest.mark.parametrize("model", ["acme/bot", "acme/bot@7", "acme/nothing"])
+async def test_foreign_and_absent_are_told_alike(model):
+    """The answer for another tenant's adapter is the answer for none, and costs the same questions."""
+    there, absent = OneAdapter(), OneAdapter(base_model="another")
+
+    first = await refusal(Catalog(there, "tiny"), OTHER, model)
+    second = await refusal(Catalog(absent, "tiny"), OPERATOR, model)
+
+    assert first == second
+    assert there.asked == absent.asked == 0
+
+
+async def test_an_adapter_of_another_base_is_refused():
+    """A registry may hold adapters of a base that is not served now; they never run on the wrong one."""
+    status, body = await refusal(Catalog(OneAdapter(base_model="another"), "tiny"), ACME, "bot")
+
+    assert status == 404
+    assert "another" in body["error"]["message"]
+
+
+@given(model=st.text(max_size=200))
+async def test_any_name_is_a_model_or_the_404(model):
+    """No name makes anything else happen."""
+    try:
+        outcome = (await Catalog(OneAdapter(), "tiny").resolve(ACME, model)).name
+    except ApiError as error:
+        outcome = error.code
+    assert outcome in ("tiny", "acme/bot@7", "model_not_found")

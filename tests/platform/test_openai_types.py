@@ -1,0 +1,188 @@
+"""What is read from a request is bounded and complete: a field is served, neutral, or refused by name."""
+
+import itertools
+import json
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from loraplex.platform.errors import to_api_error
+from loraplex.platform.openai.body import UNSERVED, UNSERVED_IN_MESSAGES, read_body
+from loraplex.platform.openai.stop_strings import StopStrings
+from loraplex.platform.openai.types import ChatCompletionRequest, ChatMessage, CompletionRequest
+
+USER = {"role": "user", "content": "hi"}
+
+
+def chat(**fields):
+    return read_body(json.dumps({"model": "m", "messages": [USER], **fields}).encode(), ChatCompletionRequest)
+
+
+def completion(**fields):
+    return read_body(json.dumps({"model": "m", "prompt": "hi", **fields}).encode(), CompletionRequest)
+
+
+def refusal(make, **fields):
+    """(code, param) of the ApiError that the client would see."""
+    with pytest.raises(Exception) as refused:
+        make(**fields)
+    error = to_api_error(refused.value)
+    assert error.status == 400
+    return error.code, error.param
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"max_tokens": 0}, ("invalid_value", "max_tokens")),
+        ({"max_tokens": -1}, ("invalid_value", "max_tokens")),
+        ({"max_tokens": 10**9}, ("invalid_value", "max_tokens")),
+        ({"max_tokens": 1.5}, ("invalid_type", "max_tokens")),
+        ({"max_tokens": True}, ("invalid_type", "max_tokens")),
+        ({"max_tokens": 3, "max_completion_tokens": 4}, ("invalid_value", "max_tokens")),
+        ({"temperature": "hot"}, ("invalid_type", "temperature")),
+        ({"temperature": "1"}, ("invalid_type", "temperature")),
+        ({"temperature": -0.1}, ("invalid_value", "temperature")),
+        ({"temperature": 2.1}, ("invalid_value", "temperature")),
+        ({"top_p": 0}, ("invalid_value", "top_p")),
+        ({"min_p": 2}, ("invalid_value", "min_p")),
+        ({"top_k": -2}, ("invalid_value", "top_k")),
+        ({"seed": 1 << 70}, ("invalid_value", "seed")),
+        ({"stop": ["a"] * 5}, ("invalid_value", "stop")),
+        ({"stop": ""}, ("invalid_value", "stop")),
+        ({"stop": [""]}, ("invalid_value", "stop[0]")),
+        ({"stop_token_ids": [-1]}, ("invalid_value", "stop_token_ids[0]")),
+        ({"n": 0}, ("invalid_value", "n")),
+        ({"n": 2}, ("unsupported_value", "n")),
+        ({"n": 10_000}, ("unsupported_value", "n")),
+        ({"stream": "yes"}, ("invalid_type", "stream")),
+        ({"stream_options": {"include_usage": True}}, ("invalid_value", "stream_options")),
+        ({"stream": True, "stream_options": {"x": 1}}, ("unknown_parameter", "stream_options.x")),
+        ({"user": "u" * 513}, ("invalid_value", "user")),
+        ({"cache_salt": ""}, ("invalid_value", "cache_salt")),
+        ({"model": None}, ("invalid_type", "model")),
+        ({"messages": []}, ("invalid_value", "messages")),
+        ({"messages": "hi"}, ("invalid_type", "messages")),
+        ({"messages": [USER, {"role": "user"}]}, ("missing_required_parameter", "messages[1].content")),
+        ({"messages": [{"role": "tool", "content": "x"}]}, ("invalid_value", "messages[0].role")),
+        ({"messages": [{"role": "user", "content": None}]}, ("invalid_type", "messages[0].content")),
+        ({"messages": [{**USER, "tool_calls": [{}]}]}, ("unsupported_parameter", "messages[0].tool_calls")),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
+            ("invalid_value", "messages[0].content[0].type"),
+        ),
+        ({"colour": "red"}, ("unknown_parameter", "colour")),
+    ],
+)
+def test_what_is_out_of_bounds_is_refused_by_name(fields, expected):
+    """Every bound of a chat request, with the code and the path that the client sees."""
+    assert refusal(chat, **fields) == expected
+
+
+@pytest.mark.parametrize("field", sorted(UNSERVED))
+def test_a_field_that_is_not_served_is_neutral_or_refused(field):
+    """No field of OpenAI's API is ignored in silence."""
+    for neutral in UNSERVED[field]:
+        chat(**{field: neutral})
+        completion(**{field: neutral})
+    assert refusal(chat, **{field: {"something": 1}}) == ("unsupported_parameter", field)
+
+
+def test_served_and_unserved_fields_are_different_ones():
+    """A field in both places would never be read."""
+    served = set(ChatCompletionRequest.__struct_fields__) | set(CompletionRequest.__struct_fields__)
+    assert not served & UNSERVED.keys()
+    assert not set(ChatMessage.__struct_fields__) & UNSERVED_IN_MESSAGES.keys()
+
+
+def test_null_is_the_same_as_leaving_a_field_out():
+    """OpenAI's clients send null for what was not given."""
+    optional = [f.name for f in msgspec.structs.fields(ChatCompletionRequest) if not f.required]
+
+    assert chat(**dict.fromkeys(optional)) == chat()
+
+
+def test_an_answer_of_the_client_library_can_be_sent_back():
+    """The openai package dumps an assistant's message with all its empty fields."""
+    message = {"role": "assistant", "content": "yes", "refusal": None, "tool_calls": None, "annotations": []}
+
+    assert chat(messages=[USER, message]).messages[1].content == "yes"
+
+
+def test_parts_are_joined_and_developers_are_systems():
+    """Chat templates know strings and the old role."""
+    parts = [{"type": "text", "text": "be "}, {"type": "text", "text": "brief"}]
+    request = chat(messages=[{"role": "developer", "content": parts}, USER])
+
+    assert request.messages[0].for_template() == {"role": "system", "content": "be brief"}
+
+
+def test_a_completion_has_one_prompt():
+    """Text, token ids, or a list of one text; of several, the message says what to do."""
+    assert completion(prompt="hi").single_prompt() == "hi"
+    assert completion(prompt=["hi"]).single_prompt() == "hi"
+    assert completion(prompt=[5, 6]).single_prompt() == [5, 6]
+    for prompt in (["a", "b"], [5, "b"]):
+        assert refusal(lambda prompt=prompt: completion(prompt=prompt).single_prompt()) == (
+            "unsupported_value",
+            "prompt",
+        )
+    for prompt in ([], [[5, 6]], [True], [-1], {"a": 1}):
+        assert refusal(completion, prompt=prompt)[0] in ("invalid_value", "invalid_type")
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"\xff", b'"\xff"', b'"\\ud800"', b"[" * 100_000, b'{"a":' * 100_000, b"1e999", b"NaN"]
+)
+def test_what_is_not_json_is_refused(body):
+    """Truncated, not UTF-8, nested too deeply, numbers that do not exist."""
+    assert refusal(lambda: read_body(body, ChatCompletionRequest))[0] in ("invalid_json", "invalid_value")
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=10), inner, max_size=4),
+    max_leaves=10,
+)
+FIELDS = sorted({*ChatCompletionRequest.__struct_fields__, *CompletionRequest.__struct_fields__, *UNSERVED})
+
+
+@given(
+    target=st.sampled_from([ChatCompletionRequest, CompletionRequest]),
+    body=st.dictionaries(st.sampled_from(FIELDS), JSON),
+)
+def test_any_body_is_read_or_refused_with_a_400(target, body):
+    """No value in any field makes anything else happen."""
+    valid = {"model": "m", "messages": [USER]} if target is ChatCompletionRequest else {"model": "m", "prompt": "p"}
+    status = 200
+    try:
+        read_body(json.dumps({**valid, **body}).encode(), target)
+    except Exception as error:
+        status = to_api_error(error).status
+    assert status in (200, 400)
+
+
+@given(
+    text=st.text("abc", max_size=40),
+    stops=st.lists(st.text("abc", min_size=1, max_size=4), max_size=3),
+    cuts=st.lists(st.integers(0, 40)),
+)
+def test_stop_strings_do_not_depend_on_the_pieces(text, stops, cuts):
+    """However the text is cut, what is passed on ends where the first stop string is complete and begins."""
+    finder = StopStrings(tuple(stops))
+    edges = sorted({0, len(text), *(cut for cut in cuts if cut < len(text))})
+    passed = "".join(finder.push(text[a:b]) for a, b in itertools.pairwise(edges)) + finder.flush()
+
+    whole = StopStrings(tuple(stops))
+    by_character = "".join(whole.push(character) for character in text) + whole.flush()
+
+    if finder.found:
+        assert not any(stop in passed for stop in stops)
+        assert any(text.startswith(passed + stop) for stop in stops)
+    else:
+        assert passed == text
+        assert not any(stop in text for stop in stops)
+    assert whole.found == finder.found
+    assert len(by_character) >= len(passed)
