@@ -6,14 +6,11 @@ Knows rows. Knows no file, no HTTP and no tensor. Everything that a call returns
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, String, and_, column, delete, select, table, tuple_
+from sqlalchemy import delete, select, tuple_
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import joinedload, selectinload
 
 from loraplex.adapters.database import Database
 from loraplex.adapters.errors import (
@@ -25,51 +22,25 @@ from loraplex.adapters.errors import (
     VersionInUse,
     VersionNotFound,
 )
+from loraplex.adapters.lookup import (
+    AdapterInfo,
+    VersionInfo,
+    adapter_info,
+    find_adapter,
+    first_version,
+    is_adapter,
+    no_adapter,
+    select_adapters,
+    select_for,
+    select_versions,
+    tenants,
+)
 from loraplex.adapters.names import check_alias, check_base_name, check_slug, version_number
 from loraplex.adapters.schema import Adapter, AdapterVersion, Alias, BaseModel
 
-DEFAULT_ALIAS = "prod"
+__all__ = ["AdapterInfo", "AdapterRegistry", "VersionInfo"]
+
 MAX_PAGE = 1000
-
-# Platform owns this table; the registry reads the name of a tenant and nothing else of it.
-_tenants = table("tenants", column("id", String), column("slug", Adapter.name.type))
-
-
-@dataclass(frozen=True, slots=True)
-class VersionInfo:
-    """One immutable version. `digest` names its bytes; `report` is what the upload's checks found out."""
-
-    adapter_id: str
-    tenant_id: str
-    tenant: str
-    name: str
-    base_model: str
-    number: int
-    digest: str
-    size_bytes: int
-    max_rank: int
-    targets: tuple[str, ...]
-    report: list[dict[str, Any]]
-    created_at: datetime
-
-    @property
-    def canonical_name(self) -> str:
-        return f"{self.tenant}/{self.name}@{self.number}"
-
-
-@dataclass(frozen=True, slots=True)
-class AdapterInfo:
-    """An adapter as it stood at one moment. `versions` by rising number; `aliases`: name -> version number."""
-
-    id: str
-    tenant_id: str
-    tenant: str
-    name: str
-    base_model: str
-    description: str
-    created_at: datetime
-    versions: tuple[VersionInfo, ...]
-    aliases: dict[str, int]
 
 
 class AdapterRegistry:
@@ -112,14 +83,14 @@ class AdapterRegistry:
                     raise InvalidName("name", f'"{name}" is the name of a base model; choose another')
                 session.add(Adapter(tenant_id=tenant_id, name=name, base_model_id=base.id, description=description))
                 await session.flush()
-                return await _adapter(session, tenant_id, name)
+                return await find_adapter(session, tenant_id, name)
         except IntegrityError as error:
             raise AdapterExists(f'name: you have an adapter "{name}" already; publish a version of it') from error
 
     async def get_adapter(self, tenant_id: str, name: str) -> AdapterInfo:
         """Raises AdapterNotFound."""
         async with self._database.read() as session:
-            return await _adapter(session, tenant_id, name)
+            return await find_adapter(session, tenant_id, name)
 
     async def list_adapters(
         self, tenant_id: str | None, limit: int = 100, after: str | None = None
@@ -128,15 +99,15 @@ class AdapterRegistry:
 
         after: `tenant/name` of the last adapter of the page before. Raises InvalidName.
         """
-        page = _adapters().order_by(_tenants.c.slug, Adapter.name).limit(min(max(limit, 1), MAX_PAGE))
+        page = select_adapters().order_by(tenants.c.slug, Adapter.name).limit(min(max(limit, 1), MAX_PAGE))
         if tenant_id is not None:
             page = page.where(Adapter.tenant_id == tenant_id)
         if after is not None:
             tenant, _, name = after.partition("/")
             last = check_slug(tenant, "after"), check_slug(name, "after")
-            page = page.where(tuple_(_tenants.c.slug, Adapter.name) > last)
+            page = page.where(tuple_(tenants.c.slug, Adapter.name) > last)
         async with self._database.read() as session:
-            return [_adapter_info(adapter, slug) for adapter, slug in (await session.execute(page))]
+            return [adapter_info(adapter, slug) for adapter, slug in (await session.execute(page))]
 
     async def delete_adapter(self, tenant_id: str, name: str) -> None:
         """Delete it with its versions and aliases. Raises AdapterNotFound."""
@@ -179,17 +150,17 @@ class AdapterRegistry:
                 )
                 session.add(version)
                 await session.flush()
-            found = await _first_version(session, _versions(tenant_id, name).where(*same_bytes))
+            found = await first_version(session, select_versions(tenant_id, name).where(*same_bytes))
             assert found is not None, "the transaction has just seen or written it"
             return found
 
     async def get_version(self, tenant_id: str, name: str, number: int) -> VersionInfo:
         """Raises AdapterNotFound; VersionNotFound where the adapter has no such version."""
         async with self._database.read() as session:
-            wanted = _versions(tenant_id, name).where(AdapterVersion.number == _storable(number))
-            version = await _first_version(session, wanted)
+            wanted = select_versions(tenant_id, name).where(AdapterVersion.number == _storable(number))
+            version = await first_version(session, wanted)
             if version is None:
-                await _adapter(session, tenant_id, name)
+                await find_adapter(session, tenant_id, name)
                 raise VersionNotFound(_no_version(name, number))
             return version
 
@@ -213,7 +184,7 @@ class AdapterRegistry:
             adapter = await _lock(session, tenant_id, name)
             version_id = await _version_id(session, adapter, number)
             await session.merge(Alias(adapter_id=adapter.id, name=alias, version_id=version_id))
-            return await _adapter(session, tenant_id, name)
+            return await find_adapter(session, tenant_id, name)
 
     async def delete_alias(self, tenant_id: str, name: str, alias: str) -> None:
         """Raises AdapterNotFound; VersionNotFound where the adapter has no such alias."""
@@ -231,7 +202,7 @@ class AdapterRegistry:
         Raises AdapterNotFound, with one text, for every kind of miss.
         """
         async with self._database.read() as session:
-            version = await _first_version(session, _selected(_versions(tenant_id, name), selector))
+            version = await first_version(session, select_for(select_versions(tenant_id, name), selector))
         if version is None:
             raise AdapterNotFound("no such adapter, or no such version of it")
         return version
@@ -242,63 +213,12 @@ class AdapterRegistry:
             return set(await session.scalars(select(AdapterVersion.digest).distinct()))
 
 
-def _adapters() -> Select[Adapter, str]:
-    """Adapters with all that an AdapterInfo needs, and the name of their tenant."""
-    return (
-        select(Adapter, _tenants.c.slug)
-        .join(_tenants, _tenants.c.id == Adapter.tenant_id)
-        .options(joinedload(Adapter.base_model), selectinload(Adapter.versions), selectinload(Adapter.aliases))
-    )
-
-
-async def _adapter(session: AsyncSession, tenant_id: str, name: str) -> AdapterInfo:
-    found = await session.execute(_adapters().where(*_is_adapter(tenant_id, name)))
-    for adapter, slug in found:
-        return _adapter_info(adapter, slug)
-    raise AdapterNotFound(_no_adapter(name))
-
-
 async def _lock(session: AsyncSession, tenant_id: str, name: str) -> Adapter:
     """The adapter's row, which no other transaction can change or lock until this one ends."""
-    adapter = await session.scalar(select(Adapter).where(*_is_adapter(tenant_id, name)).with_for_update())
+    adapter = await session.scalar(select(Adapter).where(*is_adapter(tenant_id, name)).with_for_update())
     if adapter is None:
-        raise AdapterNotFound(_no_adapter(name))
+        raise AdapterNotFound(no_adapter(name))
     return adapter
-
-
-def _is_adapter(tenant_id: str, name: str) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
-    return Adapter.tenant_id == tenant_id, Adapter.name == name
-
-
-def _versions(tenant_id: str, name: str) -> Select[AdapterVersion, Adapter, str, str]:
-    """Versions of one adapter, each with the adapter, the name of its base model and that of its tenant."""
-    return (
-        select(AdapterVersion, Adapter, BaseModel.name, _tenants.c.slug)
-        .join(Adapter, Adapter.id == AdapterVersion.adapter_id)
-        .join(BaseModel, BaseModel.id == Adapter.base_model_id)
-        .join(_tenants, _tenants.c.id == Adapter.tenant_id)
-        .where(*_is_adapter(tenant_id, name))
-    )
-
-
-_Versions = Select[AdapterVersion, Adapter, str, str]
-
-
-def _selected(versions: _Versions, selector: str | None) -> _Versions:
-    if selector is not None and selector.isdigit():
-        return versions.where(AdapterVersion.number == version_number(selector))
-    points_here = Alias.version_id == AdapterVersion.id
-    if selector is not None:
-        return versions.join(Alias, points_here).where(Alias.name == selector)
-    return versions.outerjoin(Alias, and_(points_here, Alias.name == DEFAULT_ALIAS)).order_by(
-        Alias.name.is_(None), AdapterVersion.number.desc()
-    )
-
-
-async def _first_version(session: AsyncSession, versions: _Versions) -> VersionInfo | None:
-    for version, adapter, base_model, slug in await session.execute(versions.limit(1)):
-        return _version_info(version, adapter, base_model, slug)
-    return None
 
 
 async def _version_id(session: AsyncSession, adapter: Adapter, number: int) -> str:
@@ -312,43 +232,6 @@ async def _version_id(session: AsyncSession, adapter: Adapter, number: int) -> s
 def _storable(number: int) -> int | None:
     """The number if a version can have it: PostgreSQL refuses to compare with integers that its column cannot hold."""
     return version_number(str(number))
-
-
-def _adapter_info(adapter: Adapter, slug: str) -> AdapterInfo:
-    base_model = adapter.base_model.name
-    numbers = {version.id: version.number for version in adapter.versions}
-    return AdapterInfo(
-        id=adapter.id,
-        tenant_id=adapter.tenant_id,
-        tenant=slug,
-        name=adapter.name,
-        base_model=base_model,
-        description=adapter.description,
-        created_at=adapter.created_at,
-        versions=tuple(_version_info(version, adapter, base_model, slug) for version in adapter.versions),
-        aliases={alias.name: numbers[alias.version_id] for alias in adapter.aliases},
-    )
-
-
-def _version_info(version: AdapterVersion, adapter: Adapter, base_model: str, slug: str) -> VersionInfo:
-    return VersionInfo(
-        adapter_id=adapter.id,
-        tenant_id=adapter.tenant_id,
-        tenant=slug,
-        name=adapter.name,
-        base_model=base_model,
-        number=version.number,
-        digest=version.digest,
-        size_bytes=version.size_bytes,
-        max_rank=version.max_rank,
-        targets=tuple(version.targets),
-        report=version.report,
-        created_at=version.created_at,
-    )
-
-
-def _no_adapter(name: str) -> str:
-    return f"name: you have no adapter {ascii(name)[:70]}"
 
 
 def _no_version(name: str, number: int) -> str:

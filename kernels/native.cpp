@@ -206,7 +206,7 @@ inline void dot_tile(const T* x, const T* a, int64_t width, float* v, int v_stri
         }
 }
 
-// out[token, column] += sum over ranks of v[token, rank] b[rank, column], for TOKENS tokens and `count` <= N*16 columns.
+// out[token, column] += sum over ranks of v[token, rank] b[rank, column], for TOKENS tokens N*16 columns, or `count` if N is 1.
 template <class T, int TOKENS, int N>
 inline void expand_tile(T* out, int64_t out_stride, const float* v, int v_stride, const T* b, int64_t b_stride, int ranks,
                         int64_t count) {
@@ -236,10 +236,14 @@ void norm_row(T* out, const T* x, const T* weight, int64_t width, float eps) {
         store(out + i, load(x + i, width - i) * scale * load(weight + i, width - i), width - i);
 }
 
+// Rows of x lie `inner_stride` apart in groups of `inner`, and the groups `outer_stride`: heads of a fused projection.
 template <class T>
-void rms_norm(T* out, const T* x, int64_t x_stride, const T* weight, int64_t rows, int64_t width, float eps) {
-#pragma omp parallel for if (rows > SERIAL_TOKENS)
-    for (int64_t row = 0; row < rows; ++row) norm_row(out + row * width, x + row * x_stride, weight, width, eps);
+void rms_norm(T* out, const T* x, int64_t outer_stride, int64_t inner_stride, const T* weight, int64_t outer, int64_t inner,
+              int64_t width, float eps) {
+#pragma omp parallel for if (outer > SERIAL_TOKENS)
+    for (int64_t group = 0; group < outer; ++group)
+        for (int64_t row = 0; row < inner; ++row)
+            norm_row(out + (group * inner + row) * width, x + group * outer_stride + row * inner_stride, weight, width, eps);
 }
 
 template <class T>
@@ -558,12 +562,15 @@ void add_lora(T* out, const T* x, int64_t width, const T* pool, const int64_t* t
             const int64_t slice_width = slice_widths[slice], slice_end = slice_start + slice_width;
             const int ranks = static_cast<int>(site[2 + slice]);
             const int64_t end = std::min(slice_end, first_column + COLUMN_TILE);
-            int64_t column = std::max(slice_start, first_column);
-            for (; ranks && column < end; column += 4 * LANES)
+            const auto tile = [&](auto n, int64_t column) {
                 in_tiles<DOT_TILE>(0, tokens, [&](auto t, int token) {
-                    expand_tile<T, t(), 4>(out + (first_token + token) * out_width + column, out_width, v + token * max_rank,
-                                           max_rank, b + column - slice_start, slice_width, ranks, end - column);
+                    expand_tile<T, t(), n()>(out + (first_token + token) * out_width + column, out_width, v + token * max_rank,
+                                             max_rank, b + column - slice_start, slice_width, ranks, end - column);
                 });
+            };
+            int64_t column = ranks ? std::max(slice_start, first_column) : end;
+            for (; column + 4 * LANES <= end; column += 4 * LANES) tile(std::integral_constant<int, 4>{}, column);
+            for (; column < end; column += LANES) tile(std::integral_constant<int, 1>{}, column);
             b += ranks * slice_width;
             v += ranks;
             slice_start = slice_end;

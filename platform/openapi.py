@@ -6,7 +6,7 @@ from elsewhere.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -40,9 +40,15 @@ ERRORS = {
     "401": "The API key is missing or not valid",
     "403": "The API key lacks the scope that this operation needs",
     "404": "There is no such thing, or it is not yours",
-    "413": "The body is too large",
+    "429": "Too much at once; try again after `retry-after` seconds",
     "500": "The server failed",
     "503": "The server cannot take the request now; try again after `retry-after` seconds",
+}
+
+
+ERRORS_OF_CHANGES = {
+    "409": "The change conflicts with what is there",
+    "413": "The body is too large",
 }
 
 
@@ -80,9 +86,11 @@ def build_document(app: Litestar) -> bytes:
         for method in handler.http_methods:
             operation = document["paths"][path][method.lower()]
             scope = handler.opt.get("scope")
+            if "request_body" in handler.opt:  # of a handler that reads the raw stream
+                operation["requestBody"] = {"required": True, "content": handler.opt["request_body"]}
             operation["security"] = [] if scope is None else [{BEARER: [scope]}]
             if scope is not None:
-                _add_errors(operation)
+                _add_errors(operation, ERRORS if method == "GET" else {**ERRORS, **ERRORS_OF_CHANGES})
     return msgspec.json.encode(document)
 
 
@@ -93,9 +101,9 @@ def _documented(app: Litestar) -> Iterator[tuple[str, HTTPRouteHandler]]:
                 yield route.path_format, handler
 
 
-def _add_errors(operation: dict[str, Any]) -> None:
+def _add_errors(operation: dict[str, Any], errors: Mapping[str, str]) -> None:
     content = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
     responses = operation["responses"]
-    for status in [*ERRORS, *(s for s in responses if s[0] in "45")]:
-        description = responses.get(status, {}).get("description") if status not in ERRORS else ERRORS[status]
+    described = {status: response["description"] for status, response in responses.items() if status[0] in "45"}
+    for status, description in sorted({**described, **errors}.items()):
         responses[status] = {"description": description, "content": content}

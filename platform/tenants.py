@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 
 from sqlalchemy import Select, or_, select, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from loraplex.adapters.database import Database
@@ -195,7 +196,7 @@ class TenantDirectory:
         if key.last_used_at is not None and key.last_used_at > recent:
             return
         stale = ApiKey.id == key.id, or_(ApiKey.last_used_at.is_(None), ApiKey.last_used_at <= recent)
-        with suppress(DBAPIError):
+        with suppress(DBAPIError, PoolTimeoutError):
             async with self._database.transaction() as session:
                 await session.execute(update(ApiKey).where(*stale).values(last_used_at=now()))
 
@@ -222,7 +223,7 @@ def _keys() -> Select[ApiKey, Tenant | None]:
 
 
 async def _tenant(session: AsyncSession, slug: str) -> Tenant:
-    tenant = await session.scalar(select(Tenant).where(Tenant.slug == slug).with_for_update())
+    tenant = await session.scalar(select(Tenant).where(Tenant.slug == slug))
     if tenant is None:
         raise TenantNotFound(f"tenant: there is no tenant {ascii(slug)[:70]}; create it first")
     return tenant

@@ -7,11 +7,18 @@ enough that greedy text varies and that every adapter changes it.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+
+# Triton reads this when it is first imported, and importing Transformers' models imports it: hence before all tests.
+# Without a GPU its kernels run in its interpreter, with one they are compiled.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 ALL_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 

@@ -7,9 +7,6 @@ from typing import Annotated, Any
 from anyio import to_thread
 from litestar import Request, Router, delete, get, post, put
 from litestar.di import NamedDependency, Provide
-from litestar.openapi.spec import OpenAPIMediaType, RequestBody, Schema
-from litestar.openapi.spec import Operation as OpenAPIOperation
-from litestar.openapi.spec.enums import OpenAPIFormat, OpenAPIType
 from litestar.params import FromPath, JSONBody, QueryParameter
 
 from loraplex.adapters.blobs import CONFIG_FILE, WEIGHTS_FILE, BlobStore, Staging
@@ -29,6 +26,16 @@ from loraplex.platform.services import Services
 from loraplex.platform.tenants import Principal
 
 MAX_PAGE = 500
+_FILE = {"type": "string", "format": "binary"}
+UPLOAD_FORM = {
+    "multipart/form-data": {
+        "schema": {
+            "type": "object",
+            "required": ["config", "weights"],
+            "properties": {"config": _FILE, "weights": _FILE},
+        }
+    }
+}
 
 PageLimit = Annotated[int, QueryParameter(ge=1, le=MAX_PAGE, description="Most entries of the page.")]
 PageAfter = Annotated[str | None, QueryParameter(max_length=127, description="`next` of the page before.")]
@@ -80,18 +87,7 @@ async def delete_adapter(
     await services.registry.delete_adapter(tenant_id, name)
 
 
-class _UploadOperation(OpenAPIOperation):
-    """The handler reads the raw stream, so the form is described here."""
-
-    def __post_init__(self) -> None:
-        file = Schema(type=OpenAPIType.STRING, format=OpenAPIFormat.BINARY)
-        form = Schema(
-            type=OpenAPIType.OBJECT, required=["config", "weights"], properties={"config": file, "weights": file}
-        )
-        self.request_body = RequestBody({"multipart/form-data": OpenAPIMediaType(schema=form)}, required=True)
-
-
-@post("/{name:str}/versions", request_max_body_size=None, operation_class=_UploadOperation)
+@post("/{name:str}/versions", request_max_body_size=None, opt={"request_body": UPLOAD_FORM})
 async def publish_version(
     name: FromPath[str],
     request: Request[Any, Any, Any],

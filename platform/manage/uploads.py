@@ -54,7 +54,7 @@ class UploadSink:
     def __init__(self, boundary: str, targets: dict[str, PartTarget]) -> None:
         self.received: dict[str, ReceivedPart] = {}
         self._targets = targets
-        self._parser = PushMultipartParser(boundary, max_segment_count=len(targets), strict=True)
+        self._parser = PushMultipartParser(boundary, max_segment_count=len(targets))
         self._part = ""
         self._file: BinaryIO | None = None
         self._hash = hashlib.sha256()
@@ -153,7 +153,11 @@ async def receive_parts(request: Request[Any, Any, Any], targets: dict[str, Part
     if (_content_length(request) or 0) > limit:
         raise _too_large("upload", limit)
     with UploadSink(_boundary(request), targets) as sink:
+        received_bytes = 0
         async for block in _blocks(request):
+            received_bytes += len(block)
+            if received_bytes > limit:
+                raise _too_large("upload", limit)
             await to_thread.run_sync(sink.feed, block)
         return sink.finish()
 

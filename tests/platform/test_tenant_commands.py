@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 
 import click
 import pytest
 from click.testing import CliRunner, Result
+from sqlalchemy import text
+
 from loraplex.adapters.database import Database
 from loraplex.platform.cli.database import db
 from loraplex.platform.cli.tenants import key, tenant
 from loraplex.platform.migrate import head_revision, locked_connection, upgrade_database
 from loraplex.platform.tenants import TenantDirectory
-from sqlalchemy import text
+
+pytest_plugins = ["database_fixtures"]
 
 
 @click.group()
@@ -50,7 +54,6 @@ def test_a_newcomer_needs_no_other_command(run):
 @pytest.mark.anyio
 async def test_the_printed_key_is_the_key(tmp_path):
     """What `key create` prints authenticates, and is shown by no other command."""
-    import asyncio
 
     def prepare() -> str:
         options = ["--data-dir", str(tmp_path)]

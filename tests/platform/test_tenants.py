@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sqlalchemy import select, text, update
+
 from loraplex.adapters.database import Database
 from loraplex.adapters.errors import InvalidName
 from loraplex.platform.api_keys import key_id_of, new_key
@@ -21,8 +24,8 @@ from loraplex.platform.tenants import (
     TenantExists,
     TenantNotFound,
 )
-from sqlalchemy import select, update
 
+pytest_plugins = ["database_fixtures"]
 pytestmark = pytest.mark.anyio
 
 
@@ -162,6 +165,21 @@ async def test_use_is_noted_once_a_minute(tenants, database):
     assert await last_used() >= first
 
 
+async def test_a_full_disk_refuses_nobody(migrated_sqlite_file, tmp_path):
+    """That the time of use cannot be written does not make a key invalid."""
+    path = shutil.copyfile(migrated_sqlite_file, tmp_path / "full.db")
+    database = Database(f"sqlite:///{path}")
+    tenants = TenantDirectory(database)
+    _, secret = await tenants.create_key(None, "ops", ["admin"])
+    async with database.transaction() as session:
+        refuse = "CREATE TRIGGER full BEFORE UPDATE ON api_keys BEGIN SELECT RAISE(ABORT, 'disk full'); END"
+        await session.execute(text(refuse))
+
+    assert (await tenants.authenticate(secret)).scopes == {"admin"}
+    assert (await tenants.list_keys())[0].last_used_at is None
+    await database.dispose()
+
+
 async def test_lists_and_revocation(tenants):
     """Keys are listed by tenant or all together; a revoked one stays listed with the time of its end."""
     await tenants.create_tenant("zeta", "Zeta")
@@ -198,15 +216,15 @@ async def test_a_tenant_is_created_once(tenants):
 @given(st.data())
 def test_a_typing_error_is_noticed_without_a_database(data):
     """A key reads back as its id; with any one character changed it is no key at all."""
-    key_id, text = new_key()
-    assert key_id_of(text) == key_id
+    key_id, key = new_key()
+    assert key_id_of(key) == key_id
 
-    position = data.draw(st.integers(0, len(text) - 1))
-    wrong = data.draw(st.characters().filter(lambda character: character != text[position]))
-    assert key_id_of(text[:position] + wrong + text[position + 1 :]) is None
+    position = data.draw(st.integers(0, len(key) - 1))
+    wrong = data.draw(st.characters().filter(lambda character: character != key[position]))
+    assert key_id_of(key[:position] + wrong + key[position + 1 :]) is None
 
 
 @given(st.text())
-def test_other_text_is_no_key(text):
+def test_other_text_is_no_key(other):
     """Whatever stands in the header, reading it as a key raises nothing."""
-    assert key_id_of(text) is None
+    assert key_id_of(other) is None

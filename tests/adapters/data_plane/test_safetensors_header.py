@@ -71,7 +71,7 @@ REFUSED = [
     ("bad_metadata", file_of({"__metadata__": {"format": 1}})),
     ("bad_metadata", file_of({"__metadata__": ["format"]})),
     ("bad_metadata", file_of({"__metadata__": {"format": "\ud800"}})),
-    ("misaligned", struct.pack("<Q", 57) + json.dumps({"t": entry(0, 4)}).encode().ljust(57) + bytes(4)),
+    ("misaligned", struct.pack("<Q", 65) + json.dumps({"t": entry(0, 4)}).encode().ljust(65) + bytes(4)),
     ("too_many_tensors", file_of({f"t{i}": entry(0, 0, [0]) for i in range(MAX_TENSORS + 1)})),
     ("header_duplicate_key", file_of(b'{"t": {"dtype": "F32"}, "t": {"dtype": "F32"}}')),
     ("header_not_json", file_of(b"[]")),

@@ -1,0 +1,314 @@
+"""The operations of `ops` on CPUs: native.cpp, compiled once for this machine, called through ctypes.
+
+Knows how to build and keep the library, and how tensors become pointers and strides. The arithmetic is in native.cpp.
+fp32 and bf16 run compiled; for other dtypes every operation is inherited from the reference.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Mapping
+from ctypes import c_float, c_int, c_int64, c_void_p
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from loraplex.kernels.ops import AttentionBatch, Linear, LoraBatch, SamplingBatch
+from loraplex.kernels.reference import ReferenceKernels
+
+_SOURCE = Path(__file__).with_name("native.cpp")
+_FLAGS = (
+    *("-std=c++17", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-w"),
+    # What -ffast-math gives without its promise that there are no infinities: masked logits are -inf.
+    *("-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"),
+)
+_COMPILE_SECONDS = 300
+_POSITIONS_UNLIMITED = 2**31 - 1
+
+_ARGUMENTS: dict[str, tuple[Any, ...]] = {
+    "rms_norm": (c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_int64, c_int64, c_int64, c_float),
+    "add_rms_norm": (c_void_p, c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_float),
+    "rotary": (
+        *(c_void_p, c_int64, c_int64, c_void_p, c_int64, c_int64, c_int64),
+        *(c_void_p, c_void_p, c_int64, c_void_p, c_int64),
+    ),
+    "write_kv": (
+        c_void_p,
+        c_int64,
+        c_void_p,
+        c_int64,
+        c_void_p,
+        c_void_p,
+        c_void_p,
+        c_int64,
+        c_int64,
+        c_int64,
+        c_int64,
+    ),
+    "paged_attention": (
+        *(c_void_p, c_void_p, c_int64, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p),
+        *(c_int, c_int, c_int, c_int, c_int, c_int, c_float, c_int),
+    ),
+    "silu_and_mul": (c_void_p, c_void_p, c_int64, c_int64),
+    "add_lora": (
+        *(c_void_p, c_void_p, c_int64, c_void_p, c_void_p, c_int64),
+        *(c_void_p, c_int, c_int, c_void_p, c_int),
+    ),
+    "sample": (c_void_p, c_void_p, c_int64, c_int64, c_int64, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p),
+}
+
+
+class NativeUnavailable(Exception):
+    """The library cannot be built or loaded here; the message is the reason, with its remedy."""
+
+
+class NativeKernels(ReferenceKernels):
+    """`ops.Kernels` on one CPU. The first construction on a machine compiles for a few seconds; later ones load.
+
+    Raises NativeUnavailable. `environment` stands for os.environ: CXX, PATH, XDG_CACHE_HOME and HOME are read.
+    """
+
+    name = "native"
+
+    def __init__(self, environment: Mapping[str, str] | None = None) -> None:
+        library = _load_library(os.environ if environment is None else environment)
+        self.instructions = _string(library, "instructions")
+        self._compiled = {torch.float32: _functions(library, "f32"), torch.bfloat16: _functions(library, "bf16")}
+        self._slice_widths: dict[tuple[int, ...], ctypes.Array[c_int]] = {}
+
+    def linear(self, weight: Tensor, bias: Tensor | None) -> Linear:
+        if weight.dtype == torch.bfloat16 and _packed_products_work():
+            return _PackedLinear(weight, bias)
+        return super().linear(weight, bias)
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        compiled = self._compiled.get(x.dtype)
+        if compiled is None:
+            return super().rms_norm(x, weight, eps)
+        out = torch.empty(x.shape, dtype=x.dtype)
+        rows = x if x.dim() == 3 else x.reshape(-1, 1, x.shape[-1])
+        if rows.stride(2) != 1:
+            rows = rows.contiguous()
+        outer, inner, width = rows.shape
+        compiled.rms_norm(
+            *(out.data_ptr(), rows.data_ptr(), rows.stride(0), rows.stride(1)),
+            *(weight.data_ptr(), outer, inner, width, eps),
+        )
+        return out
+
+    def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
+        compiled = self._compiled.get(x.dtype)
+        if compiled is None:
+            return super().add_rms_norm(x, residual, weight, eps)
+        out = torch.empty_like(x)
+        compiled.add_rms_norm(
+            out.data_ptr(), x.data_ptr(), residual.data_ptr(), weight.data_ptr(), x.shape[0], x.shape[1], eps
+        )
+        return out
+
+    def rotary(self, query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, positions: Tensor) -> None:
+        compiled = self._compiled.get(query.dtype)
+        if compiled is None:
+            return super().rotary(query, key, cos, sin, positions)
+        tokens, heads, head_dim = query.shape
+        compiled.rotary(
+            *(query.data_ptr(), query.stride(0), heads, key.data_ptr(), key.stride(0), key.shape[1], head_dim),
+            *(cos.data_ptr(), sin.data_ptr(), cos.shape[1], positions.data_ptr(), tokens),
+        )
+        return None
+
+    def write_kv(self, key: Tensor, value: Tensor, key_pages: Tensor, value_pages: Tensor, slots: Tensor) -> None:
+        compiled = self._compiled.get(key.dtype)
+        if compiled is None:
+            return super().write_kv(key, value, key_pages, value_pages, slots)
+        _, kv_heads, page_tokens, head_dim = key_pages.shape
+        compiled.write_kv(
+            *(key.data_ptr(), key.stride(0), value.data_ptr(), value.stride(0)),
+            *(key_pages.data_ptr(), value_pages.data_ptr(), slots.data_ptr()),
+            *(key.shape[0], kv_heads, page_tokens, head_dim),
+        )
+        return None
+
+    def paged_attention(
+        self,
+        query: Tensor,
+        key_pages: Tensor,
+        value_pages: Tensor,
+        batch: AttentionBatch,
+        scale: float,
+        window: int | None,
+    ) -> Tensor:
+        compiled = self._compiled.get(query.dtype)
+        _, kv_heads, page_tokens, head_dim = key_pages.shape
+        if compiled is None or head_dim % 2:  # the machine multiplies pairs
+            return super().paged_attention(query, key_pages, value_pages, batch, scale, window)
+        out = torch.empty(query.shape, dtype=query.dtype)
+        compiled.paged_attention(
+            *(out.data_ptr(), query.data_ptr(), query.stride(0), key_pages.data_ptr(), value_pages.data_ptr()),
+            *(batch.query_starts.data_ptr(), batch.context_lens.data_ptr(), batch.page_tables.data_ptr()),
+            *(batch.context_lens.shape[0], batch.page_tables.stride(0), query.shape[1], kv_heads, head_dim),
+            *(page_tokens, scale, _POSITIONS_UNLIMITED if window is None else window),
+        )
+        return out
+
+    def silu_and_mul(self, gate_up: Tensor) -> Tensor:
+        compiled = self._compiled.get(gate_up.dtype)
+        if compiled is None:
+            return super().silu_and_mul(gate_up)
+        tokens, width = gate_up.shape[0], gate_up.shape[1] // 2
+        out = torch.empty((tokens, width), dtype=gate_up.dtype)
+        compiled.silu_and_mul(out.data_ptr(), gate_up.data_ptr(), tokens, width)
+        return out
+
+    def add_lora(self, out: Tensor, x: Tensor, lora: LoraBatch, site: int, slice_widths: tuple[int, ...]) -> None:
+        compiled = self._compiled.get(x.dtype)
+        if compiled is None:
+            return super().add_lora(out, x, lora, site, slice_widths)
+        widths = self._slice_widths.get(slice_widths)
+        if widths is None:
+            widths = self._slice_widths[slice_widths] = (c_int * len(slice_widths))(*slice_widths)
+        table = lora.table
+        compiled.add_lora(
+            *(out.data_ptr(), x.data_ptr(), x.shape[1], lora.pool.data_ptr()),
+            *(table.data_ptr() + site * table.stride(1) * table.element_size(), table.stride(0)),
+            *(lora.work.data_ptr(), lora.work.shape[0], lora.max_rank, ctypes.addressof(widths), len(slice_widths)),
+        )
+        return None
+
+    def sample(self, logits: Tensor, batch: SamplingBatch) -> Tensor:
+        compiled = self._compiled.get(logits.dtype)
+        if compiled is None:
+            return super().sample(logits, batch)
+        rows, vocab = logits.shape
+        ids = torch.empty(rows, dtype=torch.int64)
+        compiled.sample(
+            *(ids.data_ptr(), logits.data_ptr(), logits.stride(0), rows, vocab),
+            *(batch.temperature.data_ptr(), batch.top_k.data_ptr(), batch.top_p.data_ptr()),
+            *(batch.min_p.data_ptr(), batch.uniform.data_ptr()),
+        )
+        return ids
+
+
+class _PackedLinear:
+    """A bf16 product whose weight oneDNN has laid out once, instead of at every call."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
+        self._bias = bias
+        self._multiply = torch.ops.mkldnn._linear_pointwise.default
+
+    def __call__(self, x: Tensor) -> Tensor:
+        product: Tensor = self._multiply(x, self._packed, self._bias, "none", [], "")
+        return product
+
+
+@cache
+def _packed_products_work() -> bool:
+    """Whether this torch on this CPU has the private oneDNN operations, with the meaning relied on here."""
+    weight, x = torch.eye(16, dtype=torch.bfloat16), torch.arange(32, dtype=torch.bfloat16).view(2, 16)
+    try:
+        return torch.equal(_PackedLinear(weight, None)(x), x)
+    except (RuntimeError, AttributeError, TypeError):
+        return False
+
+
+def _functions(library: ctypes.CDLL, dtype: str) -> SimpleNamespace:
+    """Every op as a callable that takes pointers and numbers, for one dtype."""
+
+    def function(op: str) -> Callable[..., None]:
+        address = c_void_p.in_dll(library, f"{op}_{dtype}").value
+        assert address is not None
+        return ctypes.CFUNCTYPE(None, *_ARGUMENTS[op])(address)
+
+    return SimpleNamespace(**{op: function(op) for op in _ARGUMENTS})
+
+
+def _string(library: ctypes.CDLL, name: str) -> str:
+    return (ctypes.c_char_p.in_dll(library, name).value or b"").decode()
+
+
+def _load_library(environment: Mapping[str, str]) -> ctypes.CDLL:
+    # torch is imported above this, so that the library binds to the OpenMP runtime that torch brought: one thread pool.
+    compiler = _find_compiler(environment)
+    folder = _cache_folder(environment)
+    path = folder / f"native-{_fingerprint(compiler)}.so"
+    try:
+        if not path.exists():
+            _compile(compiler, path)
+        return ctypes.CDLL(str(path))
+    except OSError as error:
+        raise NativeUnavailable(f"the compiled library {path} cannot be used: {error}") from error
+
+
+def _find_compiler(environment: Mapping[str, str]) -> tuple[str, ...]:
+    """The command of a C++ compiler: what CXX says, else the first of the usual names on PATH."""
+    for command in (environment.get("CXX", ""), "c++", "g++", "clang++"):
+        words = shlex.split(command)
+        program = shutil.which(words[0], path=environment.get("PATH", "")) if words else None
+        if program:
+            return program, *words[1:]
+    raise NativeUnavailable("no C++ compiler was found; install g++, or name one with CXX, for several times the speed")
+
+
+def _cache_folder(environment: Mapping[str, str]) -> Path:
+    """A folder that no other user can write to: what lies there is loaded as code."""
+    base = environment.get("XDG_CACHE_HOME") or str(Path(environment.get("HOME") or Path.home()) / ".cache")
+    folder = Path(base) / "loraplex"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = folder.stat()
+    except OSError as error:
+        raise NativeUnavailable(
+            f"{folder} cannot be created ({error}); set XDG_CACHE_HOME to a folder of yours"
+        ) from error
+    if status.st_uid != os.getuid() or status.st_mode & 0o022:
+        raise NativeUnavailable(
+            f"others can write to {folder}; set XDG_CACHE_HOME to a folder that only you can write to"
+        )
+    return folder
+
+
+def _fingerprint(compiler: tuple[str, ...]) -> str:
+    """A name for what this source, compiler and CPU give; a home directory may be shared by different machines."""
+    try:
+        version = subprocess.run([*compiler, "--version"], capture_output=True, check=True, timeout=60).stdout
+    except (OSError, subprocess.SubprocessError) as error:
+        raise NativeUnavailable(f"the C++ compiler {compiler[0]} does not run: {error}") from error
+    parts = (_SOURCE.read_bytes(), " ".join((*compiler, *_FLAGS)).encode(), version, _cpu_flags())
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:32]
+
+
+def _cpu_flags() -> bytes:
+    described = Path("/proc/cpuinfo")
+    if not described.exists():
+        return platform.processor().encode()
+    telling = (b"flags", b"Features", b"model name")
+    return b"\n".join(sorted({line for line in described.read_bytes().splitlines() if line.startswith(telling)}))
+
+
+def _compile(compiler: tuple[str, ...], path: Path) -> None:
+    """Build beside `path` and rename: of two processes that build at once the later one replaces equal bytes."""
+    handle, partial = tempfile.mkstemp(prefix=f"{path.stem}-", suffix=".partial", dir=path.parent)
+    os.close(handle)
+    try:
+        command = [*compiler, *_FLAGS, str(_SOURCE), "-o", partial]
+        result = subprocess.run(command, capture_output=True, timeout=_COMPILE_SECONDS, check=False)
+        if result.returncode != 0:
+            last_lines = result.stderr.decode(errors="replace").strip()[-500:]
+            raise NativeUnavailable(f"{compiler[0]} could not compile the CPU kernels: {last_lines}")
+        Path(partial).replace(path)
+    except subprocess.TimeoutExpired as error:
+        raise NativeUnavailable(f"{compiler[0]} did not finish in {_COMPILE_SECONDS} s") from error
+    finally:
+        Path(partial).unlink(missing_ok=True)

