@@ -6,6 +6,7 @@ Knows nothing about which names exist.
 from __future__ import annotations
 
 import re
+import unicodedata
 from dataclasses import dataclass
 
 from loraplex.adapters.errors import InvalidName
@@ -56,6 +57,15 @@ def check_base_name(value: str) -> str:
         return value
     rule = f"use 1 to {MAX_BASE_NAME_LENGTH} letters, digits, '.', '_' and '-', the first a letter or digit"
     raise InvalidName("base_model", f"{_shown(value)} is not a valid name: {rule}")
+
+
+def check_text(value: str, field: str, max_length: int) -> str:
+    """Return a text for people as it came, or raise InvalidName: it is bounded, and every database can store it."""
+    if len(value) > max_length:
+        raise InvalidName(field, f"at most {max_length} characters are allowed, not {len(value)}")
+    if any(unicodedata.category(character) in ("Cc", "Cs") and character not in "\n\t" for character in value):
+        raise InvalidName(field, "control characters are not allowed")
+    return value
 
 
 def version_number(selector: str) -> int | None:

@@ -35,12 +35,13 @@ from loraplex.adapters.lookup import (
     select_versions,
     tenants,
 )
-from loraplex.adapters.names import check_alias, check_base_name, check_slug, version_number
+from loraplex.adapters.names import check_alias, check_base_name, check_slug, check_text, version_number
 from loraplex.adapters.schema import Adapter, AdapterVersion, Alias, BaseModel
 
 __all__ = ["AdapterInfo", "AdapterRegistry", "VersionInfo"]
 
 MAX_PAGE = 1000
+MAX_DESCRIPTION_LENGTH = 2000
 
 
 class AdapterRegistry:
@@ -74,6 +75,7 @@ class AdapterRegistry:
     async def create_adapter(self, tenant_id: str, name: str, base_model: str, description: str = "") -> AdapterInfo:
         """A new adapter without versions. Raises InvalidName, BaseModelUnknown, AdapterExists."""
         check_slug(name, "name")
+        check_text(description, "description", MAX_DESCRIPTION_LENGTH)
         try:
             async with self._database.transaction() as session:
                 base = await session.scalar(select(BaseModel).where(BaseModel.name == base_model))

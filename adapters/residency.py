@@ -51,8 +51,9 @@ class _Copying:
 class AdapterResidency:
     """Blob store -> host cache -> device pool.
 
-    A finished load is kept for the sequence that asked for it, and may be evicted for another only when room or load
-    slots run short: so sequences asked for in order get their adapters in order, and two cannot starve each other.
+    A finished load keeps its place until its sequence asks again. Only when another lacks room does it become
+    evictable, and then not before the next call: so of two that need the same room and ask at every step, one is
+    served and the other waits for it; they never evict each other unused for ever.
     """
 
     def __init__(

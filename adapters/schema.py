@@ -12,12 +12,10 @@ from uuid import uuid4
 from sqlalchemy import JSON, BigInteger, DateTime, Dialect, ForeignKey, MetaData, String, Text, UniqueConstraint
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
-from sqlalchemy.types import TypeDecorator
+from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from loraplex.adapters.names import MAX_BASE_NAME_LENGTH, MAX_SLUG_LENGTH
 
-# Collation C sorts by code point, as SQLite does: both engines list and page names in the same order.
-Slug = String(MAX_SLUG_LENGTH).with_variant(String(MAX_SLUG_LENGTH, collation="C"), "postgresql")
 Json = JSON().with_variant(JSONB(), "postgresql")
 RowId = String(32)
 
@@ -37,6 +35,27 @@ class UtcDateTime(TypeDecorator[datetime]):
         if value is None:
             return None
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class Name(TypeDecorator[str]):
+    """Printable ASCII, which both engines sort by code point. Any other text equals no name, instead of failing."""
+
+    impl = String
+    cache_ok = True
+
+    def __init__(self, length: int) -> None:
+        super().__init__(length)
+        self.length = length
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[str]:
+        collation = "C" if dialect.name == "postgresql" else None
+        return dialect.type_descriptor(String(self.length, collation=collation))
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        return value if value is not None and value.isascii() and value.isprintable() else None
+
+
+Slug = Name(MAX_SLUG_LENGTH)
 
 
 class Base(DeclarativeBase):
@@ -67,7 +86,7 @@ class BaseModel(Base):
     __tablename__ = "base_models"
 
     id: Mapped[str] = mapped_column(RowId, primary_key=True, default=new_id)
-    name: Mapped[str] = mapped_column(String(MAX_BASE_NAME_LENGTH), unique=True)
+    name: Mapped[str] = mapped_column(Name(MAX_BASE_NAME_LENGTH), unique=True)
     shape_digest: Mapped[str] = mapped_column(String(64))
     source: Mapped[str] = mapped_column(Text)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now)

@@ -1,4 +1,4 @@
-"""What the demo needs before the first call: a server, two tenants with keys, and their adapters, all in one data folder.
+"""What the demo needs before the first call: a server, tenants with keys, and their adapters, all in one data folder.
 
 Everything here goes through public doors: the command line, and the REST API as an operator and as each tenant.
 """
@@ -97,7 +97,7 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 
 class Keys:
-    """Secrets of the demo's keys, kept in the data folder for its owner's eyes; made again where they stopped working."""
+    """The demo's keys, kept in the data folder for its owner's eyes; made again where they have stopped working."""
 
     def __init__(self, server: Server) -> None:
         self._server = server
@@ -125,9 +125,8 @@ class Keys:
 
     def _keep(self, owner: str, secret: str) -> str:
         self._secrets[owner] = secret
-        # Opened with its final mode: there is no moment in which others could read it.
-        with open(os.open(self._file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-            json.dump(self._secrets, file, indent=2)
+        self._file.touch(mode=0o600)
+        self._file.write_text(json.dumps(self._secrets, indent=2))
         return secret
 
 

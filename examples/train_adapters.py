@@ -103,7 +103,7 @@ def train(work: Task, recipe: Recipe, base: Path, tokenizer: PreTrainedTokenizer
 def save(model: PeftModel, folder: Path) -> None:
     """bf16 halves the file and costs no accuracy: the base is bf16, too."""
     model.peft_config["default"].base_model_name_or_path = "HuggingFaceTB/SmolLM2-135M-Instruct"
-    model.to(torch.bfloat16).save_pretrained(folder)
+    model.to(torch.bfloat16).save_pretrained(folder, save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)
 
 

@@ -4,6 +4,7 @@
 // multiplies bf16 pairs (AVX512-BF16) the products do. Knows raw pointers and strides (in elements); checks nothing:
 // native.py does. No function keeps state between calls but scratch memory.
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -382,7 +383,7 @@ class AttentionWorker {
     std::vector<uint32_t> query, keys, values, converted;
     std::vector<float> scores, sums, row_max, row_sum;
     std::vector<Probability> probabilities;
-    int64_t at[KEY_BLOCK];  // where the key and value of each position of the block begin in the pages
+    int64_t at[KEY_BLOCK], next_at[KEY_BLOCK];  // where keys and values begin in the pages: this block's, and the next's
 
 public:
     AttentionWorker(const Attention<T>& all, int most_rows)
@@ -391,21 +392,25 @@ public:
           values(KEY_BLOCK / NUMBERS * width), converted(LANES * units), scores(most_rows * KEY_BLOCK),
           sums(most_rows * width), row_max(most_rows), row_sum(most_rows), probabilities(most_rows * KEY_BLOCK) {}
 
-    void run(const AttentionTask& task) {
-        const int context_len = all.context_lens[task.sequence];
-        const int query_len = all.query_starts[task.sequence + 1] - all.query_starts[task.sequence];
-        const int first_position = context_len - query_len + task.first_query;
-        const int end = first_position + task.queries;  // the last query's position, and one
+    // `next` is what this worker runs after `task`: its first block is fetched while the last one is computed.
+    void run(const AttentionTask& task, const AttentionTask* next) {
+        const int first_position = first_position_of(task), end = first_position + task.queries;
         const int rows = task.queries * group;
         start(task, rows);
-        for (int base = std::max(0, first_position - all.window + 1); base < end; base += KEY_BLOCK) {
-            find_positions(task, base, end);
+        locate(task, first_base(task), at);
+        for (int base = first_base(task); base < end; base += KEY_BLOCK) {
+            const bool is_last = base + KEY_BLOCK >= end;
+            const bool fetches = !is_last || next;
+            if (fetches) is_last ? locate(*next, first_base(*next), next_at) : locate(task, base + KEY_BLOCK, next_at);
             pack_keys();
+            if (fetches) fetch(all.key_pages);
             multiply<T, false>(query.data(), units, keys.data(), KEY_BLOCK, units, scores.data(), KEY_BLOCK, rows, KEY_BLOCK);
             for (int row = 0; row < rows; ++row) soften(row, base, first_position + row / group);
             pack_values();
+            if (fetches) fetch(all.value_pages);
             multiply<T, true>(reinterpret_cast<const uint32_t*>(probabilities.data()), KEY_BLOCK / NUMBERS, values.data(),
                               width, KEY_BLOCK / NUMBERS, sums.data(), width, rows, width);
+            std::swap(at, next_at);
         }
         for (int row = 0; row < rows; ++row) finish(task, row);
     }
@@ -423,15 +428,32 @@ private:
         }
     }
 
-    // Positions from `end` on repeat the last one: what they read is finite, and the scores hide them.
-    void find_positions(const AttentionTask& task, int base, int end) {
-        const int32_t* pages = all.page_tables + static_cast<int64_t>(task.sequence) * all.max_pages;
-        int page = base / all.page_tokens, offset = base % all.page_tokens;
+    int first_position_of(const AttentionTask& task) const {
+        const int query_len = all.query_starts[task.sequence + 1] - all.query_starts[task.sequence];
+        return all.context_lens[task.sequence] - query_len + task.first_query;
+    }
+    int first_base(const AttentionTask& task) const { return std::max(0, first_position_of(task) - all.window + 1); }
+
+    // Positions after the task's last one repeat it: what is read there is finite, and the scores hide it.
+    void locate(const AttentionTask& task, int base, int64_t* places) const {
+        const int32_t* page = all.page_tables + static_cast<int64_t>(task.sequence) * all.max_pages + base / all.page_tokens;
+        const int last = first_position_of(task) + task.queries - 1;
+        const auto place_in = [&](int64_t number, int offset) {
+            return ((number * all.kv_heads + task.kv_head) * all.page_tokens + offset) * all.head_dim;
+        };
+        int offset = base % all.page_tokens;
+        int64_t place = place_in(*page, offset);
         for (int i = 0; i < KEY_BLOCK; ++i) {
-            at[i] = ((static_cast<int64_t>(pages[page]) * all.kv_heads + task.kv_head) * all.page_tokens + offset) * all.head_dim;
-            if (base + i + 1 >= end) continue;
-            if (++offset == all.page_tokens) offset = 0, ++page;
+            places[i] = place;
+            if (base + i >= last) continue;
+            const bool stays = ++offset < all.page_tokens;
+            place = stays ? place + all.head_dim : place_in(*++page, offset = 0);
         }
+    }
+
+    void fetch(const T* pages) const {
+        for (const int64_t place : next_at)
+            for (int d = 0; d < all.head_dim; d += 64 / static_cast<int>(sizeof(T))) __builtin_prefetch(pages + place + d);
     }
 
     void pack_keys() {
@@ -451,14 +473,16 @@ private:
     }
 
     void pack_values() {
+        const int head_dim = all.head_dim;
         for (int i = 0; i < KEY_BLOCK; i += NUMBERS) {
-            uint32_t* to = values.data() + i / NUMBERS * width;
+            uint32_t* __restrict to = values.data() + i / NUMBERS * width;
             const T* row = all.value_pages + at[i];
             if constexpr (NUMBERS == 1) {
-                row_to_units(to, row, all.head_dim);
+                row_to_units(to, row, head_dim);
             } else {
                 const T* next = all.value_pages + at[i + 1];
-                for (int d = 0; d < all.head_dim; ++d) to[d] = row[d].bits | static_cast<uint32_t>(next[d].bits) << 16;
+#pragma omp simd
+                for (int d = 0; d < head_dim; ++d) to[d] = row[d].bits | static_cast<uint32_t>(next[d].bits) << 16;
             }
         }
     }
@@ -514,11 +538,14 @@ void paged_attention(T* out, const T* query, int64_t query_stride, const T* key_
                 tasks.push_back({sequence, kv_head, first, std::min(most_queries, queries - first)});
     }
     const int count = static_cast<int>(tasks.size());
+    std::atomic<int> taken{0};
 #pragma omp parallel if (count > 1)
     {
         AttentionWorker<T> worker(all, most_queries * (heads / kv_heads));
-#pragma omp for schedule(dynamic)
-        for (int task = 0; task < count; ++task) worker.run(tasks[count - 1 - task]);
+        for (int task = taken++, next; task < count; task = next) {
+            next = taken++;
+            worker.run(tasks[task], next < count ? &tasks[next] : nullptr);
+        }
     }
 }
 

@@ -27,7 +27,8 @@ MAX_BLOCK_COLUMNS = 256
 _TOKENS = tl.constexpr(WORK_TOKENS)
 _RANKS = tl.constexpr(RANK_TILE)
 _SLICES = tl.constexpr(MAX_SLICES)
-# 16 bytes of bf16, what one thread loads at once where the compiler knows the address to be a multiple of it.
+# 16 bytes of bf16, what one thread loads at once where the compiler knows the address to be a multiple of it. Of an
+# offset read from the table it knows nothing, so each kernel has a branch in which it does.
 _ALIGNED = tl.constexpr(8)
 
 

@@ -17,12 +17,16 @@ from typing import Literal
 from alembic import context
 
 import loraplex.platform.schema  # noqa: F401  (its tables belong to the metadata too)
-from loraplex.adapters.schema import Base, UtcDateTime
+from loraplex.adapters.schema import Base, Name, UtcDateTime
 
 
 def render_item(kind: str, item: object, _context: object) -> str | Literal[False]:
     """Migrations spell out column types: what ours mean may change after a migration is written."""
-    return "sa.DateTime(timezone=True)" if kind == "type" and isinstance(item, UtcDateTime) else False
+    if kind == "type" and isinstance(item, UtcDateTime):
+        return "sa.DateTime(timezone=True)"
+    if kind == "type" and isinstance(item, Name):
+        return f'sa.String({item.length}).with_variant(sa.String({item.length}, collation="C"), "postgresql")'
+    return False
 
 
 context.configure(

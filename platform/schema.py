@@ -11,7 +11,7 @@ from datetime import datetime
 from sqlalchemy import ForeignKey, LargeBinary, String
 from sqlalchemy.orm import Mapped, mapped_column
 
-from loraplex.adapters.schema import Base, Json, RowId, Slug, UtcDateTime, new_id, now
+from loraplex.adapters.schema import Base, Json, Name, RowId, Slug, UtcDateTime, new_id, now
 
 
 def new_salt() -> bytes:
@@ -37,7 +37,7 @@ class ApiKey(Base):
 
     __tablename__ = "api_keys"
 
-    id: Mapped[str] = mapped_column(String(12), primary_key=True)
+    id: Mapped[str] = mapped_column(Name(12), primary_key=True)
     tenant_id: Mapped[str | None] = mapped_column(ForeignKey("tenants.id"), index=True)
     name: Mapped[str] = mapped_column(String(100))
     secret_sha256: Mapped[bytes] = mapped_column(LargeBinary(32))

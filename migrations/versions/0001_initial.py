@@ -15,9 +15,12 @@ branch_labels = None
 depends_on = None
 
 ROW_ID = sa.String(32)
-SLUG = sa.String(63).with_variant(sa.String(63, collation="C"), "postgresql")
 JSON = sa.JSON().with_variant(postgresql.JSONB(), "postgresql")
 MOMENT = sa.DateTime(timezone=True)
+
+
+def name_of(length: int) -> sa.types.TypeEngine[str]:
+    return sa.String(length).with_variant(sa.String(length, collation="C"), "postgresql")
 
 
 def upgrade() -> None:
@@ -34,7 +37,7 @@ def create_tenants() -> None:
     op.create_table(
         "tenants",
         sa.Column("id", ROW_ID, nullable=False),
-        sa.Column("slug", SLUG, nullable=False),
+        sa.Column("slug", name_of(63), nullable=False),
         sa.Column("name", sa.String(200), nullable=False),
         sa.Column("cache_salt", sa.LargeBinary(32), nullable=False),
         sa.Column("weight", sa.Double(), nullable=False),
@@ -45,7 +48,7 @@ def create_tenants() -> None:
     )
     op.create_table(
         "api_keys",
-        sa.Column("id", sa.String(12), nullable=False),
+        sa.Column("id", name_of(12), nullable=False),
         sa.Column("tenant_id", ROW_ID),
         sa.Column("name", sa.String(100), nullable=False),
         sa.Column("secret_sha256", sa.LargeBinary(32), nullable=False),
@@ -64,7 +67,7 @@ def create_adapters() -> None:
     op.create_table(
         "base_models",
         sa.Column("id", ROW_ID, nullable=False),
-        sa.Column("name", sa.String(127), nullable=False),
+        sa.Column("name", name_of(127), nullable=False),
         sa.Column("shape_digest", sa.String(64), nullable=False),
         sa.Column("source", sa.Text(), nullable=False),
         sa.Column("created_at", MOMENT, nullable=False),
@@ -75,7 +78,7 @@ def create_adapters() -> None:
         "adapters",
         sa.Column("id", ROW_ID, nullable=False),
         sa.Column("tenant_id", ROW_ID, nullable=False),
-        sa.Column("name", SLUG, nullable=False),
+        sa.Column("name", name_of(63), nullable=False),
         sa.Column("base_model_id", ROW_ID, nullable=False),
         sa.Column("description", sa.Text(), nullable=False),
         sa.Column("last_number", sa.Integer(), nullable=False),
@@ -107,7 +110,7 @@ def create_adapters() -> None:
     op.create_table(
         "aliases",
         sa.Column("adapter_id", ROW_ID, nullable=False),
-        sa.Column("name", SLUG, nullable=False),
+        sa.Column("name", name_of(63), nullable=False),
         sa.Column("version_id", ROW_ID, nullable=False),
         sa.Column("updated_at", MOMENT, nullable=False),
         sa.ForeignKeyConstraint(["adapter_id"], ["adapters.id"], name="fk_aliases_adapter_id_adapters"),

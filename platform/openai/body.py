@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import msgspec
 from litestar import Request
+from litestar.exceptions import InternalServerException
 
 from loraplex.platform.errors import ApiError, malformed_json
 from loraplex.platform.openai.types import GenerationRequest
@@ -103,4 +104,8 @@ class JsonRequest(Request[Any, Any, Any]):
     async def json(self) -> Any:
         data_field = self.route_handler.parsed_data_field
         assert data_field is not None
-        return read_body(await self.body(), data_field.annotation)
+        try:
+            body = await self.body()
+        except InternalServerException as error:
+            raise ApiError(499, "client_closed_request", "The client went away before its request was read.") from error
+        return read_body(body, data_field.annotation)

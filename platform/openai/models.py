@@ -10,7 +10,8 @@ from litestar import get
 from litestar.di import NamedDependency
 from litestar.params import FromPath, QueryParameter
 
-from loraplex.adapters.registry import DEFAULT_ALIAS, MAX_PAGE, AdapterInfo
+from loraplex.adapters.lookup import DEFAULT_ALIAS
+from loraplex.adapters.registry import MAX_PAGE, AdapterInfo
 from loraplex.platform.services import Services
 from loraplex.platform.tenants import Principal
 

@@ -184,6 +184,10 @@ async def test_every_miss_reads_the_same(registry, acme, zeta, bot):
         (acme, bot, "²"),
         (acme, bot, "canary"),
         (acme, bot, "'; --"),
+        (acme, bot, "x" * 10_000),
+        (acme, bot, "\x00"),
+        (acme, "\x00", None),
+        (acme, "\ud800", None),
         (zeta, bot, None),
         (zeta, bot, "1"),
     ]
@@ -292,6 +296,11 @@ async def test_what_cannot_be_an_adapter(registry, acme):
         await registry.create_adapter(acme, "base", "base")
     with pytest.raises(BaseModelUnknown, match="base_model: no base model 'other'"):
         await registry.create_adapter(acme, "bot", "other")
+    with pytest.raises(BaseModelUnknown):
+        await registry.create_adapter(acme, "bot", "\x00")
+    for description in ("x" * 2001, "\x00", "\ud800"):
+        with pytest.raises(InvalidName, match="description: "):
+            await registry.create_adapter(acme, "bot", "base", description)
 
 
 async def test_an_existing_adapter_says_so(registry, acme, bot):

@@ -7,18 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from e2e.server import Server, running_server
-
-BASE = "tiny"
+from e2e.server import BASE, Server, running_server
 
 
 @dataclass
 class Site:
-    """acme has `tickets` (rank 8, all modules) and `short` (rank 2, q and v); globex has `tickets` of its own."""
+    """acme has `tickets` (rank 8, all modules) and `short` (rank 2, q and v); globex has `tickets` of its own.
+
+    acme, globex: their keys. tickets_digest: of acme's."""
 
     server: Server
     acme: str
     globex: str
+    tickets_digest: str = ""
 
 
 @pytest.fixture(scope="session")
@@ -29,7 +30,8 @@ def site(
     options = {"served_model_name": BASE, "kv_cache_bytes": 32 << 20, "adapter_device_bytes": 32 << 20}
     with running_server(tiny_model_dir, folder / "data", **options) as server:
         site = Site(server, server.create_tenant("acme"), server.create_tenant("globex"))
-        server.upload(site.acme, "tickets", make_adapter(folder / "a", rank=8, seed=1))
+        tickets = server.upload(site.acme, "tickets", make_adapter(folder / "a", rank=8, seed=1))
+        site.tickets_digest = tickets["digest"]
         server.upload(site.acme, "short", make_adapter(folder / "b", rank=2, modules=("q_proj", "v_proj"), seed=2))
         server.upload(site.globex, "tickets", make_adapter(folder / "c", rank=4, seed=3))
         yield site

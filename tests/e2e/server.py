@@ -21,6 +21,9 @@ from openai import AsyncOpenAI, OpenAI
 
 from loraplex.platform.manage.schemas import EngineView
 
+BASE = "tiny"
+"""The name of the base model in the tests."""
+
 START_SECONDS = 120.0
 STOP_SECONDS = 30.0
 POLL_SECONDS = 0.05
@@ -48,6 +51,12 @@ class Server:
     log: Path
     process: subprocess.Popen[bytes]
     admin_key: str
+
+    @property
+    def address(self) -> tuple[str, int]:
+        url = httpx.URL(self.url)
+        assert url.port is not None
+        return url.host, url.port
 
     def http(self, key: str | None = None) -> httpx.Client:
         """A plain HTTP client; the operator's unless a key is given."""

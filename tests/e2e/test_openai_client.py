@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from e2e.conftest import BASE
+from e2e.server import BASE
 
 pytestmark = pytest.mark.anyio
 

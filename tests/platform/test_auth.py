@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 from api_running import Api, run_api
 from litestar import Litestar, get
+
 from loraplex.adapters.database import Database
 from loraplex.platform.auth import Authenticator, require_closed
 from loraplex.platform.tenants import InvalidKey, TenantDirectory
 
+pytest_plugins = ["database_fixtures"]
 pytestmark = pytest.mark.anyio
 
 PUBLIC = {"/livez", "/readyz", "/health", "/metrics", "/openapi.json"}

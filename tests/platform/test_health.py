@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 from api_running import Api, StandingEngine, run_api
+
 from loraplex.adapters.database import Database
 from loraplex.platform.logging import redact
 from loraplex.platform.metrics import Metrics
 
+pytest_plugins = ["database_fixtures"]
 pytestmark = pytest.mark.anyio
 
 

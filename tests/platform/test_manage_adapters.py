@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 from api_running import Api, run_api
+
 from loraplex.adapters.database import Database
 from loraplex.platform.errors import ApiError
 from loraplex.platform.manage.uploads import CONFIG_BYTES, PartTarget, UploadSink, UploadSlots
 
+pytest_plugins = ["database_fixtures"]
 pytestmark = pytest.mark.anyio
 
 BOUNDARY = "----test-boundary"
@@ -62,7 +64,12 @@ async def test_an_upload_becomes_a_version_that_can_be_called(api: Api, adapter:
     response = await api.upload("acme", "bot", adapter)
     assert response.status_code == 201
     version = response.json()
-    assert (version["tenant"], version["adapter"], version["version"], version["model"]) == ("acme", "bot", 1, "acme/bot@1")
+    assert (version["tenant"], version["adapter"], version["version"], version["model"]) == (
+        "acme",
+        "bot",
+        1,
+        "acme/bot@1",
+    )
     assert (version["rank"], version["targets"]) == (4, ["q_proj", "v_proj"])
     assert version["size_bytes"] == (adapter / "adapter_model.safetensors").stat().st_size
     assert api.services.blobs.open(version["digest"]).size_bytes == version["size_bytes"]

@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 from api_running import Api, run_api
+
 from loraplex.adapters.database import Database
 
+pytest_plugins = ["database_fixtures"]
 pytestmark = pytest.mark.anyio
 
 
@@ -51,7 +53,9 @@ async def test_every_closed_operation_documents_its_key_and_its_errors(api: Api,
                 continue
             [[scope]] = [requirement["apiKey"] for requirement in operation["security"]]
             assert scope in ("inference", "adapters", "admin")
-            expected = {"400", "401", "403", "404", "429", "500", "503"} | ({"409", "413"} if method != "get" else set())
+            expected = {"400", "401", "403", "404", "429", "500", "503"} | (
+                {"409", "413"} if method != "get" else set()
+            )
             assert expected <= set(operation["responses"]), (method, path)
             for status, response in operation["responses"].items():
                 if status[0] in "45":

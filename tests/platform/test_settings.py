@@ -6,8 +6,9 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from loraplex.platform.settings import Settings
 from pydantic import ValidationError
+
+from loraplex.platform.settings import Settings
 
 
 @pytest.fixture(autouse=True)

@@ -211,7 +211,14 @@ def test_patterns_and_rslora_give_each_module_its_scaling(write_files, base_shap
     }
 
 
-PATTERN_KEYS = ["q_proj", "^q_proj", r"layers\.1\.self_attn\.q_proj", "self_attn.q_proj$", "^model.layers.0.mlp.up", "1"]
+PATTERN_KEYS = [
+    "q_proj",
+    "^q_proj",
+    r"layers\.1\.self_attn\.q_proj",
+    "self_attn.q_proj$",
+    "^model.layers.0.mlp.up",
+    "1",
+]
 
 
 @given(st.lists(st.sampled_from(PATTERN_KEYS), unique=True), st.sampled_from([Q0, Q1, V0, "q_proj", "xq_proj"]))
@@ -231,13 +238,15 @@ def test_a_slow_regular_expression_is_never_run(write_files, base_shape):
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5) | st.just("q_proj"), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5) | st.just("q_proj"), inner, max_size=3)
+    ),
     max_leaves=6,
 )
-FIELDS = (
-    "peft_type task_type r lora_alpha use_rslora rank_pattern alpha_pattern bias modules_to_save use_dora target_modules "
-    "init_lora_weights kasa_config alora_invocation_tokens fan_in_fan_out"
-).split()
+FIELDS = [
+    *("peft_type", "task_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "bias"),
+    *("modules_to_save", "use_dora", "target_modules", "init_lora_weights", "kasa_config", "fan_in_fan_out"),
+]
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

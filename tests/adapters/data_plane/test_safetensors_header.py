@@ -126,7 +126,12 @@ def test_a_length_that_begins_like_a_pickle_is_no_pickle(tmp_path: Path) -> None
 
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers(-9, 99) | st.floats() | st.text(max_size=4) | st.sampled_from(["F32", "F16"]),
+    st.none()
+    | st.booleans()
+    | st.integers(-9, 99)
+    | st.floats()
+    | st.text(max_size=4)
+    | st.sampled_from(["F32", "F16"]),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
     max_leaves=8,
 )
@@ -155,5 +160,6 @@ def test_any_bytes_are_refused_or_readable(tmp_path: Path, data: bytes) -> None:
         return
     with safe_open(path, framework="pt") as file:
         assert {info.name: info.shape for info in infos} == {
-            name: tuple(file.get_tensor(name).shape) for name in file.keys()  # noqa: SIM118 - safe_open is no mapping
+            name: tuple(file.get_tensor(name).shape)
+            for name in file.keys()  # noqa: SIM118 - safe_open is no mapping
         }

@@ -1,0 +1,143 @@
+"""`loraplex adapter` and `loraplex chat` against a real server: what a user types and what comes back."""
+
+import json
+
+import pytest
+from click.testing import CliRunner
+from e2e.conftest import BASE
+
+from loraplex.platform.cli import chat
+from loraplex.platform.cli.main import main
+from loraplex.platform.cli.remote import connect
+
+
+@pytest.fixture
+def run(site, monkeypatch):
+    """Run a command as acme; the result has exit_code, stdout and stderr."""
+    monkeypatch.setenv("LORAPLEX_URL", site.server.url)
+    monkeypatch.setenv("LORAPLEX_API_KEY", site.acme)
+    return lambda *arguments, **options: CliRunner().invoke(main, [str(a) for a in arguments], **options)
+
+
+def test_a_pushed_adapter_is_listed_shown_called_and_deleted(run, make_adapter, tmp_path):
+    """The way of an adapter through the command line, from folder to 404."""
+    folder = make_adapter(tmp_path / "lora", rank=4, modules=("v_proj",), seed=7)
+
+    pushed = run("adapter", "push", folder, "--name", "cli", "--alias", "prod")
+    assert pushed.exit_code == 0, pushed.output
+    assert "loraplex chat acme/cli@prod" in pushed.stdout
+    assert "acme/cli" in run("adapter", "list").stdout
+    shown = json.loads(run("adapter", "show", "cli", "--json").stdout)
+    assert shown["aliases"] == {"prod": 1}
+    assert (shown["versions"][0]["rank"], shown["versions"][0]["targets"]) == (4, ["v_proj"])
+    assert "acme/cli@1" in run("adapter", "show", "cli").stdout
+
+    answered = run("chat", "cli", "Hello", "--max-tokens", 4)
+    assert answered.exit_code == 0, answered.output
+    assert run("adapter", "delete", "cli").exit_code == 0
+    gone = run("chat", "cli", "Hello")
+    assert gone.exit_code == 1
+    assert "(model_not_found)" in gone.stderr
+
+
+def test_pushing_again_gives_the_next_version(run, make_adapter, tmp_path):
+    """New bytes are a new version; the same bytes are the version that has them."""
+    push = ("adapter", "push", "--name", "again", "--json")
+    first, second = (make_adapter(tmp_path / str(seed), rank=2, seed=seed) for seed in (1, 2))
+
+    versions = [json.loads(run(*push, folder).stdout)["version"] for folder in (first, second, first)]
+
+    assert versions == [1, 2, 1]
+    listed = json.loads(run("adapter", "list", "--json").stdout)
+    assert [a["versions"] for a in listed if a["name"] == "again"] == [[1, 2]]
+    assert json.loads(run("adapter", "delete", "again", "--json").stdout) == {"name": "again", "deleted": True}
+
+
+def test_a_refused_adapter_tells_every_failed_check(run, make_adapter, tmp_path):
+    """Code, place and remedy of each, one a line."""
+    folder = make_adapter(tmp_path / "lora", rank=2)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"use_dora": True}))
+    (folder / "adapter_model.safetensors").write_bytes(b"pickle")
+
+    refused = run("adapter", "push", folder, "--name", "refused")
+
+    assert refused.exit_code == 1
+    assert "refused (adapter_invalid)" in refused.stderr
+    assert "dora_unsupported" in refused.stderr
+    assert len(refused.stderr.split("refused (adapter_invalid):")[1].strip().splitlines()) == 2
+
+
+def test_a_folder_without_weights_is_refused_before_anything_is_sent(run, tmp_path):
+    """The message names the missing file."""
+    (tmp_path / "adapter_config.json").write_text("{}")
+    refused = run("adapter", "push", tmp_path, "--name", "empty")
+    assert "has no adapter_model.safetensors" in refused.stderr
+    assert "empty" not in run("adapter", "list").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("adapter", "show", "../tickets"), "Error: "),
+        (("adapter", "delete", "absent"), "adapter_not_found"),
+        (("adapter", "list", "--key", "lk_wrong"), "invalid_api_key"),
+        (("adapter", "list", "--key", "ключ"), "cannot be used"),
+        (("adapter", "list", "--key", ""), "no API key"),
+        (("adapter", "list", "--url", "http://127.0.0.1:1"), "no server answers"),
+        (("adapter", "list", "--url", "ftp://127.0.0.1"), "unsupported protocol"),
+        (("chat", BASE, "--json"), "needs a PROMPT"),
+        (("chat", BASE, "hi", "--temperature", "3"), "--temperature"),
+    ],
+)
+def test_mistakes_are_told_in_a_line_and_a_non_zero_exit(run, arguments, message):
+    """No traceback, the reason, and what to do."""
+    result = run(*arguments)
+    assert result.exit_code in (1, 2)
+    assert message in result.stderr
+    assert isinstance(result.exception, SystemExit)
+
+
+def test_one_answer_as_text_and_as_json_is_the_same(run):
+    """At temperature 0 both forms hold the same text; JSON adds usage and times."""
+    ask = ("chat", "tickets", "Hello", "--max-tokens", 8, "--system", "Be brief.")
+    answer = json.loads(run(*ask, "--json").stdout)
+
+    assert run(*ask).stdout == answer["text"] + "\n"
+    assert answer["model"] == "acme/tickets@1"
+    assert (answer["finish_reason"], answer["usage"]["completion_tokens"]) == ("length", 8)
+    assert 0 < answer["first_token_seconds"] <= answer["seconds"]
+
+
+def test_a_prompt_can_come_from_standard_input(run):
+    """`echo Hello | loraplex chat tickets` is `loraplex chat tickets Hello`."""
+    piped = run("chat", "tickets", "--max-tokens", 8, input="Hello\n")
+    assert piped.stdout == run("chat", "tickets", "Hello", "--max-tokens", 8).stdout
+
+
+def converse(site, lines):
+    """The conversation after these lines were typed, what was shown, and the errors."""
+    messages = [{"role": "system", "content": "Be brief."}]
+    typed = "".join(f"{line}\n" for line in lines)
+    with connect(site.server.url, site.acme) as client, CliRunner().isolation(typed) as streams:
+        chat.converse(client, chat.Request("tickets", temperature=0, max_tokens=4), messages)
+        output, errors = (stream.getvalue().decode() for stream in streams[:2])
+    return messages, output, errors
+
+
+def test_a_conversation_remembers_its_turns(site):
+    """Each turn sends the turns before it; a refused turn is told and forgotten."""
+    messages, output, errors = converse(site, ["one", "x" * 600, "two"])
+
+    assert [message["role"] for message in messages] == ["system", "user", "assistant", "user", "assistant"]
+    assert [message["content"] for message in messages[1::2]] == ["one", "two"]
+    assert output.count("4 tokens in") == 2
+    assert "context_length_exceeded" in errors
+
+
+def test_a_cleared_conversation_starts_anew(site):
+    """/clear forgets all turns and keeps the system message; the same words then get the same answer."""
+    messages, _, _ = converse(site, ["one", "/clear", "two"])
+
+    assert messages == converse(site, ["two"])[0]
+    assert len(messages) == 3

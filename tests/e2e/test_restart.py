@@ -1,0 +1,90 @@
+"""Acceptance: kill -9 of the whole server, in the middle of an upload and of a stream, loses nothing it had promised."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import signal
+from pathlib import Path
+
+import psutil
+import pytest
+from e2e.server import Server, eventually, running_server
+
+MESSAGES = [{"role": "user", "content": "What survives?"}]
+OPTIONS = {"served_model_name": "tiny", "dtype": "float32", "kv_cache_bytes": 8 << 20}
+
+
+def answer(server: Server, key: str, model: str) -> str:
+    completion = server.openai(key).chat.completions.create(
+        model=model, messages=MESSAGES, max_tokens=24, temperature=0
+    )
+    return completion.choices[0].message.content
+
+
+def begin_upload(server: Server, key: str, name: str, folder: Path) -> http.client.HTTPConnection:
+    """Send the first part of an upload whole and half of the second, then stay silent."""
+    config = (folder / "adapter_config.json").read_bytes()
+    weights = (folder / "adapter_model.safetensors").read_bytes()
+
+    def part(field: str, data: bytes) -> bytes:
+        head = f'--cut\r\nContent-Disposition: form-data; name="{field}"; filename="{field}"\r\n\r\n'
+        return head.encode() + data + b"\r\n"
+
+    body = part("config", config) + part("weights", weights) + b"--cut--\r\n"
+    connection = http.client.HTTPConnection(*server.address)
+    connection.putrequest("POST", f"/api/v1/adapters/{name}/versions")
+    connection.putheader("Authorization", f"Bearer {key}")
+    connection.putheader("Content-Type", "multipart/form-data; boundary=cut")
+    connection.putheader("Content-Length", str(len(body)))
+    connection.endheaders(body[: len(body) // 2])
+    return connection
+
+
+def staged(server: Server) -> list[Path]:
+    """Uploads that are on their way, as files."""
+    return [path for path in server.data_dir.rglob("staging/*/*") if path.stat().st_size > 0]
+
+
+def kill_everything(server: Server) -> None:
+    """SIGKILL to the API process; its engine must follow by itself."""
+    children = psutil.Process(server.process.pid).children(recursive=True)
+    os.kill(server.process.pid, signal.SIGKILL)
+    server.process.wait()
+    _, alive = psutil.wait_procs(children, timeout=30)
+    assert not alive, "an engine outlived its server"
+
+
+@pytest.mark.timeout(300)
+def test_kill_dash_nine_loses_nothing_acknowledged(tiny_model_dir, make_adapter, tmp_path):
+    """Tenants, keys, versions, aliases and their answers are there again; the half upload never was."""
+    folders = [make_adapter(tmp_path / str(seed), seed=seed) for seed in (1, 2, 3)]
+    with running_server(tiny_model_dir, tmp_path / "data", **OPTIONS) as server:
+        key = server.create_tenant("acme")
+        uploads = [server.upload(key, "bot", folder) for folder in folders[:2]]
+        with server.http(key) as client:
+            assert client.put("/api/v1/adapters/bot/aliases/prod", json={"version": 1}).is_success
+        before = {model: answer(server, key, model) for model in ("tiny", "bot", "bot@prod", "bot@2")}
+        connection = begin_upload(server, key, "bot", folders[2])
+        eventually(lambda: staged(server), bool)
+        stream = server.openai(key).chat.completions.create(
+            model="bot", messages=MESSAGES, max_tokens=400, stream=True, extra_body={"ignore_eos": True}
+        )
+        next(iter(stream))
+        kill_everything(server)
+        stream.close()
+        connection.close()
+
+    with running_server(tiny_model_dir, tmp_path / "data", **OPTIONS) as server:
+        after = {model: answer(server, key, model) for model in before}
+        with server.http(key) as client:
+            adapter = client.get("/api/v1/adapters/bot").json()
+            versions = client.get("/api/v1/adapters/bot/versions").json()["data"]
+        leftovers = staged(server)
+        third = server.upload(key, "bot", folders[2])
+
+    assert after == before
+    assert adapter["aliases"] == {"prod": 1}
+    assert [version["digest"] for version in versions] == [upload["digest"] for upload in uploads]
+    assert leftovers == []
+    assert third["version"] == 3

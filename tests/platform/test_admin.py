@@ -1,0 +1,141 @@
+"""What operators see and do: tenants, keys, residency, and the engine itself."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from api_running import Api, run_api
+
+from loraplex.adapters.database import Database
+from loraplex.engine.client import EngineClient
+from loraplex.engine.settings import EngineSettings
+
+pytest_plugins = ["database_fixtures"]
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+async def api(database: Database, tmp_path: Path, tiny_model_dir: Path) -> AsyncIterator[Api]:
+    async with run_api(database, tmp_path, tiny_model_dir) as running:
+        yield running
+
+
+async def test_tenants_are_created_listed_and_suspended(api: Api) -> None:
+    """A tenant's life, as the operator sees it; a second one of a name is a final 409."""
+    auth, url = api.auth("operator"), "/api/v1/admin/tenants"
+    created = await api.client.post(url, json={"slug": "initech", "name": "Initech Ltd"}, headers=auth)
+    assert (created.status_code, created.json()["slug"]) == (201, "initech")
+    again = await api.client.post(url, json={"slug": "initech"}, headers=auth)
+    assert (again.status_code, again.headers["x-should-retry"]) == (409, "false")
+    suspended = await api.client.patch(f"{url}/initech", json={"suspended": True}, headers=auth)
+    assert suspended.json()["suspended"] is True
+    listed = (await api.client.get(url, headers=auth)).json()["data"]
+    assert [tenant["slug"] for tenant in listed] == ["acme", "globex", "initech"]
+    assert (await api.client.patch(f"{url}/nobody", json={"suspended": True}, headers=auth)).status_code == 404
+
+
+@pytest.mark.parametrize("slug", ["", "..", "A", "a/b", "x" * 64, 7, None])
+async def test_bad_tenant_names_are_400(api: Api, slug: object) -> None:
+    """The field is named."""
+    response = await api.client.post("/api/v1/admin/tenants", json={"slug": slug}, headers=api.auth("operator"))
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "slug")
+
+
+async def test_a_keys_secret_is_shown_once(api: Api) -> None:
+    """The answer to its creation holds the secret; nothing later does; it works until it is revoked."""
+    auth, url = api.auth("operator"), "/api/v1/admin/keys"
+    body = {"tenant": "acme", "name": "ci", "scopes": ["inference"]}
+    created = (await api.client.post(url, json=body, headers=auth)).json()
+    key = {"authorization": f"Bearer {created['secret']}"}
+    assert (await api.client.get("/v1/models", headers=key)).status_code == 200
+    listed = await api.client.get(url, params={"tenant": "acme"}, headers=auth)
+    assert created["secret"] not in listed.text
+    assert created["id"] in {entry["id"] for entry in listed.json()["data"]}
+    revoked = await api.client.delete(f"{url}/{created['id']}", headers=auth)
+    assert revoked.json()["revoked_at"] is not None
+    assert (await api.client.get("/v1/models", headers=key)).status_code == 401
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"tenant": "nobody"},
+        {"tenant": None},
+        {"scopes": []},
+        {"scopes": ["root"]},
+        {"scopes": ["admin"]},
+        {"name": ""},
+        {"name": "x" * 101},
+        {"expires_at": "tomorrow"},
+        {"expires_at": "2001-01-01T00:00:00Z"},
+        {"expires_at": "2999-01-01T00:00:00"},
+        {"secret": "mine"},
+    ],
+)
+async def test_keys_that_make_no_sense_are_refused(api: Api, wrong: dict[str, object]) -> None:
+    """Unknown tenant, unknown or misplaced scopes, no name, no future: a 4xx that says which."""
+    body = {"tenant": "acme", "name": "ci", "scopes": ["inference"]} | wrong
+    response = await api.client.post("/api/v1/admin/keys", json=body, headers=api.auth("operator"))
+    assert response.status_code in (400, 404)
+    assert next(iter(wrong)) in response.text or "scopes" in response.text
+
+
+async def test_an_expiry_in_the_future_is_kept(api: Api) -> None:
+    """Keys may end by themselves."""
+    moment = (datetime.now(UTC) + timedelta(days=1)).isoformat()
+    body = {"tenant": None, "name": "ops", "scopes": ["admin"], "expires_at": moment}
+    created = await api.client.post("/api/v1/admin/keys", json=body, headers=api.auth("operator"))
+    assert created.status_code == 201
+    assert datetime.fromisoformat(created.json()["expires_at"]) == datetime.fromisoformat(moment)
+
+
+async def test_while_the_engine_is_down_adapters_are_on_disk(api: Api) -> None:
+    """The list still answers; the engine's own view says when to ask again."""
+    for who in ("acme", "globex"):
+        await api.client.post("/api/v1/adapters", json={"name": "bot"}, headers=api.auth(who))
+    first = (await api.client.get("/api/v1/admin/adapters?limit=1", headers=api.auth("operator"))).json()
+    assert [adapter["tenant"] for adapter in first["data"]] == ["acme"]
+    params = {"after": first["next"]}
+    rest = (await api.client.get("/api/v1/admin/adapters", params=params, headers=api.auth("operator"))).json()
+    assert ([adapter["tenant"] for adapter in rest["data"]], rest["next"]) == (["globex"], None)
+    engine = await api.client.get("/api/v1/admin/engine", headers=api.auth("operator"))
+    assert (engine.status_code, engine.json()["error"]["code"]) == (503, "engine_unavailable")
+    assert engine.headers["retry-after"] == "5"
+
+
+async def test_residency_and_engine_state_come_from_the_engine(
+    database: Database, tmp_path: Path, tiny_model_dir: Path, make_adapter: Callable[..., Path]
+) -> None:
+    """An adapter is on disk after its upload, in host and device memory after its first request, and in that step."""
+    settings = EngineSettings(
+        model_path=str(tiny_model_dir),
+        adapter_blobs=str(tmp_path / "adapters"),
+        kv_cache_bytes=16 << 20,
+        adapter_device_bytes=16 << 20,
+        kernels="reference",
+    )
+    engine = await EngineClient.start(settings)
+    try:
+        async with run_api(database, tmp_path, tiny_model_dir, engine=engine) as api:
+            await api.client.post("/api/v1/adapters", json={"name": "bot"}, headers=api.auth("acme"))
+            uploaded = (await api.upload("acme", "bot", make_adapter(tmp_path / "peft"))).json()
+            assert await residency(api) == ["disk"]
+            body = {"model": "bot", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4}
+            answer = await api.client.post("/v1/chat/completions", json=body, headers=api.auth("acme"))
+            assert (answer.status_code, answer.json()["model"]) == (200, "acme/bot@1")
+            assert await residency(api) == ["disk", "host", "device"]
+            state = (await api.client.get("/api/v1/admin/engine", headers=api.auth("operator"))).json()
+            assert any(uploaded["digest"] in step["adapters"] for step in state["recent_steps"])
+            assert (state["status"]["running"], state["adapters_in_batch"]) == (0, [])
+            assert state["model"]["num_layers"] == 2
+    finally:
+        await engine.stop()
+
+
+async def residency(api: Api) -> list[str]:
+    response = await api.client.get("/api/v1/admin/adapters", headers=api.auth("operator"))
+    [adapter] = response.json()["data"]
+    return adapter["versions"][0]["residency"]
