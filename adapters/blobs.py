@@ -6,6 +6,7 @@ Knows files and digests; knows no tenant, no database and no tensor.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import shutil
@@ -13,7 +14,7 @@ import threading
 import time
 import uuid
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,7 +68,8 @@ class BlobStore:
         directory = self._staging / uuid.uuid4().hex
         directory.mkdir(mode=0o700)
         try:
-            yield Staging(directory)
+            with _locked(directory):
+                yield Staging(directory)
         finally:
             shutil.rmtree(directory, ignore_errors=True)
 
@@ -109,10 +111,10 @@ class BlobStore:
         return StoredAdapter(spec, directory / WEIGHTS_FILE, directory / CONFIG_FILE, size_bytes)
 
     def sweep(self, live: Collection[str], grace_seconds: float) -> list[str]:
-        """Remove what crashes and deletions left behind, if untouched for the grace period.
+        """Remove what crashes and deletions left behind: staging whose process is gone, and blobs that nothing refers to.
 
-        Returns the digests removed. live: digests that something refers to. The grace period covers uploads that run,
-        and versions that are committed but not yet in the registry.
+        Returns the digests removed. live: digests that something refers to. The grace period covers versions that are
+        committed but not yet in the registry, and those that waiting requests may still load.
         """
         oldest = time.time() - grace_seconds
         removed = []
@@ -120,7 +122,7 @@ class BlobStore:
             if _DIGEST.fullmatch(directory.name) and directory.name not in live and self._retire(directory, oldest):
                 removed.append(directory.name)
         for directory in self._staging.iterdir():
-            if _last_change(directory) < oldest:
+            with suppress(OSError), _locked(directory):  # the owner of a running upload holds the lock
                 shutil.rmtree(directory, ignore_errors=True)
         return removed
 
@@ -138,12 +140,15 @@ class BlobStore:
         return self._blobs / digest[:2] / digest
 
 
-def _last_change(directory: Path) -> float:
-    """When the directory or a file in it was last written; a long upload touches its file only."""
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Hold the directory's lock, which ends with the process however it dies. Raises BlockingIOError if it is held."""
+    descriptor = os.open(directory, os.O_RDONLY)
     try:
-        return max(path.stat().st_mtime for path in (directory, *directory.iterdir()))
-    except FileNotFoundError:  # committed or cleaned up by its owner meanwhile
-        return float("inf")
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _fsync(path: Path) -> None:

@@ -671,10 +671,11 @@ template <class T>
 int64_t draw(const T* row, int64_t vocab, float temperature, int top_k, float top_p, float min_p, float uniform) {
     const int64_t best = largest_index(row, vocab);
     const float top = number(row[best]), scale = LOG2_E / temperature;
+    if (!std::isfinite(top)) return best;
     const auto log2_of = [&](auto logit) { return (logit - top) * scale; };
     const int64_t padded = (vocab + LANES - 1) / LANES * LANES;
     std::vector<float> logits(padded, NEVER), weights(padded), block_sums((vocab + BLOCK - 1) / BLOCK);
-    for (int64_t i = 0; i < vocab; ++i) logits[i] = number(row[i]);
+    for (int64_t i = 0; i < vocab; ++i) logits[i] = std::isnan(number(row[i])) ? NEVER : number(row[i]);
     float threshold = NEVER;
     if (0 < top_k && top_k < vocab) {
         std::vector<float> ranked(top_k);

@@ -5,6 +5,7 @@ Knows which implementations exist; imports the one it chooses, and nothing of th
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal, get_args
 
 import torch
@@ -20,27 +21,30 @@ class KernelsUnavailable(Exception):
     """The kernels that were asked for by name cannot run here; the message says why and what to do."""
 
 
-def choose_kernels(device: torch.device, prefer: str = "auto") -> tuple[Kernels, str]:
+def choose_kernels(
+    device: torch.device, prefer: str = "auto", *, environment: Mapping[str, str] | None = None
+) -> tuple[Kernels, str]:
     """The kernels for `device`, and one sentence for the log.
 
     prefer: "auto" takes the fastest that works here; a name takes that one or raises KernelsUnavailable.
+    environment stands for os.environ where the compiler and its cache are looked for.
     """
     if prefer not in get_args(Preference):
         raise KernelsUnavailable(f"kernels: {prefer!r} is none of {', '.join(get_args(Preference))}")
     if prefer == "reference":
         return ReferenceKernels(), f"reference: plain torch on {device.type}, as asked for"
     if prefer == "native" or (prefer == "auto" and device.type == "cpu"):
-        return _native(device, may_fall_back=prefer == "auto")
+        return _native(device, environment, may_fall_back=prefer == "auto")
     if prefer == "triton" or device.type == "cuda":
         return _triton(device, may_fall_back=prefer == "auto")
     return ReferenceKernels(), f"reference: there are no kernels of our own for {device.type}"
 
 
-def _native(device: torch.device, *, may_fall_back: bool) -> tuple[Kernels, str]:
+def _native(device: torch.device, environment: Mapping[str, str] | None, *, may_fall_back: bool) -> tuple[Kernels, str]:
     try:
         if device.type != "cpu":
             raise NativeUnavailable(f"native kernels run on the CPU, not on {device.type}; choose triton or auto")
-        kernels = NativeKernels()
+        kernels = NativeKernels(environment)
     except NativeUnavailable as error:
         if may_fall_back:
             return ReferenceKernels(), f"reference: {error}"

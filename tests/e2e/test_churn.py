@@ -30,7 +30,7 @@ def server(tiny_model_dir, tmp_path_factory):
     options = {
         "served_model_name": "tiny",
         "dtype": "float32",
-        "max_num_seqs": STREAMS,
+        "max_num_seqs": 2 * STREAMS,
         "kv_cache_bytes": 8 << 20,
         "adapter_device_bytes": 3 * ONE_ADAPTER,
         "adapter_host_bytes": 2 * ONE_ADAPTER,
@@ -61,16 +61,18 @@ async def stream(client, index: int, model: str) -> tuple[str, str]:
 
 
 def churn(server: Server, key: str, folders: list) -> int:
-    """Upload, point, evict by use, and delete, in a fixed order; the number of changes."""
+    """Upload, point, call and delete adapters, in a fixed order; the number of changes."""
     changes = 0
     with server.http(key) as client:
         for round_, folder in enumerate(folders):
             number = server.upload(key, "moving", folder)["version"]
             checked(client.put("/api/v1/adapters/moving/aliases/prod", json={"version": number}))
             server.upload(key, f"short-lived-{round_}", folder)
+            for model in ("moving", f"short-lived-{round_}"):  # each a load, and so an eviction
+                checked(client.post("/v1/completions", json={"model": model, "prompt": "Hi", "max_tokens": 2}))
             checked(client.put("/api/v1/adapters/moving/aliases/prod", json={"version": 1 + round_ % VERSIONS}))
             assert client.delete(f"/api/v1/adapters/short-lived-{round_}").is_success
-            changes += 5
+            changes += 7
         assert client.delete("/api/v1/adapters/doomed").is_success
     return changes + 1
 
@@ -95,7 +97,7 @@ async def test_streams_are_untouched_by_loads_moves_and_deletes(server, folders)
             if asked != "doomed":
                 quiet[index] = await stream(client, index, answered)
 
-    assert changes == 31
+    assert changes == 43
     assert status.adapter_evictions > VERSIONS
     for (index, asked), (answered, text) in zip(requests, busy, strict=True):
         assert len(text) > 0

@@ -155,22 +155,23 @@ def test_a_process_killed_at_any_point_leaves_all_or_nothing(tmp_path):
 
 
 def test_the_sweep_takes_what_nothing_refers_to(blobs, tmp_path):
-    """Referred to, or younger than the grace period: kept. The rest goes, stale uploads too."""
+    """Referred to, or younger than the grace period: kept. The rest goes, and uploads whose process is gone."""
     live, young, dead = (commit(blobs, sha * 32) for sha in ("01", "02", "03"))
     for digest in (live, dead):
         age(blobs.open(digest).weights_path.parent, 100)
     stray = tmp_path / "store" / "blobs" / "00" / "notes"
     stray.mkdir(parents=True)
-    with blobs.stage() as running, blobs.stage() as stale:
-        for staging in (running, stale):
-            staging.path(WEIGHTS_FILE).write_bytes(b"half")
-            age(staging.directory, 100)
-        os.utime(running.path(WEIGHTS_FILE))
+    stale = tmp_path / "store" / "staging" / "of-a-dead-process"
+    stale.mkdir()
+    (stale / WEIGHTS_FILE).write_bytes(b"half")
+    with blobs.stage() as running:
+        running.path(WEIGHTS_FILE).write_bytes(b"half")
+        age(running.directory, 100)
 
         assert blobs.sweep({live}, grace_seconds=50) == [dead]
 
         assert running.directory.exists()
-        assert not stale.directory.exists()
+    assert not stale.exists()
     assert blobs.open(live)
     assert blobs.open(young)
     assert stray.exists()
