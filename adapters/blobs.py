@@ -111,7 +111,7 @@ class BlobStore:
         return StoredAdapter(spec, directory / WEIGHTS_FILE, directory / CONFIG_FILE, size_bytes)
 
     def sweep(self, live: Collection[str], grace_seconds: float) -> list[str]:
-        """Remove what crashes and deletions left behind: staging whose process is gone, and blobs that nothing refers to.
+        """Remove staging whose process is gone, and old blobs that nothing refers to.
 
         Returns the digests removed. live: digests that something refers to. The grace period covers versions that are
         committed but not yet in the registry, and those that waiting requests may still load.

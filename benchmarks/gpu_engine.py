@@ -13,11 +13,12 @@ import tempfile
 from pathlib import Path
 
 import torch
+from offline import environment, random_adapter
+
 from loraplex.adapters.blobs import BlobStore
 from loraplex.engine.build import BuiltEngine, build_engine
 from loraplex.engine.events import SamplingParams
 from loraplex.engine.settings import EngineSettings
-from offline import environment, random_adapter
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -57,7 +58,9 @@ CONFIGS = {
 COMMON = {"architectures": ["LlamaForCausalLM"], "rms_norm_eps": 1e-5, "torch_dtype": "bfloat16", "eos_token_id": 2}
 
 
-def start(folder: Path, model: str, layers: int | None, *, kernels: str, device: str, dtype: str, **options) -> BuiltEngine:
+def start(
+    folder: Path, model: str, layers: int | None, *, kernels: str, device: str, dtype: str, **options
+) -> BuiltEngine:
     """An engine with random weights of a model's shape."""
     config = COMMON | CONFIGS[model] | ({"num_hidden_layers": layers} if layers else {})
     (folder / "config.json").write_text(json.dumps(config))
@@ -74,7 +77,9 @@ def start(folder: Path, model: str, layers: int | None, *, kernels: str, device:
     return build_engine(settings)
 
 
-def answers(built: BuiltEngine, folder: Path, ranks: tuple[int, ...], tokens: int) -> dict[str, tuple[list[int], list[float]]]:
+def answers(
+    built: BuiltEngine, folder: Path, ranks: tuple[int, ...], tokens: int
+) -> dict[str, tuple[list[int], list[float]]]:
     """Greedy tokens and log-probabilities of ragged prompts, one per rank and one on the base, in one batch."""
     blobs = BlobStore(folder / "adapters")
     digests = [None, *(random_adapter(blobs, built.shape, rank, rank, built.dtype) for rank in ranks)]
@@ -138,7 +143,9 @@ def bench(arguments: argparse.Namespace) -> int:
             for label, adapters in (("base", [None] * batch), ("distinct", digests)):
                 seconds = decode_seconds(built, adapters, arguments.context)
                 rows.append({"batch": batch, "rows": label, "step_ms": seconds * 1e3, "tok_s": batch / seconds})
-                print(f"batch {batch:4} {label:9} {seconds * 1e3:8.2f} ms/step {batch / seconds:9.0f} tok/s", flush=True)
+                print(
+                    f"batch {batch:4} {label:9} {seconds * 1e3:8.2f} ms/step {batch / seconds:9.0f} tok/s", flush=True
+                )
         built.engine.close()
     RESULTS.mkdir(exist_ok=True)
     slug = environment()["device"].lower().replace(" ", "-")

@@ -1,6 +1,6 @@
-"""The API process's handle on the engine process: start it, talk to it, restart it when it dies.
+"""The API process's handle on the engine: submit requests, follow them, and start the process again when it dies.
 
-Knows messages and the process; knows no tensors, HTTP or tenants.
+Knows messages and requests; knows no tensors, HTTP or tenants.
 """
 
 from __future__ import annotations
@@ -9,20 +9,14 @@ import asyncio
 import contextlib
 import itertools
 import logging
-import socket
-import sys
 import time
 from collections import Counter, deque
-from dataclasses import dataclass, field
 
-import msgspec
-
+from loraplex.engine.generation import EngineUnavailable, Generation, GenerationFailed
 from loraplex.engine.messages import (
-    FRAME_HEADER,
     Abort,
     EngineSettings,
     Fatal,
-    FromEngine,
     Generate,
     Heartbeat,
     Inspect,
@@ -30,155 +24,20 @@ from loraplex.engine.messages import (
     Ready,
     RequestFailed,
     Shutdown,
-    Start,
     Status,
     StepOutput,
-    ToEngine,
     TokenChunk,
-    frame,
 )
+from loraplex.engine.process import EngineProcess, EngineStartFailed
+
+__all__ = ["EngineClient", "EngineStartFailed", "EngineUnavailable", "Generation", "GenerationFailed"]
 
 log = logging.getLogger(__name__)
 
 MAX_CRASHES = 3
 CRASH_WINDOW_SECONDS = 300.0
 QUARANTINE_CRASHES = 2
-STOP_GRACE_SECONDS = 10.0
-
-
-class EngineUnavailable(Exception):
-    """The engine cannot take a request now. `retry_after_seconds` is when to try again."""
-
-    def __init__(self, message: str, retry_after_seconds: int = 1) -> None:
-        super().__init__(message)
-        self.retry_after_seconds = retry_after_seconds
-
-
-class EngineStartFailed(Exception):
-    """The engine process said why it cannot start, or died before it could."""
-
-
-class GenerationFailed(Exception):
-    """One request ended with an error of its own. `code` is stable, the message is for people."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-
-
 QUARANTINED = GenerationFailed("adapter_quarantined", "this adapter version was in use at two engine crashes")
-
-
-class Generation:
-    """The tokens of one request as they come: an async iterator of TokenChunk that ends after the finish reason.
-
-    Chunks that were not fetched in time are handed out together, so a slow reader costs the engine nothing. Iterating
-    raises GenerationFailed when the request fails.
-    """
-
-    def __init__(self, client: EngineClient, request: Generate) -> None:
-        self.request = request
-        self.has_output = False
-        self._client = client
-        self._chunks: deque[TokenChunk | GenerationFailed] = deque()
-        self._arrived = asyncio.Event()
-        self._ended = False
-
-    def __aiter__(self) -> Generation:
-        return self
-
-    async def __anext__(self) -> TokenChunk:
-        while not self._chunks:
-            if self._ended:
-                raise StopAsyncIteration
-            self._arrived.clear()
-            await self._arrived.wait()
-        item = self._chunks.popleft()
-        if isinstance(item, GenerationFailed):
-            raise item
-        while self._chunks and isinstance(later := self._chunks[0], TokenChunk):
-            item = _joined(item, later)
-            self._chunks.popleft()
-        return item
-
-    def abort(self) -> None:
-        """Stop the sequence and free what it holds. Does nothing once the request has ended."""
-        if not self._ended:
-            self._end()
-            self._client.forget(self.request.request_id)
-
-    def deliver(self, chunk: TokenChunk) -> None:
-        self.has_output = True
-        self._chunks.append(chunk)
-        if chunk.finish_reason is not None:
-            self._end()
-        self._arrived.set()
-
-    def fail(self, error: GenerationFailed) -> None:
-        self._chunks.append(error)
-        self._end()
-
-    def _end(self) -> None:
-        self._ended = True
-        self._arrived.set()
-
-
-def _joined(first: TokenChunk, second: TokenChunk) -> TokenChunk:
-    logprobs = None if first.logprobs is None or second.logprobs is None else first.logprobs + second.logprobs
-    return TokenChunk(
-        first.request_id, first.token_ids + second.token_ids, logprobs, second.finish_reason, first.cached_tokens
-    )
-
-
-@dataclass(slots=True)
-class _Process:
-    """One life of the engine process and the API's end of its socket."""
-
-    process: asyncio.subprocess.Process
-    reader: asyncio.StreamReader
-    writer: asyncio.StreamWriter
-    decoder: msgspec.msgpack.Decoder[FromEngine] = field(default_factory=lambda: msgspec.msgpack.Decoder(FromEngine))
-
-    @classmethod
-    async def spawn(cls) -> _Process:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        with theirs:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "loraplex.engine.server", str(theirs.fileno()),
-                pass_fds=(theirs.fileno(),), stdin=asyncio.subprocess.DEVNULL,
-            )  # fmt: skip
-        reader, writer = await asyncio.open_connection(sock=ours)
-        return cls(process, reader, writer)
-
-    def send(self, message: ToEngine) -> None:
-        if not self.writer.is_closing():
-            self.writer.write(frame(message))
-
-    async def receive(self) -> FromEngine:
-        """Raises IncompleteReadError or ConnectionError when the engine process has gone."""
-        (length,) = FRAME_HEADER.unpack(await self.reader.readexactly(FRAME_HEADER.size))
-        return self.decoder.decode(await self.reader.readexactly(length))
-
-    async def start(self, settings: EngineSettings) -> Ready:
-        self.send(Start(settings))
-        try:
-            answer = await self.receive()
-        except (asyncio.IncompleteReadError, ConnectionError) as error:
-            raise EngineStartFailed(
-                "the engine process died while it loaded the model; see its output above"
-            ) from error
-        if not isinstance(answer, Ready):
-            raise EngineStartFailed(answer.message if isinstance(answer, Fatal) else "the engine did not answer")
-        return answer
-
-    async def close(self) -> int:
-        """Wait for the process, killing it when it does not leave by itself; its exit code."""
-        self.writer.close()
-        try:
-            return await asyncio.wait_for(self.process.wait(), STOP_GRACE_SECONDS)
-        except TimeoutError:
-            self.process.kill()
-            return await self.process.wait()
 
 
 class EngineClient:
@@ -189,7 +48,7 @@ class EngineClient:
     five minutes the client gives up and `given_up` is set, so that the whole server can leave with an error.
     """
 
-    def __init__(self, settings: EngineSettings, process: _Process, ready: Ready, max_pending: int) -> None:
+    def __init__(self, settings: EngineSettings, process: EngineProcess, ready: Ready, max_pending: int) -> None:
         self.ready = ready
         self.status: Status | None = None
         self.given_up = asyncio.Event()
@@ -208,7 +67,7 @@ class EngineClient:
     @classmethod
     async def start(cls, settings: EngineSettings, *, max_pending: int = 1024) -> EngineClient:
         """Start the process and wait until the model is loaded. Raises EngineStartFailed."""
-        process = await _Process.spawn()
+        process = await EngineProcess.spawn()
         try:
             ready = await process.start(settings)
         except BaseException:
@@ -243,13 +102,12 @@ class EngineClient:
             raise EngineUnavailable(f"the server already has {self._max_pending} requests in hand; try again shortly")
         if self._is_quarantined(request):
             raise QUARANTINED
-        generation = self._generations[request.request_id] = Generation(self, request)
+        generation = self._generations[request.request_id] = Generation(request, on_abort=self._forget)
         if self._is_up:
             self._process.send(request)
         return generation
 
-    def forget(self, request_id: str) -> None:
-        """Abort a request: called by Generation.abort."""
+    def _forget(self, request_id: str) -> None:
         if self._generations.pop(request_id, None) is not None and self._is_up:
             self._process.send(Abort(request_id))
 
@@ -316,7 +174,7 @@ class EngineClient:
         self._note_crash()
         while len(self._crashes) < MAX_CRASHES:
             try:
-                self._process = await _Process.spawn()
+                self._process = await EngineProcess.spawn()
                 self.ready = await self._process.start(self._settings)
             except EngineStartFailed as error:
                 log.error("the engine did not start again: %s", error)

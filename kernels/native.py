@@ -307,6 +307,7 @@ def _compile(compiler: tuple[str, ...], path: Path) -> None:
         if result.returncode != 0:
             last_lines = result.stderr.decode(errors="replace").strip()[-500:]
             raise NativeUnavailable(f"{compiler[0]} could not compile the CPU kernels: {last_lines}")
+        Path(partial).chmod(0o700)
         Path(partial).replace(path)
     except subprocess.TimeoutExpired as error:
         raise NativeUnavailable(f"{compiler[0]} did not finish in {_COMPILE_SECONDS} s") from error

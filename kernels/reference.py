@@ -134,6 +134,7 @@ def _causal_attention(query: Tensor, keys: Tensor, values: Tensor, scale: float,
 
 def _filtered_weights(logits: Tensor, temperature: float, top_k: int, top_p: float, min_p: float) -> Tensor:
     """w of `Kernels.sample` over K3, and 0 outside it. logits [vocab]; top_p 0 keeps the largest logit, not nothing."""
+    logits = logits.masked_fill(logits.isnan(), float("-inf"))
     ranked = logits.sort(descending=True).values
     num_larger = torch.searchsorted(-ranked, -logits)  # logits strictly larger than each
     weights = ((logits - ranked[0]) / temperature).exp()
@@ -154,4 +155,4 @@ def _first_above(weights: Tensor, uniform: float) -> Tensor:
     # Rounding may lift the bound to the whole sum itself: then the last index of weight > 0 is meant.
     below_all = torch.nextafter(running[-1], torch.zeros_like(running[-1]))
     first = torch.searchsorted(running, torch.minimum(uniform * running[-1], below_all), right=True)
-    return first.clamp(max=len(weights) - 1)  # NaN logits must not become a token outside the vocabulary
+    return first.clamp(max=len(weights) - 1)  # NaN weights must not give a token outside the vocabulary

@@ -9,6 +9,7 @@ import signal
 import psutil
 import pytest
 from engine_running import greedy, start_engine, store_adapter
+
 from loraplex.engine.client import EngineClient, EngineStartFailed, EngineUnavailable, Generation, GenerationFailed
 from loraplex.engine.messages import EngineSettings, Generate
 
@@ -35,9 +36,7 @@ async def client(settings):
 
 
 def request(name: str, max_tokens: int = 8, adapter: str | None = None) -> Generate:
-    return Generate(
-        request_id=name, prompt=[5, 6, 7], sampling=greedy(max_tokens, ignore_eos=True), adapter=adapter
-    )
+    return Generate(request_id=name, prompt=[5, 6, 7], sampling=greedy(max_tokens, ignore_eos=True), adapter=adapter)
 
 
 async def tokens_of(generation: Generation) -> list[int]:
@@ -48,7 +47,7 @@ async def tokens_of(generation: Generation) -> list[int]:
 async def until(condition) -> None:
     """Poll; the deadline is the test's failure."""
     async with asyncio.timeout(DEADLINE_SECONDS):
-        while not await condition():
+        while not await condition():  # noqa: ASYNC110 - what is polled lives in another process
             await asyncio.sleep(0.02)
 
 
@@ -115,7 +114,9 @@ async def test_a_request_without_output_is_sent_again(client):
     assert len(await tokens_of(generation)) == 8
 
 
-async def test_an_adapter_in_use_at_two_crashes_is_quarantined(client, settings, tiny_model_dir, make_adapter, tmp_path):
+async def test_an_adapter_in_use_at_two_crashes_is_quarantined(
+    client, settings, tiny_model_dir, make_adapter, tmp_path
+):
     """The third request for it is refused, while the base goes on."""
     built = start_engine(tiny_model_dir, tmp_path / "blobs", kernels="reference")
     digest = store_adapter(tmp_path / "blobs", make_adapter(tmp_path / "peft"), built.shape)

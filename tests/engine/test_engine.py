@@ -6,6 +6,7 @@ import pytest
 from engine_running import Outcome, collect, greedy, start_engine, store_adapter, take
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from loraplex.engine.build import BuiltEngine
 from loraplex.engine.events import SamplingParams
 

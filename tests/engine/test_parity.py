@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 from engine_running import collect, greedy, start_engine, store_adapter
-from loraplex.engine.text import TextCodec
 from oracle import Answer, Oracle
+
+from loraplex.engine.text import TextCodec
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "adapters"
 TOKENS = 64
@@ -63,7 +64,9 @@ def adapter_folders(base_model_dir, make_adapter, tmp_path_factory) -> dict[str,
 def test_eight_concurrent_requests_agree_with_peft(base_model_dir, adapter_folders, tmp_path, kernels, dtype):
     """64 greedy tokens wherever the oracle's top-two margin exceeds epsilon, log-probabilities within tolerance."""
     precision = PRECISIONS[dtype]
-    built = start_engine(base_model_dir, tmp_path / "blobs", dtype=dtype, kernels=kernels, adapter_device_bytes=256 << 20)
+    built = start_engine(
+        base_model_dir, tmp_path / "blobs", dtype=dtype, kernels=kernels, adapter_device_bytes=256 << 20
+    )
     codec = TextCodec(base_model_dir)
     prompts = {}
     for name, text in CONVERSATIONS.items():
