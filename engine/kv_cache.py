@@ -99,8 +99,8 @@ class PagePool:
         used = {page for page, count in enumerate(self._references) if count > 0}
         free, cached = set(self._free), set(self._cached)
         assert len(free) == len(self._free), "a page is free twice"
-        assert not (used & free or used & cached or free & cached), "a page is in two states"
-        assert len(used) + len(free) + len(cached) == self.num_pages, "a page is in no state"
+        assert len(used | free | cached) == self.num_pages, "a page is in no state"
+        assert len(used) + len(free) + len(cached) == self.num_pages, "a page is in two states"
         assert all(self._page_of[name] == page for page, name in self._hash_of.items()), "a hash names another page"
         assert len(self._page_of) == len(self._hash_of)
         assert cached <= self._hash_of.keys()

@@ -93,7 +93,7 @@ class Kernels(Protocol):
         """Prepare weight [out_features, in_features] and bias [out_features] once; called at model load."""
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """x / sqrt(mean(x^2, -1) + eps) * weight.  x [..., width], any row stride; weight [width]; result contiguous."""
+        """x / sqrt(mean(x^2, -1) + eps) * weight.  x [..., width], any row stride; weight [width] -> contiguous."""
 
     def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
         """residual += x (written), then rms_norm(residual).  x, residual [tokens, width] contiguous."""

@@ -1,4 +1,4 @@
-"""Acceptance: kill -9 of the whole server, in the middle of an upload and of a stream, loses nothing it had promised."""
+"""Acceptance: kill -9 of the whole server, amid an upload and a stream, loses nothing it had promised."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ def test_preemption_does_not_change_a_word(start, adapters, quiet):
 
 
 def test_adapters_take_turns_in_a_small_pool(start, adapters, quiet):
-    """Device memory for some of the adapters only: loads and evictions go on while others decode, answers stay right."""
+    """Device memory for some adapters only: loads and evictions go on beside decodes, answers stay right."""
     engine = start(adapter_device_bytes=300_000, adapter_host_bytes=60_000)
     submit_all(engine, adapters[1])
 
@@ -114,9 +114,10 @@ def test_a_shared_prefix_is_computed_once(start, adapters):
     """The second request of the same adapter and salt reuses full pages; the text does not change."""
     engine = start()
     prompt = list(range(3, 60))
+    outcomes: dict[str, Outcome] = {}
     for name in ("first", "second"):
         engine.submit(name, prompt, greedy(8), adapter=adapters[1][1], salt=b"tenant")
-        outcomes = collect(engine, [name]) if name == "first" else collect(engine, [name], outcomes)
+        collect(engine, [name], outcomes)
 
     assert outcomes["first"].cached_tokens == 0
     assert outcomes["second"].cached_tokens == 48
