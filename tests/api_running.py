@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import httpx
 from litestar import Litestar
-from litestar.testing import AsyncTestClient
 
 from loraplex.adapters.blobs import BlobStore
 from loraplex.adapters.database import Database
@@ -57,7 +57,7 @@ class Api:
     """A running application and keys of two tenants and an operator."""
 
     app: Litestar
-    client: AsyncTestClient[Litestar]
+    client: httpx.AsyncClient
     services: Services
     drain: asyncio.Event
     keys: dict[str, str]
@@ -99,7 +99,8 @@ async def run_api(
     drain = asyncio.Event()
     app = create_app(services, drain)
     keys = await _make_keys(tenants)
-    async with AsyncTestClient(app) as client:
+    # In this loop, where Litestar's own test client would run the app in another one, apart from the engine's socket.
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://api") as client:
         yield Api(app, client, services, drain, keys)
 
 

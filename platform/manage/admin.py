@@ -102,15 +102,7 @@ async def get_engine(services: NamedDependency[Services]) -> EngineView:
         inspection = await _inspect(services.engine)
     except EngineUnavailable as error:
         raise unavailable("engine_unavailable", "The engine is restarting.", error.retry_after_seconds) from error
-    return EngineView(
-        base_model=services.base_model_name,
-        model=services.engine.ready,
-        status=inspection.status,
-        seconds_since_progress=services.engine.seconds_since_progress(),
-        adapters_in_batch=sorted({row.adapter for row in inspection.running if row.adapter is not None}),
-        running=inspection.running,
-        recent_steps=inspection.recent_steps,
-    )
+    return EngineView.of(services.base_model_name, services.engine, inspection)
 
 
 async def _inspect(engine: EngineClient) -> Inspection:

@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, Struct
 
 from loraplex.adapters.registry import AdapterInfo, VersionInfo
-from loraplex.engine.messages import Inspection, Ready, ResidentAdapter, RunningSequence, Status, StepRecord
+from loraplex.engine.client import EngineClient
+from loraplex.engine.messages import Inspection, Ready, ResidentAdapter, Status
 from loraplex.platform.tenants import KeyInfo, TenantInfo
 
 Name = Annotated[str, Meta(min_length=1, max_length=63, description="a-z, 0-9, '.', '_' and '-'.")]
@@ -202,6 +203,28 @@ class ResidentAdapterPage(Struct, frozen=True):
     next: str | None
 
 
+class SequenceView(Struct, frozen=True, kw_only=True):
+    """A sequence in the batch. `adapter`: the digest of its version, null for the base."""
+
+    request_id: str
+    adapter: str | None
+    prompt_tokens: int
+    generated_tokens: int
+    pages: int
+
+
+class StepView(Struct, frozen=True, kw_only=True):
+    """One step as it ran. `adapters`: digests in the batch; `base`: sequences of the base model stood beside them."""
+
+    step: int
+    seconds: float
+    prefill_tokens: int
+    decode_tokens: int
+    sequences: int
+    adapters: list[str]
+    base: bool
+
+
 class EngineView(Struct, frozen=True, kw_only=True):
     """`adapters_in_batch`: digests of the adapters that running sequences use. `recent_steps`: oldest first."""
 
@@ -210,8 +233,20 @@ class EngineView(Struct, frozen=True, kw_only=True):
     status: Status
     seconds_since_progress: float
     adapters_in_batch: list[str]
-    running: list[RunningSequence]
-    recent_steps: list[StepRecord]
+    running: list[SequenceView]
+    recent_steps: list[StepView]
+
+    @classmethod
+    def of(cls, base_model: str, engine: EngineClient, inspection: Inspection) -> EngineView:
+        return cls(
+            base_model=base_model,
+            model=engine.ready,
+            status=inspection.status,
+            seconds_since_progress=engine.seconds_since_progress(),
+            adapters_in_batch=sorted({row.adapter for row in inspection.running if row.adapter is not None}),
+            running=[SequenceView(**row._asdict()) for row in inspection.running],
+            recent_steps=[StepView(**record._asdict()) for record in inspection.recent_steps],
+        )
 
 
 def _by_digest(residents: list[ResidentAdapter]) -> dict[str, ResidentAdapter]:

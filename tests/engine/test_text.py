@@ -1,0 +1,108 @@
+"""Text to tokens and back: the same as Transformers' own tokenizer, whatever way the tokens are cut."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
+from loraplex.engine.text import TemplateError, TextCodec
+
+MESSAGES = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Grüße, 世界! 👩‍🚀"},
+    {"role": "assistant", "content": "Hello."},
+    {"role": "user", "content": "And now?"},
+]
+
+
+@pytest.fixture(scope="module")
+def codec(tiny_model_dir):
+    return TextCodec(tiny_model_dir)
+
+
+def with_template(tiny_model_dir, folder, template):
+    """A copy of the tokenizer with another chat template, or none."""
+    (folder / "tokenizer.json").write_bytes((tiny_model_dir / "tokenizer.json").read_bytes())
+    config = json.loads((tiny_model_dir / "tokenizer_config.json").read_text())
+    del config["chat_template"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    if template is not None:
+        (folder / "chat_template.jinja").write_text(template)
+    return TextCodec(folder)
+
+
+def test_chats_render_as_in_transformers(codec, tiny_model_dir):
+    """Template and special tokens give the same ids as apply_chat_template."""
+    oracle = AutoTokenizer.from_pretrained(tiny_model_dir)
+    expected = oracle.apply_chat_template(MESSAGES, add_generation_prompt=True, return_dict=False)
+
+    assert codec.render_chat(MESSAGES) == expected
+
+
+def test_the_default_base_renders_as_in_transformers(base_model_dir):
+    """The same on the real model's tokenizer and template."""
+    oracle = AutoTokenizer.from_pretrained(base_model_dir)
+    expected = oracle.apply_chat_template(MESSAGES, add_generation_prompt=True, return_dict=False)
+
+    assert TextCodec(base_model_dir).render_chat(MESSAGES) == expected
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(text=st.text(max_size=40), cuts=st.lists(st.integers(1, 5), max_size=20))
+def test_pieces_join_to_the_whole(codec, text, cuts):
+    """However tokens are divided into pushes, the pieces are the text and no piece ends in half a character."""
+    ids = codec.encode(text)
+    detokenizer = codec.detokenizer()
+    pieces = []
+    while ids:
+        count = cuts.pop() if cuts else 1
+        pieces.append(detokenizer.push(ids[:count]))
+        ids = ids[count:]
+
+    assert "".join(pieces) + detokenizer.flush() == text
+
+
+@given(ids=st.lists(st.integers(0, 258), max_size=30))
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_tokens_have_a_text(codec, ids):
+    """Bytes that are no UTF-8 become replacement characters; nothing is held back for ever, nothing raises."""
+    one_by_one, at_once = codec.detokenizer(), codec.detokenizer()
+    pieces = [one_by_one.push([token]) for token in ids]
+
+    assert "".join(pieces) + one_by_one.flush() == at_once.push(ids) + at_once.flush()
+
+
+def test_a_model_without_a_template_says_what_to_use(tiny_model_dir, tmp_path):
+    """The remedy is the completions endpoint."""
+    codec = with_template(tiny_model_dir, tmp_path, None)
+
+    with pytest.raises(TemplateError, match="/v1/completions"):
+        codec.render_chat(MESSAGES)
+
+
+def test_a_template_that_refuses_is_the_callers_error(tiny_model_dir, tmp_path):
+    """raise_exception's words reach the caller."""
+    codec = with_template(tiny_model_dir, tmp_path, "{{ raise_exception('roles must alternate') }}")
+
+    with pytest.raises(TemplateError, match="roles must alternate"):
+        codec.render_chat(MESSAGES)
+
+
+def test_a_template_runs_sandboxed(tiny_model_dir, tmp_path):
+    """Reaching for Python's internals is refused."""
+    codec = with_template(tiny_model_dir, tmp_path, "{{ messages.__class__.__mro__ }}")
+
+    with pytest.raises(TemplateError):
+        codec.render_chat(MESSAGES)
+
+
+def test_a_template_cannot_blow_up(tiny_model_dir, tmp_path):
+    """A rendered conversation is bounded."""
+    codec = with_template(tiny_model_dir, tmp_path, "{% for i in range(3000) %}{{ 'x' * 3000 }}{% endfor %}")
+
+    with pytest.raises(TemplateError, match="longer than"):
+        codec.render_chat(MESSAGES)
