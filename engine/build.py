@@ -16,13 +16,13 @@ from loraplex.adapters.types import BaseShape
 from loraplex.engine.batch import BatchBuilder
 from loraplex.engine.kv_cache import PagePool
 from loraplex.engine.loop import Engine
-from loraplex.engine.models.config import ModelConfig, lora_shape
+from loraplex.engine.models.config import ModelConfig, UnsupportedModel, lora_shape
 from loraplex.engine.models.decoder import Decoder, KVCache
-from loraplex.engine.models.weights import dummy_weights, load_weights, model_digest
+from loraplex.engine.models.weights import WeightsError, dummy_weights, load_weights, model_digest
 from loraplex.engine.runner import Runner
 from loraplex.engine.scheduler import Scheduler, SchedulerLimits
 from loraplex.engine.settings import EngineSettings
-from loraplex.kernels.select import choose_kernels
+from loraplex.kernels.select import KernelsUnavailable, choose_kernels
 
 PAGE_TOKENS = 16
 CPU_KV_CACHE_BYTES = 1 << 30
@@ -33,6 +33,10 @@ GPU_ADAPTER_SHARE = 0.10
 
 class EngineConfigError(ValueError):
     """A setting cannot be met on this machine with this model; the message names it and the way out."""
+
+
+USER_ERRORS = (EngineConfigError, UnsupportedModel, WeightsError, KernelsUnavailable, OSError)
+"""What `build_engine` raises when a setting or a file is wrong: the message is all that the user needs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +60,7 @@ def build_engine(settings: EngineSettings, *, on_adapter_progress: Callable[[], 
     """Load the model and allocate all memory. `on_adapter_progress` is called from a worker thread when an adapter
     load has made progress.
 
-    Raises EngineConfigError, UnsupportedModel, WeightsError or KernelsUnavailable.
+    Raises one of USER_ERRORS when a setting or a file is wrong.
     """
     folder = Path(settings.model_path)
     config = ModelConfig.from_folder(folder)

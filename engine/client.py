@@ -37,7 +37,6 @@ log = logging.getLogger(__name__)
 MAX_CRASHES = 3
 CRASH_WINDOW_SECONDS = 300.0
 QUARANTINE_CRASHES = 2
-QUARANTINED = GenerationFailed("adapter_quarantined", "this adapter version was in use at two engine crashes")
 
 
 class EngineClient:
@@ -101,7 +100,7 @@ class EngineClient:
         if len(self._generations) >= self._max_pending:
             raise EngineUnavailable(f"the server already has {self._max_pending} requests in hand; try again shortly")
         if self._is_quarantined(request):
-            raise QUARANTINED
+            raise _quarantined()
         generation = self._generations[request.request_id] = Generation(request, on_abort=self._forget)
         if self._is_up:
             self._process.send(request)
@@ -119,7 +118,10 @@ class EngineClient:
         future: asyncio.Future[Inspection] = asyncio.get_running_loop().create_future()
         self._inspections[inspection_id] = future
         self._process.send(Inspect(inspection_id))
-        return await future
+        try:
+            return await future
+        finally:
+            self._inspections.pop(inspection_id, None)  # the caller may have been cancelled
 
     async def stop(self) -> None:
         """End the process; what still runs fails with `engine_stopped`."""
@@ -136,7 +138,10 @@ class EngineClient:
             try:
                 await self._read_messages()
             except (asyncio.IncompleteReadError, ConnectionError):
-                self._is_up = False
+                log.error("the connection to the engine process ended")
+            except Exception:
+                log.exception("the engine process cannot be understood")
+            self._is_up = False
             if not await self._restart():
                 return
 
@@ -148,7 +153,9 @@ class EngineClient:
                 case Heartbeat(status):
                     self.status = status
                 case Inspection() as inspection:
-                    self._inspections.pop(inspection.inspection_id).set_result(inspection)
+                    future = self._inspections.get(inspection.inspection_id)
+                    if future is not None and not future.cancelled():
+                        future.set_result(inspection)
                 case Fatal(message):
                     log.error("engine failed: %s", message)
                 case Ready():
@@ -198,8 +205,8 @@ class EngineClient:
             self._crashes.popleft()
         self._crashed_with.update({g.request.adapter for g in self._generations.values() if g.request.adapter})
         for future in self._inspections.values():
-            future.set_exception(EngineUnavailable("the engine is restarting", retry_after_seconds=5))
-        self._inspections.clear()
+            if not future.cancelled():
+                future.set_exception(EngineUnavailable("the engine is restarting", retry_after_seconds=5))
         for request_id, generation in list(self._generations.items()):
             if error := self._lost(generation):
                 del self._generations[request_id]
@@ -208,7 +215,7 @@ class EngineClient:
     def _lost(self, generation: Generation) -> GenerationFailed | None:
         """Why this request cannot be sent again after a crash; None when it can."""
         if self._is_quarantined(generation.request):
-            return QUARANTINED
+            return _quarantined()
         if generation.has_output:
             return GenerationFailed("engine_restarted", "the engine was restarted; send the request again")
         return None
@@ -220,3 +227,7 @@ class EngineClient:
         for generation in self._generations.values():
             generation.fail(error)
         self._generations.clear()
+
+
+def _quarantined() -> GenerationFailed:
+    return GenerationFailed("adapter_quarantined", "this adapter version was in use at two engine crashes")

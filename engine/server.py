@@ -16,7 +16,7 @@ import time
 
 import msgspec
 
-from loraplex.engine.build import BuiltEngine, build_engine
+from loraplex.engine.build import USER_ERRORS, BuiltEngine, build_engine
 from loraplex.engine.loop import Engine
 from loraplex.engine.messages import (
     FRAME_HEADER,
@@ -53,15 +53,25 @@ def main() -> None:
     inbox: Inbox = queue.SimpleQueue()
     threading.Thread(target=_read, args=(connection, inbox), daemon=True).start()
     try:
-        first = inbox.get()
-        assert isinstance(first, Start), "the first message is Start"
-        built = build_engine(first.settings, on_adapter_progress=lambda: inbox.put(Wake()))
-        _send(connection, _ready(built))
+        built = _start(connection, inbox)
         serve(built.engine, connection, inbox)
     except Exception as error:
         _send(connection, Fatal(f"{type(error).__name__}: {error}"))
         raise
     built.engine.close()
+
+
+def _start(connection: socket.socket, inbox: Inbox) -> BuiltEngine:
+    """Build the engine that the first message asks for. A wrong setting ends the process without a traceback."""
+    first = inbox.get()
+    assert isinstance(first, Start), "the first message is Start"
+    try:
+        built = build_engine(first.settings, on_adapter_progress=lambda: inbox.put(Wake()))
+    except USER_ERRORS as error:
+        _send(connection, Fatal(str(error)))
+        sys.exit(1)
+    _send(connection, _ready(built))
+    return built
 
 
 def serve(engine: Engine, connection: socket.socket, inbox: Inbox) -> None:

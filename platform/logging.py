@@ -38,7 +38,9 @@ def configure_logging(level: str, format: Literal["console", "json"]) -> None:
         cache_logger_on_first_use=True,
     )
     renderer: structlog.types.Processor = (
-        structlog.processors.JSONRenderer() if format == "json" else structlog.dev.ConsoleRenderer()
+        structlog.processors.JSONRenderer()
+        if format == "json"
+        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
@@ -48,7 +50,7 @@ def configure_logging(level: str, format: Literal["console", "json"]) -> None:
         )
     )
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    for chatty in ("uvicorn", "uvicorn.error", "httpx", "aiosqlite"):
+    for chatty in ("uvicorn", "uvicorn.error", "alembic", "httpx", "aiosqlite"):
         logging.getLogger(chatty).setLevel(max(logging.WARNING, logging.getLevelName(level.upper())))
 
 

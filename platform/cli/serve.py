@@ -58,8 +58,9 @@ def _setting_options(command: click.Command) -> click.Command:
     return command
 
 
+@_setting_options
 @click.command()
-def _serve(**options: str | None) -> None:
+def serve(**options: str | None) -> None:
     """Run the server: the API process, and the engine process that owns the device.
 
     Every option can be set as a variable too: LORAPLEX_PORT=9000.
@@ -75,16 +76,11 @@ def _serve(**options: str | None) -> None:
     model_path = prepare_model(settings)
     try:
         upgrade_database(settings.resolved_database_url)
+        running = run_server(settings, model_path, listener, lambda services: announce(services, listener))
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            sys.exit(
-                runner.run(run_server(settings, model_path, listener, lambda services: announce(services, listener)))
-            )
+            sys.exit(runner.run(running))
     except (EngineStartFailed, AdapterError, MigrationError, InvalidDatabaseUrl) as error:
         raise click.ClickException(str(error)) from error
-
-
-serve = _setting_options(_serve)
-serve.name = "serve"
 
 
 def load_settings(options: dict[str, Any]) -> Settings:
@@ -100,14 +96,8 @@ def load_settings(options: dict[str, Any]) -> Settings:
 
 def prepare_model(settings: Settings) -> Path:
     """The model's local folder, fetched and converted if need be, by a child process that may import anything."""
-    command = [
-        sys.executable,
-        "-m",
-        "loraplex.engine.models.source",
-        settings.model,
-        "--data-dir",
-        str(settings.data_dir),
-    ]
+    program = [sys.executable, "-m", "loraplex.engine.models.source"]
+    command = [*program, settings.model, "--data-dir", str(settings.data_dir)]
     if settings.load_format == "dummy":
         command.append("--config-only")
     try:
@@ -122,12 +112,14 @@ def announce(services: Services, listener: socket.socket) -> None:
     host, port = listener.getsockname()[:2]
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     ready = services.engine.ready
+    default_dir = Settings.model_fields["data_dir"].default.expanduser()
+    data_dir = "" if services.settings.data_dir == default_dir else f" --data-dir {services.settings.data_dir}"
     click.echo(
         f"""
 Loraplex serves {services.base_model_name} at {url} ({ready.device}, {ready.dtype}; {ready.kernels})
 
-  loraplex tenant create acme
-  loraplex key create acme --scope inference --scope adapters
+  loraplex tenant create acme{data_dir}
+  loraplex key create --tenant acme --scope inference --scope adapters{data_dir}
   curl {url}/v1/chat/completions -H "Authorization: Bearer $KEY" -H "Content-Type: application/json" \\
     -d '{{"model": "{services.base_model_name}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
 """

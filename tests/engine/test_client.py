@@ -80,6 +80,18 @@ async def test_abort_frees_the_pages(client):
     assert client.pending == 0
 
 
+async def test_an_inspection_that_nobody_waits_for_harms_nothing(client):
+    """A caller that goes away while it waits leaves the client as it was."""
+    waiting = asyncio.create_task(client.inspect())
+    await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+
+    assert (await client.inspect()).status.running == 0
+    assert client.is_alive
+
+
 async def test_too_many_requests_are_refused_at_once(client):
     """The bound on requests in hand holds, and says when to come back."""
     generations = [client.generate(request(f"r{i}", max_tokens=300)) for i in range(4)]
