@@ -155,7 +155,7 @@ async def watched_steps(operator: httpx.AsyncClient) -> AsyncIterator[dict[int, 
     seen: dict[int, dict[str, Any]] = {}
 
     async def look() -> None:
-        seen.update({r["step"]: r for r in map(step_record, (await engine_view(operator))["recent_steps"])})
+        seen.update({r["step"]: r for r in (await engine_view(operator))["recent_steps"]})
 
     async def keep_looking() -> None:
         while True:
@@ -179,14 +179,10 @@ async def engine_view(operator: httpx.AsyncClient) -> dict[str, Any]:
     return view
 
 
-def step_record(record: list[Any] | dict[str, Any]) -> dict[str, Any]:
-    names = ("step", "seconds", "prefill_tokens", "decode_tokens", "sequences", "adapters", "base")
-    return record if isinstance(record, dict) else dict(zip(names, record, strict=True))
-
-
 def answer_table(answers: list[Answer]) -> Table:
     table = Table(title="All of these ran at the same time", show_lines=True)
-    for heading in ("model", "prompt", "answer"):
+    table.add_column("model", no_wrap=True)
+    for heading in ("prompt", "answer"):
         table.add_column(heading, overflow="fold")
     for heading in ("TTFT", "tokens/s", "right"):
         table.add_column(heading, justify="right")
@@ -197,7 +193,7 @@ def answer_table(answers: list[Answer]) -> Table:
             answer.call.prompt,
             answer.text.strip(),
             f"{answer.first_token_seconds * 1000:.0f} ms",
-            f"{answer.tokens_per_second:.1f}",
+            f"{answer.tokens_per_second:.1f}" if answer.tokens_per_second else "–",
             right,
         )
     return table

@@ -35,3 +35,17 @@ def site(
         server.upload(site.acme, "short", make_adapter(folder / "b", rank=2, modules=("q_proj", "v_proj"), seed=2))
         server.upload(site.globex, "tickets", make_adapter(folder / "c", rank=4, seed=3))
         yield site
+
+
+@pytest.fixture
+def bystander(site: Site) -> Iterator[None]:
+    """A stream that runs while the test does, and must end with the text that it has when alone."""
+    client = site.server.openai(site.globex)
+    options = {"model": "tickets", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 200, "temperature": 0}
+    options["extra_body"] = {"ignore_eos": True}
+    alone = client.chat.completions.create(**options).choices[0].message.content
+    with client.chat.completions.create(stream=True, **options) as stream:
+        text = next(stream).choices[0].delta.content
+        yield
+        text += "".join(chunk.choices[0].delta.content or "" for chunk in stream)
+    assert text == alone

@@ -13,20 +13,6 @@ MESSAGES = [{"role": "user", "content": "hi"}]
 CHAT = "/v1/chat/completions"
 
 
-@pytest.fixture
-def bystander(site):
-    """A stream that runs while the test does, and must end with the text that it has when alone."""
-    client = site.server.openai(site.globex)
-    options = {"model": "tickets", "messages": MESSAGES, "max_tokens": 200, "temperature": 0}
-    options["extra_body"] = {"ignore_eos": True}
-    alone = client.chat.completions.create(**options).choices[0].message.content
-    with client.chat.completions.create(stream=True, **options) as stream:
-        text = next(stream).choices[0].delta.content
-        yield
-        text += "".join(chunk.choices[0].delta.content or "" for chunk in stream)
-    assert text == alone
-
-
 def post(site, body, key=None, path=CHAT):
     with site.server.http(key or site.acme) as http:
         if isinstance(body, bytes):
