@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
+import signal
+import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -46,29 +49,39 @@ class Answer:
     call: Call
     text: str
     first_token_seconds: float
-    tokens_per_second: float
+    tokens_per_second: float | None
 
     @property
     def is_wrong(self) -> bool:
         return self.call.is_right is not None and not self.call.is_right(self.text, self.call.expected)
 
 
-def calls(base_model: str) -> list[Call]:
-    """None of these prompts was trained on."""
-    router, order, style = "acme/ticket-router", "acme/order-json", "globex/house-style"
-    tents = '{"item": "tents", "quantity": 4, "city": "Oslo", "day": "Friday"}'
-    lamps = '{"item": "lamps", "quantity": 12, "city": "Vienna", "day": "Monday"}'
+def sessions(base_model: str) -> list[list[Call]]:
+    """Calls that are made one after another; all sessions run at once. No prompt of an adapter was trained on."""
+    tickets = [
+        ("These boots are too small, I would like to send them back.", "returns"),
+        ("When will my order arrive? I need it before the weekend.", "delivery"),
+        ("None of the pictures on your page are loading.", "technical"),
+        ("I need a receipt for what I paid last month.", "billing"),
+        ("I no longer have access to my old email, how can I log in?", "account"),
+    ]
+    orders = [
+        (
+            "A friend in Oslo has a party on Tuesday and would like 8 paddles.",
+            {"item": "paddles", "quantity": 8, "city": "Oslo", "day": "Tuesday"},
+        ),
+        (
+            "I need twelve clocks sent to Warsaw and they have to be there on Friday.",
+            {"item": "clocks", "quantity": 12, "city": "Warsaw", "day": "Friday"},
+        ),
+    ]
+    questions = ["What is the capital of Japan?", "How do plants grow?", "Do you have a room for three people?"]
     return [
-        Call("acme", base_model, "What is the capital of France?"),
-        Call("acme", router, "When I press the buy button nothing happens.", "technical", is_label),
-        Call("acme", order, "Please arrange for 4 tents to reach Oslo by Friday.", tents, is_order),
-        Call("globex", style, "What is the capital of Japan?", "", is_house_style),
-        Call("globex", base_model, "Write one sentence about the sea."),
-        Call("acme", router, "I see a second charge of 89 euros on my credit card.", "billing", is_label),
-        Call("acme", order, "I need twelve lamps sent to Vienna and they have to be there on Monday.", lamps, is_order),
-        Call("globex", style, "How do plants grow?", "", is_house_style),
-        Call("acme", router, "These boots are too small, I would like to send them back.", "returns", is_label),
-        Call("globex", style, "Can you recommend a good book?", "", is_house_style),
+        [Call("acme", base_model, tickets[0][0])],
+        [Call("globex", base_model, "What is photosynthesis?")],
+        [Call("acme", "acme/ticket-router", ticket, label, is_label) for ticket, label in tickets],
+        [Call("acme", "acme/order-json", text, json.dumps(order), is_order) for text, order in orders],
+        [Call("globex", "globex/house-style", question, "", is_house_style) for question in questions],
     ]
 
 
@@ -76,6 +89,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--once", action="store_true", help="stop after the table; exit 1 if something was wrong")
     once = parser.parse_args().once
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the server is stopped then, too
     DATA_DIR.mkdir(mode=0o700, exist_ok=True)
     prepare_model(DATA_DIR)
     with serving(DATA_DIR, console) as server:
@@ -104,7 +118,7 @@ async def show(server: Server, keys: Keys) -> list[str]:
         base_model = (await engine_view(operator))["base_model"]
         async with watched_steps(operator) as steps:
             with console.status("Calling the base model and every adapter at once"):
-                answers = await ask_all(server, keys, calls(base_model))
+                answers = await ask_all(server, keys, sessions(base_model))
     console.print(answer_table(answers))
     problems = [f"Wrong answer of {a.call.model}: {a.text!r}" for a in answers if a.is_wrong]
     if not report_steps(list(steps.values())):
@@ -112,16 +126,29 @@ async def show(server: Server, keys: Keys) -> list[str]:
     return problems
 
 
-async def ask_all(server: Server, keys: Keys, planned: list[Call]) -> list[Answer]:
+async def ask_all(server: Server, keys: Keys, planned: list[list[Call]]) -> list[Answer]:
     clients = {
         tenant: AsyncOpenAI(base_url=f"{server.url}/v1", api_key=keys.tenant(tenant), max_retries=0)
         for tenant in sorted(set(OWNERS.values()))
     }
+
+    await asyncio.gather(*map(warm_up, clients.values()))
+
+    async def hold(session: list[Call]) -> list[Answer]:
+        return [await ask(clients[call.tenant], call) for call in session]
+
     try:
-        return await asyncio.gather(*(ask(clients[call.tenant], call) for call in planned))
+        answered = await asyncio.gather(*map(hold, planned))
     finally:
         for client in clients.values():
             await client.close()
+    return [answer for session in answered for answer in session]
+
+
+async def warm_up(client: AsyncOpenAI) -> None:
+    """The client imports and connects late, which says nothing about the server's time to the first token."""
+    await client.models.list()
+    _ = client.chat.completions
 
 
 async def ask(client: AsyncOpenAI, call: Call) -> Answer:
@@ -145,7 +172,7 @@ async def ask(client: AsyncOpenAI, call: Call) -> Answer:
         if chunk.usage:
             tokens = chunk.usage.completion_tokens
     seconds = (last or started) - (first or started)
-    return Answer(call, "".join(pieces), (first or started) - started, (tokens - 1) / seconds if seconds else 0.0)
+    return Answer(call, "".join(pieces), (first or started) - started, (tokens - 1) / seconds if seconds else None)
 
 
 @asynccontextmanager
@@ -180,7 +207,7 @@ async def engine_view(operator: httpx.AsyncClient) -> dict[str, Any]:
 
 
 def answer_table(answers: list[Answer]) -> Table:
-    table = Table(title="All of these ran at the same time", show_lines=True)
+    table = Table(title="Two tenants, three adapters and the base model, at the same time", show_lines=True)
     table.add_column("model", no_wrap=True)
     for heading in ("prompt", "answer"):
         table.add_column(heading, overflow="fold")
@@ -229,7 +256,8 @@ curl {server.url}/v1/chat/completions -H "Authorization: Bearer {acme}" -H "Cont
 
 from openai import OpenAI
 client = OpenAI(base_url="{server.url}/v1", api_key="{globex}")
-client.chat.completions.create(model="house-style", messages=[{{"role": "user", "content": "Do you have a sauna?"}}])
+messages = [{{"role": "user", "content": "Do you have a sauna?"}}]
+print(client.chat.completions.create(model="house-style", messages=messages).choices[0].message.content)
 
 export LORAPLEX_URL={server.url} LORAPLEX_API_KEY={acme}
 {loraplex()} adapter list

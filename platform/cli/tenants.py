@@ -107,8 +107,8 @@ def create_key(
         print_json(msgspec.to_builtins(info) | {"scopes": sorted(info.scopes), "secret": secret})
     else:
         click.echo(f"{secret}\n")
-        click.echo("It is shown this once. Send it as a header, `Authorization: Bearer lk_...`, or to a client:\n")
-        click.echo(f"  export {'LORAPLEX_API_KEY' if admin else 'OPENAI_API_KEY'}={secret}")
+        click.echo("It is shown this once. Send it as a header, `Authorization: Bearer lk_...`, or export it:\n")
+        click.echo(f"  export LORAPLEX_API_KEY={secret}  # OpenAI's clients read OPENAI_API_KEY")
 
 
 @key.command("list")

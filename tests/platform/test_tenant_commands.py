@@ -60,7 +60,7 @@ async def test_the_printed_key_is_the_key(tmp_path):
         CliRunner().invoke(main, ["tenant", "create", "acme", *options])
         output = CliRunner().invoke(main, ["key", "create", "--tenant", "acme", *options]).output
         secret = output.split()[0]
-        assert f"export OPENAI_API_KEY={secret}" in output
+        assert f"export LORAPLEX_API_KEY={secret}" in output
         assert secret.split("_")[2] not in CliRunner().invoke(main, ["key", "list", "--json", *options]).output
         return secret
 
