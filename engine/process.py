@@ -6,6 +6,7 @@ Knows frames and the process; knows no requests.
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import sys
 from dataclasses import dataclass, field
@@ -15,6 +16,10 @@ import msgspec
 from loraplex.engine.messages import FRAME_HEADER, EngineSettings, Fatal, FromEngine, Ready, Start, ToEngine, frame
 
 STOP_GRACE_SECONDS = 10.0
+
+ENVIRONMENT = {"GOMP_SPINCOUNT": "1000"}
+"""Defaults for the engine. By default OpenMP's threads spin long for one another; when the API process holds a core,
+each parallel region can then lose a scheduler tick of about 8 ms. Where nothing competes it makes no difference."""
 
 
 class EngineStartFailed(Exception):
@@ -36,7 +41,7 @@ class EngineProcess:
         with theirs:
             process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "loraplex.engine.server", str(theirs.fileno()),
-                pass_fds=(theirs.fileno(),), stdin=asyncio.subprocess.DEVNULL,
+                pass_fds=(theirs.fileno(),), stdin=asyncio.subprocess.DEVNULL, env=ENVIRONMENT | os.environ,
             )  # fmt: skip
         reader, writer = await asyncio.open_connection(sock=ours)
         return cls(process, reader, writer)

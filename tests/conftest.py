@@ -13,7 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+
+# Tests share their cores with servers that they started; engine/process.py says what this is about. Read by torch.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+import torch  # noqa: E402
 
 # Triton reads this when it is first imported, and importing Transformers' models imports it: hence before all tests.
 # Without a GPU its kernels run in its interpreter, with one they are compiled.
