@@ -17,7 +17,7 @@ import pytest
 # Tests share their cores with servers that they started; engine/process.py says what this is about. Read by torch.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
-import torch  # noqa: E402
+import torch
 
 # Triton reads this when it is first imported, and importing Transformers' models imports it: hence before all tests.
 # Without a GPU its kernels run in its interpreter, with one they are compiled.
