@@ -17,6 +17,7 @@ from loraplex.platform.logging import response_hook
 from loraplex.platform.manage.adapters import ADAPTER_ROUTES
 from loraplex.platform.manage.admin import ADMIN_ROUTES
 from loraplex.platform.manage.uploads import UploadSlots
+from loraplex.platform.openai.body import JsonRequest
 from loraplex.platform.openai.routes import OPENAI_ROUTES
 from loraplex.platform.openapi import build_document, openapi_config, openapi_json
 from loraplex.platform.services import Services
@@ -38,6 +39,7 @@ def create_app(services: Services, drain: asyncio.Event | None = None) -> Litest
         },
         guards=[make_guard(authenticator), make_drain_guard(draining)],
         exception_handlers=EXCEPTION_HANDLERS,
+        request_class=JsonRequest,
         before_send=[response_hook(services.metrics)],
         request_max_body_size=services.settings.max_body_bytes,
         openapi_config=openapi_config(),

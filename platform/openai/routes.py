@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from litestar import Router
 
-from loraplex.platform.openai.body import JsonRequest
 from loraplex.platform.openai.chat import create_chat_completion
 from loraplex.platform.openai.completions import create_completion
 from loraplex.platform.openai.models import get_model, list_models
@@ -13,6 +12,5 @@ OPENAI_ROUTES = [
     Router(
         "/v1",
         route_handlers=[create_chat_completion, create_completion, list_models, get_model],
-        request_class=JsonRequest,
     )
 ]

@@ -218,6 +218,8 @@ async def test_bodies_are_strict(api: Api) -> None:
         ({"json": {}}, 400),
         ({"json": {"name": "x", "base_model": "gpt"}}, 400),
         ({"content": b"{nope", "headers": {"content-type": "application/json"}}, 400),
+        ({"content": b"[" * 100_000, "headers": {"content-type": "application/json"}}, 400),
+        ({"content": b'{"name": "\xff"}', "headers": {"content-type": "application/json"}}, 400),
         ({"json": {"name": "x", "description": "d" * (10 << 20)}}, 413),
     ]
     for options, status in wrong:
