@@ -603,7 +603,9 @@ void add_lora(T* out, const T* x, int64_t width, const T* pool, const int64_t* t
             slice_start = slice_end;
         }
     };
-#pragma omp parallel
+    int tokens = 0;
+    for (int entry = 0; entry < entries; ++entry) tokens += work[entry].tokens;
+#pragma omp parallel if (tokens > SERIAL_TOKENS)
     {
 #pragma omp for collapse(2) schedule(dynamic)
         for (int entry = 0; entry < entries; ++entry)
