@@ -23,6 +23,8 @@ from litestar.exceptions import (
     ValidationException,
 )
 from litestar.types import ExceptionHandlersMap
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from loraplex.adapters.errors import (
     AdapterExists,
@@ -157,6 +159,12 @@ _BY_HTTP_STATUS: dict[int, tuple[str, str]] = {
     415: ("unsupported_media_type", "The Content-Type of the request is not supported here."),
 }
 
+
+def _from_database_outage(error: SQLAlchemyError) -> ApiError:
+    logger.error("database_unavailable", error=str(error.__cause__ or error))
+    return unavailable("registry_unavailable", "The registry cannot be reached now; try again shortly.", 5)
+
+
 TRANSLATIONS: dict[type[Exception], Callable[[Any], ApiError]] = {
     ApiError: lambda e: e,
     # what the client sent
@@ -172,6 +180,9 @@ TRANSLATIONS: dict[type[Exception], Callable[[Any], ApiError]] = {
     AdapterInvalid: lambda e: ApiError(400, "adapter_invalid", str(e), details=e.report),
     BaseModelUnknown: lambda e: ApiError(400, "base_model_unknown", str(e), param="base_model"),
     AdapterUnavailable: lambda e: unavailable("adapter_unavailable", str(e), retry_after_seconds=5),
+    # the database: down, locked, or all its connections in use
+    OperationalError: _from_database_outage,
+    PoolTimeout: _from_database_outage,
     # tenants and keys
     TenantError: lambda e: ApiError(400, "invalid_value", str(e)),
     TenantExists: lambda e: ApiError(409, "tenant_exists", str(e), param="slug", headers=_NO_RETRY),

@@ -5,6 +5,8 @@ import pytest
 from litestar import Litestar, get, post
 from litestar.params import JSONBody
 from litestar.testing import TestClient
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from loraplex.adapters.errors import AdapterExists, AdapterInvalid, AdapterNotFound, InvalidName, VersionNotFound
 from loraplex.engine.client import EngineUnavailable, GenerationFailed
@@ -142,3 +144,14 @@ def test_messages_echo_a_bounded_part_of_what_was_sent():
     unknown = validation_error(f"Object contains unknown field `{'x' * 10_000}`")
     assert unknown.param is not None
     assert len(unknown.param) <= 100
+
+
+@pytest.mark.parametrize("error", [OperationalError("select secret", {}, OSError("host db.internal")), PoolTimeout()])
+def test_a_database_outage_is_a_503_that_says_when_to_return(error):
+    """What passes by itself is no 500, and neither statement nor host is told."""
+    refusal = to_api_error(error)
+
+    assert (refusal.status, refusal.code) == (503, "registry_unavailable")
+    assert refusal.headers == {"retry-after": "5"}
+    assert "secret" not in str(refusal.body())
+    assert "internal" not in str(refusal.body())
