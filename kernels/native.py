@@ -1,39 +1,26 @@
-"""The operations of `ops` on CPUs: native.cpp, compiled once for this machine, called through ctypes.
+"""The operations of `ops` on CPUs: the compiled library of cpu/, called through ctypes.
 
-Knows how to build and keep the library, and how tensors become pointers and strides. The arithmetic is in native.cpp.
+Knows how tensors become pointers and strides. The arithmetic is in cpu/, the building in native_library.py.
 fp32 and bf16 run compiled; for other dtypes every operation is inherited from the reference.
 """
 
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import os
-import platform
-import shlex
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Callable, Mapping
 from ctypes import c_float, c_int, c_int64, c_void_p
 from functools import cache
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from loraplex.kernels.native_library import load_library
 from loraplex.kernels.ops import AttentionBatch, Linear, LoraBatch, SamplingBatch
 from loraplex.kernels.reference import ReferenceKernels
 
-_SOURCE = Path(__file__).with_name("native.cpp")
-_FLAGS = (
-    *("-std=c++17", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-w"),
-    # What -ffast-math gives without its promise that there are no infinities: masked logits are -inf.
-    *("-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"),
-)
-_COMPILE_SECONDS = 300
 _POSITIONS_UNLIMITED = 2**31 - 1
 
 _ARGUMENTS: dict[str, tuple[Any, ...]] = {
@@ -69,20 +56,17 @@ _ARGUMENTS: dict[str, tuple[Any, ...]] = {
 }
 
 
-class NativeUnavailable(Exception):
-    """The library cannot be built or loaded here; the message is the reason, with its remedy."""
-
-
 class NativeKernels(ReferenceKernels):
     """`ops.Kernels` on one CPU. The first construction on a machine compiles for a few seconds; later ones load.
 
-    Raises NativeUnavailable. `environment` stands for os.environ: CXX, PATH, XDG_CACHE_HOME and HOME are read.
+    variant: an instruction set of `native_library.supported_variants`, by default the best. `environment` stands for
+    os.environ, where the compiler and its cache are looked for. Raises NativeUnavailable.
     """
 
     name = "native"
 
-    def __init__(self, environment: Mapping[str, str] | None = None) -> None:
-        library = _load_library(os.environ if environment is None else environment)
+    def __init__(self, environment: Mapping[str, str] | None = None, variant: str | None = None) -> None:
+        library = load_library(variant, os.environ if environment is None else environment)
         self.instructions = _string(library, "instructions")
         self._compiled = {torch.float32: _functions(library, "f32"), torch.bfloat16: _functions(library, "bf16")}
         self._slice_widths: dict[tuple[int, ...], ctypes.Array[c_int]] = {}
@@ -236,80 +220,3 @@ def _functions(library: ctypes.CDLL, dtype: str) -> SimpleNamespace:
 
 def _string(library: ctypes.CDLL, name: str) -> str:
     return (ctypes.c_char_p.in_dll(library, name).value or b"").decode()
-
-
-def _load_library(environment: Mapping[str, str]) -> ctypes.CDLL:
-    # torch is imported above this, so that the library binds to the OpenMP runtime that torch brought: one thread pool.
-    compiler = _find_compiler(environment)
-    folder = _cache_folder(environment)
-    path = folder / f"native-{_fingerprint(compiler)}.so"
-    try:
-        if not path.exists():
-            _compile(compiler, path)
-        return ctypes.CDLL(str(path))
-    except OSError as error:
-        raise NativeUnavailable(f"the compiled library {path} cannot be used: {error}") from error
-
-
-def _find_compiler(environment: Mapping[str, str]) -> tuple[str, ...]:
-    """The command of a C++ compiler: what CXX says, else the first of the usual names on PATH."""
-    for command in (environment.get("CXX", ""), "c++", "g++", "clang++"):
-        words = shlex.split(command)
-        program = shutil.which(words[0], path=environment.get("PATH", "")) if words else None
-        if program:
-            return program, *words[1:]
-    raise NativeUnavailable("no C++ compiler was found; install g++, or name one with CXX, for several times the speed")
-
-
-def _cache_folder(environment: Mapping[str, str]) -> Path:
-    """A folder that no other user can write to: what lies there is loaded as code."""
-    base = environment.get("XDG_CACHE_HOME") or str(Path(environment.get("HOME") or Path.home()) / ".cache")
-    folder = Path(base) / "loraplex"
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = folder.stat()
-    except OSError as error:
-        raise NativeUnavailable(
-            f"{folder} cannot be created ({error}); set XDG_CACHE_HOME to a folder of yours"
-        ) from error
-    if status.st_uid != os.getuid() or status.st_mode & 0o022:
-        raise NativeUnavailable(
-            f"others can write to {folder}; set XDG_CACHE_HOME to a folder that only you can write to"
-        )
-    return folder
-
-
-def _fingerprint(compiler: tuple[str, ...]) -> str:
-    """A name for what this source, compiler and CPU give; a home directory may be shared by different machines."""
-    try:
-        version = subprocess.run([*compiler, "--version"], capture_output=True, check=True, timeout=60).stdout
-    except (OSError, subprocess.SubprocessError) as error:
-        raise NativeUnavailable(f"the C++ compiler {compiler[0]} does not run: {error}") from error
-    parts = (_SOURCE.read_bytes(), " ".join((*compiler, *_FLAGS)).encode(), version, _cpu_flags())
-    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:32]
-
-
-def _cpu_flags() -> bytes:
-    described = Path("/proc/cpuinfo")
-    if not described.exists():
-        return platform.processor().encode()
-    telling = (b"flags", b"Features", b"model name")
-    return b"\n".join(sorted({line for line in described.read_bytes().splitlines() if line.startswith(telling)}))
-
-
-def _compile(compiler: tuple[str, ...], path: Path) -> None:
-    """Build beside `path` and rename: of two processes that build at once the later one replaces equal bytes."""
-    handle, partial = tempfile.mkstemp(prefix=f"{path.stem}-", suffix=".partial", dir=path.parent)
-    os.close(handle)
-    try:
-        command = [*compiler, *_FLAGS, str(_SOURCE), "-o", partial]
-        result = subprocess.run(command, capture_output=True, timeout=_COMPILE_SECONDS, check=False)
-        if result.returncode != 0:
-            last_lines = result.stderr.decode(errors="replace").strip()[-500:]
-            raise NativeUnavailable(f"{compiler[0]} could not compile the CPU kernels: {last_lines}")
-        Path(partial).chmod(0o700)
-        Path(partial).replace(path)
-    except subprocess.TimeoutExpired as error:
-        raise NativeUnavailable(f"{compiler[0]} did not finish in {_COMPILE_SECONDS} s") from error
-    finally:
-        Path(partial).unlink(missing_ok=True)

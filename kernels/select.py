@@ -10,7 +10,8 @@ from typing import Literal, get_args
 
 import torch
 
-from loraplex.kernels.native import NativeKernels, NativeUnavailable
+from loraplex.kernels.native import NativeKernels
+from loraplex.kernels.native_library import NativeUnavailable
 from loraplex.kernels.ops import Kernels
 from loraplex.kernels.reference import ReferenceKernels
 

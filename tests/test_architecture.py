@@ -52,7 +52,7 @@ def test_the_architecture_page_names_every_file():
         str(path.relative_to(ROOT / folder))
         for folder in FOLDERS
         for path in (ROOT / folder).rglob("*")
-        if path.suffix in (".py", ".cpp")
+        if path.suffix in (".py", ".cpp", ".h")
     }
 
     assert listed == files

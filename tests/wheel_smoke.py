@@ -19,7 +19,7 @@ EXPECTED = [
     "loraplex/platform/app.py",
     "loraplex/adapters/registry.py",
     "loraplex/engine/loop.py",
-    "loraplex/kernels/native.cpp",
+    "loraplex/kernels/cpu/library.cpp",
     "loraplex/migrations/versions/0001_initial.py",
 ]
 SMOKE = """

@@ -10,17 +10,28 @@ import torch
 from kernels.cases import CASES, Case, RowSettings, check, exact, run, sampling_args
 from kernels.test_reference import LOGITS, sampled_shares
 
-from loraplex.kernels.native import NativeKernels, NativeUnavailable
+from loraplex.kernels.native import NativeKernels
+from loraplex.kernels.native_library import NativeUnavailable, supported_variants
 from loraplex.kernels.reference import ReferenceKernels
 
 CPU = torch.device("cpu")
 NO_COMPILER = {"PATH": "", "HOME": "/nonexistent"}
 
 
+@pytest.fixture(scope="module", params=supported_variants())
+def variant(request) -> NativeKernels:
+    """The kernels of every instruction set that this machine can run."""
+    return build(request.param)
+
+
 @pytest.fixture(scope="module")
 def native() -> NativeKernels:
+    return build(None)
+
+
+def build(variant: str | None) -> NativeKernels:
     try:
-        return NativeKernels()
+        return NativeKernels(variant=variant)
     except NativeUnavailable as error:
         pytest.skip(str(error))
 
@@ -33,9 +44,10 @@ def cases_and_dtypes() -> list[tuple[Case, torch.dtype]]:
 
 
 @pytest.mark.parametrize(("case", "dtype"), cases_and_dtypes(), ids=str)
-def test_equals_the_reference(native: NativeKernels, case: Case, dtype: torch.dtype):
-    """Every shape of the table gives the fp64 reference's result within rounding, and writes nothing else."""
-    check(native, case, CPU, dtype)
+def test_equals_the_reference(variant: NativeKernels, case: Case, dtype: torch.dtype):
+    """Every shape of the table gives the fp64 reference's result within rounding, and writes nothing else, with every
+    instruction set."""
+    check(variant, case, CPU, dtype)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -106,6 +118,12 @@ def test_a_failing_compiler_is_reported(tmp_path: Path):
     with pytest.raises(NativeUnavailable, match="no such flag"):
         NativeKernels({"CXX": str(compiler), "PATH": os.defpath, "XDG_CACHE_HOME": str(tmp_path)})
     assert list((tmp_path / "loraplex").iterdir()) == []
+
+
+def test_an_instruction_set_that_is_not_there_is_refused():
+    """Asking for instructions that the CPU lacks, or that nobody knows, names those that can be had."""
+    with pytest.raises(NativeUnavailable, match="plain"):
+        NativeKernels(variant="avx1024")
 
 
 def test_a_cache_that_others_can_write_to_is_refused(tmp_path: Path, native: NativeKernels):
