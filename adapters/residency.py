@@ -14,6 +14,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
+import torch
+
 from loraplex.adapters.blobs import StoredAdapter
 from loraplex.adapters.device_pool import DeviceAdapter, DevicePool
 from loraplex.adapters.errors import AdapterError, AdapterUnavailable
@@ -77,7 +79,9 @@ class AdapterResidency:
         self._retry_after_seconds = retry_after_seconds
         self._on_loaded = on_loaded
         self._clock = clock
-        self._workers = ThreadPoolExecutor(workers, thread_name_prefix="adapter-load")
+        # One thread each: while a worker with an OpenMP team of its own lives there are more threads than cores, and
+        # OpenMP then puts the step loop's threads to sleep between any two operations.
+        self._workers = ThreadPoolExecutor(workers, "adapter-load", initializer=torch.set_num_threads, initargs=(1,))
         self._max_loads = workers * LOADS_PER_WORKER
         self._loads: dict[str, _Packing | _Copying] = {}
         self._failures: dict[str, tuple[float, str]] = {}  # digest -> (when to try again, message)

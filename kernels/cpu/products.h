@@ -64,40 +64,4 @@ inline void multiply(const uint32_t* a, int a_stride, const uint32_t* b, int b_s
     });
 }
 
-// v[token * v_stride + rank] = sum over i < width of x[token, i] a[rank, i], for TOKENS tokens and RANKS ranks.
-template <class T, int TOKENS, int RANKS>
-inline void dot_tile(const T* x, const T* a, int64_t width, float* v, int v_stride) {
-    constexpr int STEP = LANES * Units<T>::NUMBERS;
-    f32x16 sums[TOKENS][RANKS] = {};
-    int64_t i = 0;
-    for (; i + STEP <= width; i += STEP)
-        for (int rank = 0; rank < RANKS; ++rank) {
-            const auto right = Units<T>::load(a + rank * width + i);
-            for (int token = 0; token < TOKENS; ++token)
-                sums[token][rank] = Units<T>::madd(sums[token][rank], Units<T>::load(x + token * width + i), right);
-        }
-    for (int token = 0; token < TOKENS; ++token)
-        for (int rank = 0; rank < RANKS; ++rank) {
-            float total = sum(sums[token][rank]);
-            for (int64_t j = i; j < width; ++j) total += number(x[token * width + j]) * number(a[rank * width + j]);
-            v[token * v_stride + rank] = total;
-        }
-}
-
-// out[token, column] += sum over ranks of v[token, rank] b[rank, column], for TOKENS tokens N*16 columns, or `count` if N is 1.
-template <class T, int TOKENS, int N>
-inline void expand_tile(T* out, int64_t out_stride, const float* v, int v_stride, const T* b, int64_t b_stride, int ranks,
-                        int64_t count) {
-    f32x16 sums[TOKENS][N];
-    for (int token = 0; token < TOKENS; ++token)
-        for (int n = 0; n < N; ++n) sums[token][n] = load(out + token * out_stride + n * LANES, count - n * LANES);
-    for (int rank = 0; rank < ranks; ++rank)
-        for (int n = 0; n < N; ++n) {
-            const f32x16 right = load(b + rank * b_stride + n * LANES, count - n * LANES);
-            for (int token = 0; token < TOKENS; ++token) sums[token][n] += v[token * v_stride + rank] * right;
-        }
-    for (int token = 0; token < TOKENS; ++token)
-        for (int n = 0; n < N; ++n) store(out + token * out_stride + n * LANES, sums[token][n], count - n * LANES);
-}
-
 }  // namespace
