@@ -11,6 +11,7 @@ from loraplex.engine.build import BuiltEngine
 from loraplex.engine.events import SamplingParams
 
 PROMPTS = {f"r{i}": [3 + (i * 31 + j * 7) % 90 for j in range(5 + 9 * i)] for i in range(6)}
+PATHS = {"native": {"kernels": "native"}, "fallback": {"kernels": "reference"}}
 PAGE = 2 * 2 * 2 * 16 * 16 * 4  # bytes of one page of the tiny model in fp32
 
 
@@ -33,13 +34,19 @@ def adapters(tiny_model_dir, make_adapter, tmp_path_factory):
     return folder / "blobs", digests
 
 
+@pytest.fixture(scope="module", params=PATHS)
+def path(request):
+    """The promises hold on every way to compute."""
+    return PATHS[request.param]
+
+
 @pytest.fixture
-def start(tiny_model_dir, adapters):
+def start(tiny_model_dir, adapters, path):
     """Engines that are closed after the test."""
     started: list[BuiltEngine] = []
 
     def start_one(**options):
-        started.append(start_engine(tiny_model_dir, adapters[0], **options))
+        started.append(start_engine(tiny_model_dir, adapters[0], **path | options))
         return started[-1].engine
 
     yield start_one
@@ -59,11 +66,11 @@ def texts(outcomes: dict[str, Outcome]) -> dict[str, list[int]]:
 
 
 @pytest.fixture(scope="module")
-def quiet(tiny_model_dir, adapters):
+def quiet(tiny_model_dir, adapters, path):
     """The answers of `submit_all`, each computed alone in a quiet engine."""
     answers = {}
     choices = [None, *adapters[1][:4], None]
-    built = start_engine(tiny_model_dir, adapters[0], enable_prefix_cache=False)
+    built = start_engine(tiny_model_dir, adapters[0], enable_prefix_cache=False, **path)
     for (name, prompt), adapter in zip(PROMPTS.items(), choices, strict=True):
         built.engine.submit(name, prompt, greedy(40, ignore_eos=True), adapter=adapter)
         answers |= texts(collect(built.engine, [name]))
