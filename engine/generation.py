@@ -40,7 +40,7 @@ class Generation:
         self.has_output = False
         self._on_abort = on_abort
         self._chunks: deque[TokenChunk | GenerationFailed] = deque()
-        self._arrived = asyncio.Event()
+        self._arrival: asyncio.Future[None] | None = None  # what the reader waits on
         self._ended = False
 
     def __aiter__(self) -> Generation:
@@ -50,40 +50,53 @@ class Generation:
         while not self._chunks:
             if self._ended:
                 raise StopAsyncIteration
-            self._arrived.clear()
-            await self._arrived.wait()
+            self._arrival = asyncio.get_running_loop().create_future()
+            try:
+                await self._arrival
+            finally:
+                self._arrival = None
         item = self._chunks.popleft()
         if isinstance(item, GenerationFailed):
             raise item
+        if not self._chunks:
+            return item
+        chunks = [item]
         while self._chunks and isinstance(later := self._chunks[0], TokenChunk):
-            item = _joined(item, later)
+            chunks.append(later)
             self._chunks.popleft()
-        return item
+        return _joined(chunks)
 
     def abort(self) -> None:
         """Stop the sequence and free what it holds. Does nothing once the request has ended."""
         if not self._ended:
-            self._end()
+            self._ended = True
+            self._wake()
             self._on_abort(self.request.request_id)
 
     def deliver(self, chunk: TokenChunk) -> None:
         self.has_output = True
         self._chunks.append(chunk)
         if chunk.finish_reason is not None:
-            self._end()
-        self._arrived.set()
+            self._ended = True
+        self._wake()
 
     def fail(self, error: GenerationFailed) -> None:
         self._chunks.append(error)
-        self._end()
-
-    def _end(self) -> None:
         self._ended = True
-        self._arrived.set()
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._arrival is not None and not self._arrival.done():
+            self._arrival.set_result(None)
 
 
-def _joined(first: TokenChunk, second: TokenChunk) -> TokenChunk:
-    logprobs = None if first.logprobs is None or second.logprobs is None else first.logprobs + second.logprobs
+def _joined(chunks: list[TokenChunk]) -> TokenChunk:
+    """`chunks` of one sequence as one chunk. A sequence has log-probabilities for all of its tokens or for none."""
+    logprobs = [value for chunk in chunks for value in chunk.logprobs or ()]
     return TokenChunk(
-        first.request_id, first.token_ids + second.token_ids, logprobs, second.finish_reason, first.cached_tokens
+        request_id=chunks[0].request_id,
+        token_ids=[token_id for chunk in chunks for token_id in chunk.token_ids],
+        logprobs=logprobs or None,
+        finish_reason=chunks[-1].finish_reason,
+        cached_tokens=chunks[0].cached_tokens,
     )

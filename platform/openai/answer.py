@@ -6,7 +6,6 @@ Knows tokens, text and stop strings. Knows no request or response shape.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator
 from typing import Literal
 
 from loraplex.engine.client import EngineUnavailable, Generation, GenerationFailed
@@ -42,16 +41,20 @@ class Answer:
         """Wait for the first token: what fails before it still has an HTTP status of its own."""
         self._first_chunk = await self._next_chunk()
 
-    async def pieces(self) -> AsyncGenerator[str]:
-        """Text as it becomes certain, never empty and never half a character; `finish_reason` is set at the end."""
-        while self.finish_reason is None:
-            chunk, self._first_chunk = self._first_chunk or await self._next_chunk(), None
-            if text := self._take(chunk):
-                yield text
+    async def next_text(self) -> str:
+        """Text that the next tokens make certain: never half a character, "" when they make none so.
+
+        `finish_reason` is set with the last of it; do not ask again then.
+        """
+        chunk, self._first_chunk = self._first_chunk or await self._next_chunk(), None
+        return self._take(chunk)
 
     async def text(self) -> str:
         """All of it."""
-        return "".join([piece async for piece in self.pieces()])
+        pieces = []
+        while self.finish_reason is None:
+            pieces.append(await self.next_text())
+        return "".join(pieces)
 
     @property
     def usage(self) -> Usage:
@@ -77,11 +80,11 @@ class Answer:
 
     async def _next_chunk(self) -> TokenChunk:
         try:
-            chunk = await anext(self._generation, None)
+            chunk = await anext(self._generation)
         except GenerationFailed:
             self._failed = True
             raise
-        if chunk is None or chunk.finish_reason == "abort":
+        if chunk.finish_reason == "abort":
             self._failed = True
             raise EngineUnavailable("the engine gave this request up; send it again")
         if self._first_token_at is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,11 +41,11 @@ from loraplex.platform.tenants import Principal
 )
 async def create_chat_completion(
     data: JSONBody[ChatCompletionRequest],
-    request: Request[Any, Any, Any],
+    request: Request[Any, Principal, Any],
     services: NamedDependency[Services],
-    principal: NamedDependency[Principal],
 ) -> Response[Any]:
     """Answer a conversation, in one piece or, with `stream`, as server-sent events of `chat.completion.chunk`."""
+    principal = request.auth
     model = await services.catalog.resolve(principal, data.model)
     ready = services.engine.ready
     asked = prepare(
@@ -84,13 +83,17 @@ class ChatShape:
         choice = ChatChoice(AssistantMessage(text), answer.finish_reason)
         return ChatCompletion(**msgspec.structs.asdict(self.heading), choices=[choice], usage=answer.usage)
 
-    async def chunks(self, answer: Answer) -> AsyncGenerator[ChatCompletionChunk]:
-        yield self._chunk(ChatDelta(role="assistant", content=""))
-        async for piece in answer.pieces():
-            yield self._chunk(ChatDelta(content=piece))
-        yield self._chunk(ChatDelta(), answer.finish_reason)
-        if self.include_usage:
-            yield ChatCompletionChunk(**msgspec.structs.asdict(self.heading), choices=[], usage=answer.usage)
+    def opening(self) -> list[ChatCompletionChunk]:
+        return [self._chunk(ChatDelta(role="assistant", content=""))]
+
+    def piece(self, text: str) -> ChatCompletionChunk:
+        return self._chunk(ChatDelta(content=text))
+
+    def closing(self, answer: Answer) -> list[ChatCompletionChunk]:
+        finish = self._chunk(ChatDelta(), answer.finish_reason)
+        if not self.include_usage:
+            return [finish]
+        return [finish, ChatCompletionChunk(**msgspec.structs.asdict(self.heading), choices=[], usage=answer.usage)]
 
     def _chunk(self, delta: ChatDelta, finish_reason: FinishReason | None = None) -> ChatCompletionChunk:
         return ChatCompletionChunk(

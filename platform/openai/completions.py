@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,12 +32,12 @@ DEFAULT_MAX_TOKENS = 16
 )
 async def create_completion(
     data: JSONBody[CompletionRequest],
-    request: Request[Any, Any, Any],
+    request: Request[Any, Principal, Any],
     services: NamedDependency[Services],
-    principal: NamedDependency[Principal],
 ) -> Response[Any]:
     """Continue one prompt, given as text or as token ids, in one piece or as server-sent events."""
     prompt = data.single_prompt()
+    principal = request.auth
     model = await services.catalog.resolve(principal, data.model)
     ready = services.engine.ready
     asked = prepare(
@@ -71,12 +70,17 @@ class CompletionShape:
         choices = [TextChoice(text, answer.finish_reason)]
         return Completion(**msgspec.structs.asdict(self.heading), choices=choices, usage=answer.usage)
 
-    async def chunks(self, answer: Answer) -> AsyncGenerator[Completion]:
-        async for piece in answer.pieces():
-            yield self._chunk(piece)
-        yield self._chunk("", answer.finish_reason)
-        if self.include_usage:
-            yield Completion(**msgspec.structs.asdict(self.heading), choices=[], usage=answer.usage)
+    def opening(self) -> list[Completion]:
+        return []
+
+    def piece(self, text: str) -> Completion:
+        return self._chunk(text)
+
+    def closing(self, answer: Answer) -> list[Completion]:
+        finish = self._chunk("", answer.finish_reason)
+        if not self.include_usage:
+            return [finish]
+        return [finish, Completion(**msgspec.structs.asdict(self.heading), choices=[], usage=answer.usage)]
 
     def _chunk(self, text: str, finish_reason: FinishReason | None = None) -> Completion:
         return Completion(

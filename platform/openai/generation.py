@@ -1,15 +1,15 @@
 """The way of a request that chat and completions share: everything is refused before it runs, then it is answered.
 
-Knows the bounds that depend on the model, and whether somebody still listens. The endpoint words the answer.
+Knows the bounds that depend on the model, and when text is written. The endpoint words the answer.
 """
 
 from __future__ import annotations
 
-import asyncio
 import hmac
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine
-from typing import Any, Protocol, TypeVar
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any, Protocol
 
 import anyio.to_thread
 import msgspec
@@ -20,14 +20,13 @@ from loraplex.engine.messages import Generate, Ready, SamplingParams
 from loraplex.platform.catalog import ResolvedModel
 from loraplex.platform.errors import ApiError
 from loraplex.platform.openai.answer import Answer
-from loraplex.platform.openai.sse import EventStream
+from loraplex.platform.openai.connection import while_connected
+from loraplex.platform.openai.sse import DONE, EventStream, TextFrame, Write, error_frame, frame
 from loraplex.platform.openai.types import GenerationRequest, Heading
 from loraplex.platform.tenants import Principal
 
 INLINE_TOKENISE_CHARS = 4096
 """About a millisecond of tokenising. More goes to a thread, so that the event loop turns."""
-
-T = TypeVar("T")
 
 
 class Shape(Protocol):
@@ -36,8 +35,14 @@ class Shape(Protocol):
     def whole(self, answer: Answer, text: str) -> msgspec.Struct:
         """The body of an answer in one piece."""
 
-    def chunks(self, answer: Answer) -> AsyncGenerator[msgspec.Struct]:
-        """The chunks of a stream."""
+    def opening(self) -> Iterable[msgspec.Struct]:
+        """The chunks of a stream before any text."""
+
+    def piece(self, text: str) -> msgspec.Struct:
+        """The chunk that adds this text."""
+
+    def closing(self, answer: Answer) -> Iterable[msgspec.Struct]:
+        """The chunks after all text."""
 
 
 async def tokenise(encode: Callable[[], list[int]], chars: int) -> list[int]:
@@ -98,7 +103,7 @@ async def respond(
     try:
         if stream:
             await while_connected(receive, answer.begin())
-            return EventStream(shape.chunks(answer), on_close=answer.close, headers=headers)
+            return EventStream(partial(_stream, answer, shape), on_close=answer.close, headers=headers)
         text = await while_connected(receive, answer.text())
     except BaseException:
         answer.close()
@@ -107,23 +112,21 @@ async def respond(
     return Response(shape.whole(answer, text), headers=headers)
 
 
-async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`; it is cancelled when the client goes away. The request's body must have been read."""
-    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_disconnect(receive))
+async def _stream(answer: Answer, shape: Shape, write: Write) -> None:
+    """Write chunks as their text becomes certain, those that are due at the same time together: a write costs most."""
+    piece = TextFrame(shape.piece)
+    due = b"".join(map(frame, shape.opening()))
     try:
-        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise ApiError(499, "client_closed_request", "The client closed the connection.")
-        return working.result()
-    finally:
-        working.cancel()
-        leaving.cancel()
-        await asyncio.gather(working, leaving, return_exceptions=True)
-
-
-async def _disconnect(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+        while answer.finish_reason is None:
+            if text := await answer.next_text():
+                due += piece.of(text)
+            if due and answer.finish_reason is None:
+                await write(due, more=True)
+                due = b""
+        due += b"".join(map(frame, shape.closing(answer)))
+    except Exception as error:
+        due += error_frame(error)
+    await write(due + DONE, more=False)
 
 
 def _sampling(request: GenerationRequest, max_tokens: int) -> SamplingParams:

@@ -5,18 +5,18 @@ Frames are `data: {json}` and an empty line; the last is `data: [DONE]`. Knows n
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import aclosing
-from typing import Any
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from typing import Any, Protocol
 
 import msgspec
 import structlog
 from litestar import Request, Response
 from litestar.response.base import ASGIResponse
-from litestar.response.streaming import ASGIStreamingResponse
 from litestar.types import Receive, Scope, Send
 
 from loraplex.platform.errors import to_api_error
+from loraplex.platform.openai.connection import ClientGone, while_connected
 
 DONE = b"data: [DONE]\n\n"
 
@@ -25,36 +25,74 @@ HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 _LINE_BREAKS = ((b"\xe2\x80\xa8", b"\\u2028"), (b"\xe2\x80\xa9", b"\\u2029"), (b"\xc2\x85", b"\\u0085"))
 """Legal inside JSON strings, yet clients that split lines by Unicode's rules would cut a frame there."""
 
+_PLACEHOLDER = "\0"
+
 _encoder = msgspec.json.Encoder()
 logger = structlog.get_logger(__name__)
 
 
 def frame(payload: Any) -> bytes:
-    data = _encoder.encode(payload)
-    for raw, escaped in _LINE_BREAKS:
-        data = data.replace(raw, escaped)
-    return b"data: " + data + b"\n\n"
+    return b"data: " + _json(payload) + b"\n\n"
 
 
-async def frames(payloads: AsyncGenerator[msgspec.Struct]) -> AsyncGenerator[bytes]:
-    """Encode each payload. A failure becomes an error frame, since the status is long sent; [DONE] ends all."""
-    async with aclosing(payloads):
-        try:
-            async for payload in payloads:
-                yield frame(payload)
-        except Exception as error:
-            api_error = to_api_error(error)
-            if api_error.status == 500:
-                logger.error("stream_failed", exc_info=error)
-            yield frame(api_error.body())
-    yield DONE
+def error_frame(error: Exception) -> bytes:
+    """What the stream says in place of the status, which is long sent."""
+    api_error = to_api_error(error)
+    if api_error.status == 500:
+        logger.error("stream_failed", exc_info=error)
+    return frame(api_error.body())
 
 
-class _ClosingResponse(ASGIStreamingResponse):
+class TextFrame:
+    """Frames that differ in one text, which `payload_of` puts into a payload; the rest is encoded once."""
+
+    def __init__(self, payload_of: Callable[[str], msgspec.Struct]) -> None:
+        self._before, self._after = frame(payload_of(_PLACEHOLDER)).split(_json(_PLACEHOLDER))
+
+    def of(self, text: str) -> bytes:
+        return self._before + _json(text) + self._after
+
+
+class Write(Protocol):
+    """Sends frames, and waits while the client is slow. `more` False ends the response."""
+
+    async def __call__(self, frames: bytes, *, more: bool) -> None: ...
+
+
+class EventStream(Response[None]):
     """Whatever ends the response (its end, the client, an error, a cancellation), `on_close` has run afterwards."""
 
-    def __init__(self, *, on_close: Callable[[], None], **options: Any) -> None:
+    def __init__(
+        self,
+        produce: Callable[[Write], Coroutine[Any, Any, None]],
+        *,
+        on_close: Callable[[], None],
+        headers: dict[str, str],
+    ) -> None:
+        super().__init__(None, headers=HEADERS | headers, media_type="text/event-stream")
+        self._produce = produce
+        self._on_close = on_close
+
+    def to_asgi_response(
+        self, app: Any, request: Request[Any, Any, Any], *, headers: dict[str, str] | None = None, **_: Any
+    ) -> ASGIResponse:
+        return _EventResponse(
+            self._produce,
+            self._on_close,
+            headers={**(headers or {}), **self.headers},
+            media_type=self.media_type,
+            status_code=200,
+        )
+
+
+class _EventResponse(ASGIResponse):
+    _should_set_content_length = False
+
+    def __init__(
+        self, produce: Callable[[Write], Coroutine[Any, Any, None]], on_close: Callable[[], None], **options: Any
+    ) -> None:
         super().__init__(**options)
+        self._produce = produce
         self._on_close = on_close
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -63,25 +101,16 @@ class _ClosingResponse(ASGIStreamingResponse):
         finally:
             self._on_close()
 
+    async def send_body(self, send: Send, receive: Receive) -> None:
+        async def write(frames: bytes, *, more: bool) -> None:
+            await send({"type": "http.response.body", "body": frames, "more_body": more})
 
-class EventStream(Response[None]):
-    """Streams `payloads` as events, then calls `on_close`."""
+        with suppress(ClientGone):
+            await while_connected(receive, self._produce(write))
 
-    def __init__(
-        self, payloads: AsyncGenerator[msgspec.Struct], *, on_close: Callable[[], None], headers: dict[str, str]
-    ) -> None:
-        super().__init__(None, headers=HEADERS | headers, media_type="text/event-stream")
-        self._payloads = payloads
-        self._on_close = on_close
 
-    def to_asgi_response(
-        self, app: Any, request: Request[Any, Any, Any], *, headers: dict[str, str] | None = None, **_: Any
-    ) -> ASGIResponse:
-        iterator: AsyncIterator[bytes] = frames(self._payloads)
-        return _ClosingResponse(
-            on_close=self._on_close,
-            iterator=iterator,
-            headers={**(headers or {}), **self.headers},
-            media_type=self.media_type,
-            status_code=200,
-        )
+def _json(value: Any) -> bytes:
+    data = _encoder.encode(value)
+    for raw, escaped in _LINE_BREAKS:
+        data = data.replace(raw, escaped)
+    return data

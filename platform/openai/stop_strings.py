@@ -16,6 +16,8 @@ class StopStrings:
 
     def push(self, text: str) -> str:
         """The text that is now certain."""
+        if not self._stops:
+            return text
         if self.found:
             return ""
         text = self._held + text

@@ -125,6 +125,7 @@ class Api:
                 "services": Provide(lambda: services, sync_to_thread=False),
                 "principal": Provide(lambda: ACME, sync_to_thread=False),
             },
+            guards=[lambda connection, _handler: connection.scope.update(auth=ACME)],
             exception_handlers=EXCEPTION_HANDLERS,
             openapi_config=None,
             logging_config=None,
