@@ -4,10 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 ONCE ?=
 
-.PHONY: help setup demo check format lint types imports test wheel bench examples gpu-check gpu-bench clean
+.PHONY: help setup demo check format lint types imports test wheel bench bench-cpu-kernels bench-scale bench-peers examples gpu-check gpu-bench gpu-tune clean
 
 help:  ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
 setup: $(VENV)/.ready  ## the virtual environment with everything that development needs
 
@@ -45,8 +45,21 @@ test: setup  ## the tests, with coverage of the four packages
 wheel: setup  ## a wheel built from the sdist, installed into a clean environment and smoke-tested
 	$(BIN)/python tests/wheel_smoke.py
 
-bench: setup  ## tokens per second for the base and for mixed adapters, and KV waste
-	$(BIN)/python benchmarks/serving.py
+bench: $(VENV)/.bench-ready  ## the engine in one process: decode, prefill, what LoRA costs, time outside kernels
+	$(BIN)/python benchmarks/offline_engine.py
+
+bench-cpu-kernels: $(VENV)/.bench-ready  ## every CPU operation: native code, the reference, the bound
+	$(BIN)/python benchmarks/cpu_kernels.py
+
+bench-scale: $(VENV)/.bench-ready  ## a thousand adapters, cold starts, loads beside decodes, memory
+	$(BIN)/python benchmarks/scale.py --store .bench/scale-adapters
+
+bench-peers: $(VENV)/.bench-ready  ## the target table beside vLLM and PEFT, within 40 minutes (PEERS=folder, ARGS=options)
+	$(BIN)/python benchmarks/bench_peers.py $(ARGS)
+
+$(VENV)/.bench-ready: $(VENV)/.ready
+	$(BIN)/pip install --disable-pip-version-check --quiet --editable '.[dev,bench]'
+	@touch $@
 
 examples: setup  ## train the example adapters again
 	$(BIN)/python examples/train_adapters.py
@@ -55,9 +68,12 @@ gpu-check:  ## parity of every Triton kernel and of the whole engine on a CUDA d
 	PYTHONPATH=src $(PYTHON) benchmarks/gpu_kernels.py check
 	PYTHONPATH=src $(PYTHON) benchmarks/gpu_engine.py check
 
-gpu-bench:  ## times of every kernel and of decode steps on a CUDA device
-	PYTHONPATH=src $(PYTHON) benchmarks/gpu_kernels.py bench
+gpu-bench:  ## times of every kernel and of decode steps on a CUDA device (VLLM_WHEEL=file: vLLM's LoRA kernels too)
+	PYTHONPATH=src $(PYTHON) benchmarks/gpu_kernels.py bench $(if $(VLLM_WHEEL),--vllm-wheel $(VLLM_WHEEL))
 	PYTHONPATH=src $(PYTHON) benchmarks/gpu_engine.py bench
+
+gpu-tune:  ## measure tile sizes on a CUDA device and write the best to kernels/tuning/
+	PYTHONPATH=src $(PYTHON) benchmarks/gpu_kernels.py tune
 
 clean:
 	rm -rf build dist .demo .bench .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -41,7 +41,7 @@ class Workload:
 
 LLAMA_8B = ModelShape(hidden=4096, heads=32, kv_heads=8, head_dim=128, intermediate=14336, vocab=128_256)
 TINY = ModelShape(hidden=64, heads=4, kv_heads=2, head_dim=16, intermediate=96, vocab=300)
-CHECK_LOAD = Load(decodes=6, context=700, prefill=200)
+CHECK_LOAD = Load(decodes=6, context=700, prefill=1100)
 BENCH_LOAD = Load(decodes=64, context=1024, prefill=8192)
 TINY_LOAD = Load(decodes=3, context=40, prefill=24)
 

@@ -1,4 +1,4 @@
-"""Drive an engine inside this process: random adapters, random prompts, fixed lengths.
+"""Drive an engine inside this process: adapters, random prompts, fixed lengths, a closed loop.
 
 Needs torch, numpy and safetensors only, so that it also runs where nothing else is installed.
 """
@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
 import random
-import subprocess
+import shutil
+import statistics
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from machine import machine
 from safetensors.torch import save_file
 
-from loraplex.adapters.blobs import BlobStore
+from loraplex.adapters.blobs import CONFIG_FILE, WEIGHTS_FILE, BlobStore
+from loraplex.adapters.peft_checks import AdapterLimits, check_adapter
 from loraplex.adapters.types import AdapterSpec, BaseShape, ModuleSpec
 from loraplex.engine.events import SamplingParams
 from loraplex.engine.loop import Engine
@@ -25,16 +27,30 @@ from loraplex.engine.loop import Engine
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What one closed-loop run showed. Seconds are wall time from the first step to the last."""
+    """What one closed-loop run showed. Seconds are wall time from the first step to the last.
+
+    decode_steps: seconds of the steps in which every place in flight got its next token and no prompt was read.
+    """
 
     seconds: float
     prompt_tokens: int
     output_tokens: int
     kv_waste: float
+    concurrency: int
+    decode_steps: tuple[float, ...]
 
     @property
     def output_tokens_per_second(self) -> float:
         return self.output_tokens / self.seconds
+
+    @property
+    def prompt_tokens_per_second(self) -> float:
+        return self.prompt_tokens / self.seconds
+
+    @property
+    def decode_tokens_per_second(self) -> float:
+        """By the median decode step; 0 when there was none."""
+        return self.concurrency / statistics.median(self.decode_steps) if self.decode_steps else 0.0
 
 
 def random_adapter(blobs: BlobStore, shape: BaseShape, rank: int, seed: int, dtype: torch.dtype) -> str:
@@ -53,6 +69,15 @@ def random_adapter(blobs: BlobStore, shape: BaseShape, rank: int, seed: int, dty
         return blobs.commit(staging, spec, hashlib.sha256(weights.read_bytes()).hexdigest())
 
 
+def stored_adapter(blobs: BlobStore, shape: BaseShape, folder: Path) -> str:
+    """Store a PEFT folder as an upload would, checks included; its digest."""
+    checked = check_adapter(folder / CONFIG_FILE, folder / WEIGHTS_FILE, shape, AdapterLimits())
+    with blobs.stage() as staging:
+        for name in (CONFIG_FILE, WEIGHTS_FILE):
+            shutil.copyfile(folder / name, staging.path(name))
+        return blobs.commit(staging, checked.spec, checked.weights_sha256)
+
+
 def closed_loop(
     engine: Engine, adapters: list[str | None], requests: int, concurrency: int, prompt_len: int, output_len: int
 ) -> Run:
@@ -62,22 +87,32 @@ def closed_loop(
     sampling = SamplingParams(max_tokens=output_len, temperature=0.0, ignore_eos=True)
     submitted = finished = output = 0
     waste: list[float] = []
+    decode_steps: list[float] = []
     started = time.perf_counter()
     while finished < requests:
         while submitted < min(requests, finished + concurrency):
             adapter = adapters[submitted % len(adapters)]
             engine.submit(str(submitted), prompts[submitted], sampling, adapter=adapter)
             submitted += 1
+        before = time.perf_counter()
         result = engine.step()
         if not result.ran:
             engine.wait(1.0)
+        elif _is_decode(engine, concurrency):
+            decode_steps.append(time.perf_counter() - before)
         if result.failures:
             raise RuntimeError(f"{result.failures[0].code}: {result.failures[0].message}")
         output += sum(len(chunk.token_ids) for chunk in result.chunks)
         finished += sum(chunk.finish_reason is not None for chunk in result.chunks)
         waste.append(kv_waste(engine))
     seconds = time.perf_counter() - started
-    return Run(seconds, requests * prompt_len, output, sum(waste) / len(waste))
+    mean_waste = sum(waste) / len(waste)
+    return Run(seconds, requests * prompt_len, output, mean_waste, concurrency, tuple(decode_steps))
+
+
+def _is_decode(engine: Engine, concurrency: int) -> bool:
+    step = engine.recent_steps[-1]
+    return step.prefill_tokens == 0 and step.decode_tokens == concurrency
 
 
 def kv_waste(engine: Engine, page_tokens: int = 16) -> float:
@@ -90,18 +125,5 @@ def kv_waste(engine: Engine, page_tokens: int = 16) -> float:
 
 def environment() -> dict[str, str]:
     """Where a figure comes from: machine, versions, commit."""
-    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu_name()
-    return {
-        "device": device,
-        "threads": str(torch.get_num_threads()),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "commit": git.stdout.strip() or "unknown",
-    }
-
-
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "CPU")
+    gpu = {"device": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
+    return machine() | gpu | {"threads": str(torch.get_num_threads()), "torch": torch.__version__}

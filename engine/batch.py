@@ -1,10 +1,11 @@
 """A step plan as flat tensors: token ids, positions, page tables, LoRA work list, sampling parameters.
 
-Knows sequences and tensors; knows no model. Everything is put together in numpy and copied to the device once.
+Knows sequences and tensors; knows no model. Everything is put together in one buffer and copied to the device once.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -13,18 +14,24 @@ import torch
 from torch import Tensor
 
 from loraplex.adapters.device_pool import DeviceAdapter
+from loraplex.engine.adapter_table import AdapterTable
+from loraplex.engine.decode_shapes import DecodeShape
+from loraplex.engine.page_tables import PageTables
 from loraplex.engine.scheduler import Chunk, StepPlan
 from loraplex.engine.sequence import Sequence
-from loraplex.kernels.ops import WORK_TOKENS, AttentionBatch, LoraBatch, SamplingBatch
+from loraplex.engine.step_buffer import StepBuffer
+from loraplex.kernels.ops import LONG_WORK_TOKENS, MAX_SLICES, WORK_TOKENS, AttentionBatch, LoraBatch, SamplingBatch
 
 
 @dataclass(frozen=True, slots=True)
 class BatchInputs:
-    """All that a forward pass needs to know about the step.
+    """All that a forward pass needs to know about the step. Valid until the next step is built.
 
     token_ids, positions  [tokens] int64
-    sample_rows           [rows] int64: the tokens whose logits are wanted, one per chunk that samples
+    sample_rows           [rows] int64: the tokens whose logits are wanted, one per chunk that samples; in a padded
+                          step the padding's follow
     lora                  None when no row has an adapter
+    sampling, logprob_rows [rows that want it] int64: of the rows of logits that belong to the plan, in its order
     """
 
     token_ids: Tensor
@@ -33,96 +40,166 @@ class BatchInputs:
     lora: LoraBatch | None
     sample_rows: Tensor
     sampling: SamplingBatch
+    logprob_rows: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class StepLimits:
+    """The largest step: sequences, tokens, pages of one sequence."""
+
+    max_num_seqs: int
+    max_step_tokens: int
+    max_pages: int
 
 
 class BatchBuilder:
-    """Builds the inputs of a step on one device."""
+    """Builds the inputs of a step on one device, always in the same memory.
 
-    def __init__(self, device: torch.device, page_tokens: int, adapter_pool: Tensor) -> None:
-        self._device = device
+    spare_page: a page that no sequence ever has, which takes what padding rows write.
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        page_tokens: int,
+        spare_page: int,
+        adapter_pool: Tensor,
+        num_sites: int,
+        limits: StepLimits,
+    ) -> None:
         self._page_tokens = page_tokens
+        self._spare_page = spare_page
         self._adapter_pool = adapter_pool
-        self._last_table: tuple[list[DeviceAdapter], Tensor] = ([], torch.empty(0))
+        self._buffer = StepBuffer(_capacity_bytes(limits, num_sites), device)
+        self._page_tables = PageTables(limits.max_num_seqs, limits.max_pages)
+        self._adapters = AdapterTable(limits.max_num_seqs, num_sites, 2 + MAX_SLICES, device)
 
-    def build(self, plan: StepPlan) -> BatchInputs:
+    @property
+    def copies(self) -> int:
+        """Copies from host to device so far: one per step on a GPU, none on a CPU."""
+        return self._buffer.copies
+
+    def build(self, plan: StepPlan, shape: DecodeShape | None = None) -> BatchInputs:
+        """shape: pad to it; then every tensor but those for sampling lies where the last step of that shape had it.
+
+        A padding row is a sequence of one token on the base whose only page is the spare one.
+        """
+        self._buffer.clear()
         chunks = plan.chunks
-        counts = np.array([chunk.count for chunk in chunks], dtype=np.int32)
-        starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
-        positions = np.concatenate([np.arange(c.start, c.start + c.count, dtype=np.int64) for c in chunks])
-        token_ids = np.concatenate([c.sequence.tokens[c.start : c.start + c.count] for c in chunks]).astype(np.int64)
-        samplers = [(chunk.sequence, row) for chunk, row in zip(chunks, starts[1:] - 1, strict=True) if chunk.samples]
-        return BatchInputs(
-            token_ids=self._copy(token_ids),
-            positions=self._copy(positions),
-            attention=self._attention(chunks, counts, starts, positions),
-            lora=self._lora(chunks, starts),
-            sample_rows=self._copy(np.array([row for _, row in samplers], dtype=np.int64)),
-            sampling=self._sampling([sequence for sequence, _ in samplers]),
-        )
+        padding = 0 if shape is None else shape.rows - len(chunks)
+        counts = np.array([chunk.count for chunk in chunks] + [1] * padding, dtype=np.int32)
+        starts = np.zeros(len(counts) + 1, dtype=np.int32)
+        np.cumsum(counts, out=starts[1:])
+        token_ids, positions, attention = self._tokens(chunks, counts, starts, None if shape is None else shape.pages)
+        sampling_chunks = [row for row, chunk in enumerate(chunks) if chunk.samples]
+        sample_rows = self._filled("int64", starts[1:][[*sampling_chunks, *range(len(chunks), len(counts))]] - 1)
+        lora = self._lora(chunks, starts, shape)
+        sequences = [chunks[row].sequence for row in sampling_chunks]
+        sampling = self._sampling(sequences)
+        wanted = [row for row, sequence in enumerate(sequences) if sequence.sampling.logprobs]
+        logprob_rows = self._filled("int64", np.array(wanted, dtype=np.int64))
+        arrivals = self._adapters.stage(self._buffer)
+        self._buffer.copy()
+        self._adapters.store(arrivals)
+        return BatchInputs(token_ids, positions, attention, lora, sample_rows, sampling, logprob_rows)
 
-    def _attention(
-        self, chunks: tuple[Chunk, ...], counts: np.ndarray, starts: np.ndarray, positions: np.ndarray
-    ) -> AttentionBatch:
-        context_lens = np.array([chunk.start + chunk.count for chunk in chunks], dtype=np.int32)
-        width = max(len(chunk.sequence.pages) for chunk in chunks)
-        page_tables = np.zeros((len(chunks), width), dtype=np.int32)
-        for row, chunk in enumerate(chunks):
-            page_tables[row, : len(chunk.sequence.pages)] = chunk.sequence.pages
-        pages = page_tables[np.repeat(np.arange(len(chunks)), counts), positions // self._page_tokens]
-        slots = pages.astype(np.int64) * self._page_tokens + positions % self._page_tokens
-        return AttentionBatch(
-            query_starts=self._copy(starts),
-            context_lens=self._copy(context_lens),
-            page_tables=self._copy(page_tables),
-            slots=self._copy(slots),
-            max_query_len=int(counts.max()),
-            max_context_len=int(context_lens.max()),
+    def _tokens(
+        self, chunks: tuple[Chunk, ...], counts: np.ndarray, starts: np.ndarray, table_width: int | None
+    ) -> tuple[Tensor, Tensor, AttentionBatch]:
+        """Token ids, positions, and where keys and values lie."""
+        num_tokens, num_rows, num_chunks = int(starts[-1]), len(counts), len(chunks)
+        first_positions = np.zeros(num_rows, dtype=np.int64)
+        first_positions[:num_chunks] = [chunk.start for chunk in chunks]
+        ids, token_ids = self._buffer.take("int64", num_tokens)
+        ids[: starts[num_chunks]] = [
+            token for chunk in chunks for token in chunk.sequence.tokens[chunk.start : chunk.start + chunk.count]
+        ]
+        ids[starts[num_chunks] :] = 0
+        places, positions = self._buffer.take("int64", num_tokens)
+        row_of_token = np.repeat(np.arange(num_rows), counts)
+        places[:] = np.arange(num_tokens) + (first_positions - starts[:-1])[row_of_token]
+        slots, device_slots = self._buffer.take("int64", num_tokens)
+        query_starts = self._filled("int32", starts)
+        contexts, context_lens = self._buffer.take("int32", num_rows)
+        contexts[:] = first_positions + counts
+        width = table_width or max(len(chunk.sequence.pages) for chunk in chunks)
+        table, page_tables = self._buffer.take("int32", num_rows, width)
+        table[:num_chunks] = self._page_tables.update(chunk.sequence.pages for chunk in chunks)[:num_chunks, :width]
+        table[num_chunks:] = 0
+        table[num_chunks:, 0] = self._spare_page
+        slots[:] = table[row_of_token, places // self._page_tokens]
+        slots *= self._page_tokens
+        slots += places % self._page_tokens
+        max_context_len = int(contexts.max()) if table_width is None else table_width * self._page_tokens
+        batch = AttentionBatch(
+            query_starts, context_lens, page_tables, device_slots, int(counts.max()), max_context_len
         )
+        return token_ids, positions, batch
 
-    def _lora(self, chunks: tuple[Chunk, ...], starts: np.ndarray) -> LoraBatch | None:
+    def _lora(self, chunks: tuple[Chunk, ...], starts: np.ndarray, shape: DecodeShape | None) -> LoraBatch | None:
         """Chunks of one adapter are neighbours, so each adapter owns one run of tokens, cut into work entries."""
-        adapters: list[DeviceAdapter] = []
-        work: list[tuple[int, int, int]] = []
-        rows = zip(chunks, starts[:-1].tolist(), starts[1:].tolist(), strict=True)
-        for lease, group in groupby(rows, key=lambda row: row[0].sequence.lease):
-            members = list(group)
-            if lease is None:
-                continue
-            first, end = members[0][1], members[-1][2]
-            work.extend(
-                (len(adapters), start, min(WORK_TOKENS, end - start)) for start in range(first, end, WORK_TOKENS)
-            )
-            adapters.append(lease)
-        if not adapters:
+        short: list[tuple[int, int, int]] = []
+        rest: list[tuple[int, int, int]] = []
+        long_work: list[tuple[int, int, int]] = []
+        max_rank = 0
+        for adapter, first, end in _runs(chunks, starts):
+            row = self._adapters.row_of(adapter)
+            max_rank = max(max_rank, adapter.max_rank)
+            if end - first < LONG_WORK_TOKENS or shape is not None:
+                short.extend(_entries(row, first, end, WORK_TOKENS))
+            else:
+                rest.extend(_entries(row, first, end, WORK_TOKENS))
+                long_work.extend(_entries(row, first, end, LONG_WORK_TOKENS))
+        if not max_rank:
             return None
-        return LoraBatch(
-            pool=self._adapter_pool,
-            table=self._table(adapters),
-            work=self._copy(np.array(work, dtype=np.int32)),
-            max_rank=max(adapter.max_rank for adapter in adapters),
-        )
-
-    def _table(self, adapters: list[DeviceAdapter]) -> Tensor:
-        """The adapters' offsets and ranks; decode steps repeat the same adapters, so the last table is kept."""
-        kept, table = self._last_table
-        if len(kept) != len(adapters) or any(a is not b for a, b in zip(kept, adapters, strict=True)):
-            table = torch.stack([adapter.table for adapter in adapters]).to(self._device)
-            self._last_table = (adapters, table)
-        return table
+        if shape is not None:
+            max_rank = shape.lora_rank
+            short.extend([(0, 0, 0)] * (shape.rows - len(short) - len(rest)))
+        work = self._filled("int32", np.array(short + rest, dtype=np.int32))
+        long_tensor = self._filled("int32", np.array(long_work, dtype=np.int32)) if long_work else None
+        return LoraBatch(self._adapter_pool, self._adapters.tensor, work, max_rank, long_tensor, len(short))
 
     def _sampling(self, sequences: list[Sequence]) -> SamplingBatch:
         params = [sequence.sampling for sequence in sequences]
+        draws = [uniform(s.seed, s.generated) if s.sampling.temperature > 0 else 0.0 for s in sequences]
         return SamplingBatch(
-            temperature=self._copy(np.array([p.temperature for p in params], dtype=np.float32)),
-            top_k=self._copy(np.array([p.top_k for p in params], dtype=np.int32)),
-            top_p=self._copy(np.array([p.top_p for p in params], dtype=np.float32)),
-            min_p=self._copy(np.array([p.min_p for p in params], dtype=np.float32)),
-            uniform=self._copy(np.array([uniform(s.seed, s.generated) for s in sequences], dtype=np.float32)),
+            temperature=self._filled("float32", np.array([p.temperature for p in params], dtype=np.float32)),
+            top_k=self._filled("int32", np.array([p.top_k for p in params], dtype=np.int32)),
+            top_p=self._filled("float32", np.array([p.top_p for p in params], dtype=np.float32)),
+            min_p=self._filled("float32", np.array([p.min_p for p in params], dtype=np.float32)),
+            uniform=self._filled("float32", np.array(draws, dtype=np.float32)),
             all_greedy=all(p.temperature == 0 for p in params),
         )
 
-    def _copy(self, array: np.ndarray) -> Tensor:
-        return torch.from_numpy(array).to(self._device, non_blocking=True)
+    def _filled(self, dtype: str, values: np.ndarray) -> Tensor:
+        array, tensor = self._buffer.take(dtype, *values.shape)
+        array[...] = values
+        return tensor
+
+
+def _runs(chunks: tuple[Chunk, ...], starts: np.ndarray) -> Iterator[tuple[DeviceAdapter, int, int]]:
+    """(adapter, its first token, the end of its tokens) of every adapter that does something."""
+    rows = zip(chunks, starts.tolist(), starts[1:].tolist(), strict=False)
+    for lease, group in groupby(rows, key=lambda row: row[0].sequence.lease):
+        if lease is not None and lease.max_rank:
+            members = list(group)
+            yield lease, members[0][1], members[-1][2]
+
+
+def _entries(row: int, first: int, end: int, most_tokens: int) -> Iterator[tuple[int, int, int]]:
+    for start in range(first, end, most_tokens):
+        yield row, start, min(most_tokens, end - start)
+
+
+def _capacity_bytes(limits: StepLimits, num_sites: int) -> int:
+    """The buffer of the largest step, every sequence of it with an adapter that the device has not seen."""
+    rows = limits.max_num_seqs
+    tokens = max(limits.max_step_tokens, rows)
+    entries = rows + tokens // WORK_TOKENS
+    per_token = [("int64", (tokens,))] * 3
+    per_row = [("int64", (rows,))] * 2 + [("int32", (rows + 1,))] * 2 + [("float32", (rows,))] * 5
+    tables = [("int32", (rows, limits.max_pages))] + [("int64", (num_sites, 2 + MAX_SLICES))] * rows
+    return StepBuffer.bytes_for(*per_token, *per_row, *tables, *[("int32", (entries, 3))] * 2)
 
 
 def uniform(seed: int, index: int) -> float:

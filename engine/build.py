@@ -13,7 +13,9 @@ from loraplex.adapters.device_pool import DevicePool
 from loraplex.adapters.host_cache import HostCache
 from loraplex.adapters.residency import AdapterResidency
 from loraplex.adapters.types import BaseShape
-from loraplex.engine.batch import BatchBuilder
+from loraplex.engine.batch import BatchBuilder, StepLimits
+from loraplex.engine.decode_shapes import DecodeShapes
+from loraplex.engine.graphs import CudaRecorder, DecodeGraphs
 from loraplex.engine.kv_cache import PagePool
 from loraplex.engine.loop import Engine
 from loraplex.engine.models.config import ModelConfig, UnsupportedModel, lora_shape
@@ -44,6 +46,7 @@ class BuiltEngine:
     """An engine that is ready to run, and what is to be told about it."""
 
     engine: Engine
+    runner: Runner
     config: ModelConfig
     shape: BaseShape
     model_digest: str
@@ -67,16 +70,19 @@ def build_engine(settings: EngineSettings, *, on_adapter_progress: Callable[[], 
     device = choose_device(settings.device)
     dtype = choose_dtype(settings.dtype, config, device)
     kernels, kernels_reason = choose_kernels(device, settings.kernels)
+    if settings.quantization != "none":
+        kernels_reason += f"; base weights in {settings.quantization}"
     max_len = min(settings.max_model_len or config.max_position_embeddings, config.max_position_embeddings)
     with torch.inference_mode():
         if settings.load_format == "dummy":
-            weights = dummy_weights(config, kernels, dtype, device, max_len, settings.seed)
+            weights = dummy_weights(config, kernels, dtype, device, max_len, settings.seed, settings.quantization)
         else:
-            weights = load_weights(folder, config, kernels, dtype, device, max_len)
+            weights = load_weights(folder, config, kernels, dtype, device, max_len, settings.quantization)
         adapter_bytes = settings.adapter_device_bytes or _default_bytes(device, CPU_ADAPTER_BYTES, GPU_ADAPTER_SHARE)
         kv_bytes = settings.kv_cache_bytes or _default_bytes(device, CPU_KV_CACHE_BYTES, GPU_KV_CACHE_SHARE)
         num_pages = _num_pages(kv_bytes, config, dtype)
-        cache = KVCache.allocate(config, num_pages, PAGE_TOKENS, dtype, device)
+        # one page more, which no sequence is given: rows that pad a decode step write there
+        cache = KVCache.allocate(config, num_pages + 1, PAGE_TOKENS, dtype, device)
         pool = DevicePool(adapter_bytes, device, dtype)
     max_len = min(max_len, num_pages * PAGE_TOKENS)
     digest = model_digest(folder)
@@ -92,10 +98,26 @@ def build_engine(settings: EngineSettings, *, on_adapter_progress: Callable[[], 
         settings.max_num_seqs, settings.max_step_tokens, max_len, frozenset(config.eos_token_ids), digest
     )
     pages = PagePool(num_pages, PAGE_TOKENS, prefix_cache=settings.enable_prefix_cache)
-    runner = Runner(Decoder(config, weights, kernels), cache, BatchBuilder(device, PAGE_TOKENS, pool.pool), kernels)
+    step_limits = StepLimits(settings.max_num_seqs, settings.max_step_tokens, pages.pages_for(max_len))
+    builder = BatchBuilder(device, PAGE_TOKENS, num_pages, pool.pool, shape.num_sites, step_limits)
+    runner = Runner(Decoder(config, weights, kernels), cache, builder, kernels)
+    if settings.cuda_graphs and kernels.name == "triton":  # the reference asks the device for values as it goes
+        shapes = DecodeShapes(step_limits.max_num_seqs, step_limits.max_pages)
+        runner.graphs = DecodeGraphs(runner.forward, shapes, CudaRecorder())
     engine = Engine(Scheduler(pages, residency, limits), runner, residency, settings.seed)
     return BuiltEngine(
-        engine, config, shape, digest, max_len, num_pages, PAGE_TOKENS, adapter_bytes, device, dtype, kernels_reason
+        engine,
+        runner,
+        config,
+        shape,
+        digest,
+        max_len,
+        num_pages,
+        PAGE_TOKENS,
+        adapter_bytes,
+        device,
+        dtype,
+        kernels_reason,
     )
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from loraplex.engine.batch import BatchBuilder
+from loraplex.engine.batch import BatchBuilder, BatchInputs
+from loraplex.engine.graphs import DecodeGraphs
 from loraplex.engine.models.decoder import Decoder, KVCache
 from loraplex.engine.scheduler import StepPlan
 from loraplex.kernels.ops import Kernels
@@ -15,28 +16,40 @@ Sampled = tuple[int, float | None]
 
 
 class Runner:
-    """One model on one device, with its KV cache."""
+    """One model on one device, with its KV cache. graphs: what replays decode steps; None: every step is launched."""
 
     def __init__(self, decoder: Decoder, cache: KVCache, builder: BatchBuilder, kernels: Kernels) -> None:
+        self.builder = builder
+        self.graphs: DecodeGraphs | None = None
         self._decoder = decoder
         self._cache = cache
-        self._builder = builder
         self._kernels = kernels
 
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> list[Sampled]:
         """The next token of every chunk that samples, in the plan's order."""
-        inputs = self._builder.build(plan)
-        logits = self._decoder.forward(inputs, self._cache)
+        inputs, logits = self._run(plan)
+        logits = logits[: inputs.sampling.temperature.shape[0]]  # without the rows of padding
         tokens = self._kernels.sample(logits, inputs.sampling)
-        return list(zip(tokens.tolist(), self._logprobs(plan, logits, tokens), strict=True))
+        return list(zip(tokens.tolist(), self._logprobs(plan, inputs, logits, tokens), strict=True))
 
-    def _logprobs(self, plan: StepPlan, logits: Tensor, tokens: Tensor) -> list[float | None]:
+    def forward(self, inputs: BatchInputs) -> Tensor:
+        """Logits [rows, vocab] of a step that was built; its keys and values go to the cache."""
+        return self._decoder.forward(inputs, self._cache)
+
+    def _run(self, plan: StepPlan) -> tuple[BatchInputs, Tensor]:
+        shape = self.graphs.shape_of(plan) if self.graphs else None
+        inputs = self.builder.build(plan, shape)
+        if self.graphs is None or shape is None:
+            return inputs, self.forward(inputs)
+        return inputs, self.graphs.logits(shape, inputs)
+
+    def _logprobs(self, plan: StepPlan, inputs: BatchInputs, logits: Tensor, tokens: Tensor) -> list[float | None]:
         """log softmax(logits)[token] of the rows that want it: of the model's own distribution, before temperature."""
         wanted = [chunk.sequence.sampling.logprobs for chunk in plan.chunks if chunk.samples]
         if not any(wanted):
             return [None] * len(wanted)
-        rows = torch.tensor([row for row, wants in enumerate(wanted) if wants], device=logits.device)
+        rows = inputs.logprob_rows
         chosen = torch.log_softmax(logits[rows].float(), dim=-1).gather(1, tokens[rows].unsqueeze(1)).flatten()
         values = iter(chosen.tolist())
         return [next(values) if wants else None for wants in wanted]

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+Quantization = Literal["none", "int8", "int4"]
+"""What the base model's matrices are held in: the dtype of the run, or integers of 8 or 4 bits."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSettings:
@@ -14,6 +17,7 @@ class EngineSettings:
     adapter_blobs: str
     device: str = "auto"
     dtype: str = "auto"
+    quantization: Quantization = "none"
     load_format: Literal["auto", "dummy"] = "auto"
     max_model_len: int | None = None
     max_num_seqs: int = 64
@@ -23,4 +27,5 @@ class EngineSettings:
     adapter_host_bytes: int = 2 << 30
     enable_prefix_cache: bool = True
     kernels: Literal["auto", "reference", "native", "triton"] = "auto"
+    cuda_graphs: bool = True
     seed: int = 0

@@ -19,9 +19,12 @@ from torch import Tensor
 
 from loraplex.kernels.native_library import load_library
 from loraplex.kernels.ops import AttentionBatch, Linear, LoraBatch, SamplingBatch
+from loraplex.kernels.quantization import QuantizedWeight, pack
 from loraplex.kernels.reference import ReferenceKernels
 
 _POSITIONS_UNLIMITED = 2**31 - 1
+
+_QUANTIZED_LINEAR = (c_void_p, c_void_p, *(c_int64,) * 4, c_void_p, c_void_p, c_void_p)
 
 _ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "rms_norm": (c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_int64, c_int64, c_int64, c_float),
@@ -52,6 +55,8 @@ _ARGUMENTS: dict[str, tuple[Any, ...]] = {
         *(c_void_p, c_void_p, c_int64, c_void_p, c_void_p, c_int64),
         *(c_void_p, c_int, c_int, c_void_p, c_int),
     ),
+    "int8_linear": _QUANTIZED_LINEAR,
+    "int4_linear": _QUANTIZED_LINEAR,
     "sample": (c_void_p, c_void_p, c_int64, c_int64, c_int64, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p),
 }
 
@@ -75,6 +80,12 @@ class NativeKernels(ReferenceKernels):
         if weight.dtype == torch.bfloat16 and _packed_products_work():
             return _PackedLinear(weight, bias)
         return super().linear(weight, bias)
+
+    def quantized_linear(self, weight: QuantizedWeight, bias: Tensor | None) -> Linear:
+        compiled = self._compiled.get(weight.dtype)
+        if compiled is None:
+            return super().quantized_linear(weight, bias)
+        return _QuantizedLinear(getattr(compiled, f"int{weight.bits}_linear"), weight, bias)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         compiled = self._compiled.get(x.dtype)
@@ -195,6 +206,25 @@ class _PackedLinear:
     def __call__(self, x: Tensor) -> Tensor:
         product: Tensor = self._multiply(x, self._packed, self._bias, "none", [], "")
         return product
+
+
+class _QuantizedLinear:
+    """A product with int8 or int4 weights, which are kept as the compiled code reads them and not otherwise."""
+
+    def __init__(self, multiply: Callable[..., None], weight: QuantizedWeight, bias: Tensor | None) -> None:
+        self._multiply = multiply
+        self._codes, self._scales = pack(weight)
+        self._bias = bias
+        self._out_features, self._in_features = weight.codes.shape
+        self._weight_pointers = (self._codes.data_ptr(), self._scales.data_ptr())
+
+    def __call__(self, x: Tensor) -> Tensor:
+        out = torch.empty((x.shape[0], self._out_features), dtype=x.dtype)
+        self._multiply(
+            *(out.data_ptr(), x.data_ptr(), x.stride(0), x.shape[0], self._in_features, self._out_features),
+            *(*self._weight_pointers, None if self._bias is None else self._bias.data_ptr()),
+        )
+        return out
 
 
 @cache

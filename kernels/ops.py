@@ -15,6 +15,9 @@ from torch import Tensor
 WORK_TOKENS = 16
 """Most tokens in one entry of a LoRA work list: the row tile of a tensor-core product."""
 
+LONG_WORK_TOKENS = 128
+"""Most tokens in an entry of `LoraBatch.long_work`, and the fewest that an adapter must own to stand there."""
+
 MAX_SLICES = 3
 """Most output slices that share one input (q, k and v)."""
 
@@ -49,13 +52,17 @@ class LoraBatch:
             one after the other.
     work    [entries, 3] int32: (row of table, first token, number of tokens 0..WORK_TOKENS). Entries do not overlap;
             one with 0 tokens is padding and does nothing.
-    max_rank: the largest R in the table
+    max_rank: at least the largest R of a row of the table that is in the work list
+    long_work  [entries, 3] int32 or None: the tokens of work[num_short:] once more, in entries of up to
+            LONG_WORK_TOKENS, for kernels that multiply larger tiles faster. Others read `work` alone.
     """
 
     pool: Tensor
     table: Tensor
     work: Tensor
     max_rank: int
+    long_work: Tensor | None = None
+    num_short: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +97,10 @@ class Kernels(Protocol):
     name: str
 
     def linear(self, weight: Tensor, bias: Tensor | None) -> Linear:
-        """Prepare weight [out_features, in_features] and bias [out_features] once; called at model load."""
+        """Prepare weight [out_features, in_features] and bias [out_features] once; called at model load.
+
+        Kernels that also take int8 and int4 weights fulfil `quantization.QuantizedKernels`.
+        """
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """x / sqrt(mean(x^2, -1) + eps) * weight.  x [..., width], any row stride; weight [width] -> contiguous."""

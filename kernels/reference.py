@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from loraplex.kernels.ops import AttentionBatch, Linear, LoraBatch, SamplingBatch
+from loraplex.kernels.quantization import QuantizedWeight
 
 
 class ReferenceKernels:
@@ -22,6 +23,9 @@ class ReferenceKernels:
 
     def linear(self, weight: Tensor, bias: Tensor | None) -> Linear:
         return partial(functional.linear, weight=weight, bias=bias)
+
+    def quantized_linear(self, weight: QuantizedWeight, bias: Tensor | None) -> Linear:
+        return lambda x: functional.linear(x, weight.dequantized(x.dtype), bias)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         wide = _wide(x)

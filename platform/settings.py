@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, ByteSize, Field, SecretStr, TypeAdapter, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from loraplex.engine.settings import EngineSettings
+from loraplex.engine.settings import EngineSettings, Quantization
 
 _SIZE = TypeAdapter(ByteSize)
 
@@ -53,6 +53,7 @@ class Settings(BaseSettings):
     load_format: Literal["auto", "dummy"] = Field("auto", description="dummy: random weights, for benchmarks.")
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N.")
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field("auto", description="Type of weights and KV.")
+    quantization: Quantization = Field("none", description="none, int8 or int4: what holds base weights, on CPUs.")
     kernels: Literal["auto", "reference", "native", "triton"] = Field("auto", description="Kernel implementation.")
     seed: int = Field(0, ge=0, lt=1 << 63, description="Seed of requests that bring none.")
 
@@ -62,6 +63,7 @@ class Settings(BaseSettings):
     max_queued_requests: int = Field(256, ge=1, le=1 << 20, description="Requests in flight before 503.")
     kv_cache_bytes: Bytes | None = Field(None, description="Memory of the KV cache; default: from free memory.")
     enable_prefix_cache: bool = Field(True, description="Reuse KV pages of equal prefixes inside a tenant.")
+    cuda_graphs: bool = Field(True, description="Record decode steps as CUDA graphs, on GPUs.")
     adapter_device_bytes: Bytes | None = Field(None, description="Adapter memory on the device.")
     adapter_host_bytes: Bytes = Field(2 << 30, description="Adapter memory in the host cache.")
 
@@ -106,6 +108,7 @@ class Settings(BaseSettings):
             adapter_blobs=str(self.adapters_dir),
             device=self.device,
             dtype=self.dtype,
+            quantization=self.quantization,
             load_format=self.load_format,
             max_model_len=self.max_model_len,
             max_num_seqs=self.max_num_seqs,
@@ -115,6 +118,7 @@ class Settings(BaseSettings):
             adapter_host_bytes=self.adapter_host_bytes,
             enable_prefix_cache=self.enable_prefix_cache,
             kernels=self.kernels,
+            cuda_graphs=self.cuda_graphs,
             seed=self.seed,
         )
 

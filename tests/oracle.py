@@ -1,4 +1,7 @@
-"""The independent judge of every number: transformers + peft, fp32, one sequence and one adapter at a time."""
+"""The independent judge of every number: transformers + peft, fp32, one sequence and one adapter at a time.
+
+A quantised engine is judged on the weights that its integers stand for.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,9 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
+
+from loraplex.engine.models.weights import HEAD_BITS
+from loraplex.kernels.quantization import quantize
 
 
 @dataclass(frozen=True)
@@ -33,10 +39,12 @@ class Verdict:
 
 
 class Oracle:
-    """One base model with any number of PEFT adapters."""
+    """One base model with any number of PEFT adapters. quantization: as in EngineSettings, from weights in dtype."""
 
-    def __init__(self, base: Path) -> None:
+    def __init__(self, base: Path, quantization: str = "none", dtype: torch.dtype = torch.float32) -> None:
         self._base = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
+        if quantization != "none":
+            self._replace_weights(int(quantization.removeprefix("int")), dtype)
         self._peft: PeftModel | None = None
 
     def judge(self, answer: Answer, adapter: Path | None, epsilon: float) -> Verdict:
@@ -49,6 +57,15 @@ class Oracle:
         logprobs = logits.log_softmax(-1).gather(1, chosen.unsqueeze(1)).flatten()
         error = (logprobs - torch.tensor(answer.logprobs)).abs().max()
         return Verdict(int(decided.sum()), int(wrong.sum()), float(error))
+
+    def _replace_weights(self, bits: int, dtype: torch.dtype) -> None:
+        for name, module in self._base.named_modules():
+            if isinstance(module, torch.nn.Linear):
+                quantized = quantize(
+                    module.weight.detach().to(dtype), max(bits, HEAD_BITS) if name == "lm_head" else bits
+                )
+                # a parameter of its own, so that the embedding keeps what it shares with the head
+                module.weight = torch.nn.Parameter(quantized.dequantized(torch.float32))
 
     @torch.inference_mode()
     def logits(self, tokens: list[int], adapter: Path | None) -> torch.Tensor:

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,20 +16,49 @@ from torch import Tensor
 from loraplex.engine.models.config import ModelConfig
 from loraplex.engine.models.decoder import DecoderWeights, LayerWeights
 from loraplex.engine.models.rope import rope_tables
+from loraplex.engine.settings import Quantization
 from loraplex.kernels.ops import Kernels, Linear
+from loraplex.kernels.quantization import QuantizedKernels, quantize
 
 TensorSource = Callable[[str, tuple[int, ...]], Tensor]
 """Name and shape of a tensor in a Hugging Face checkpoint -> the tensor, on the device and in the dtype of the run."""
 
 
 class WeightsError(Exception):
-    """The checkpoint lacks a tensor, or one has another shape than the configuration says."""
+    """The checkpoint lacks a tensor, one has another shape than the configuration says, or the kernels cannot multiply
+    the weights that were asked for."""
+
+
+MakeLinear = Callable[[Tensor, Tensor | None], Linear]
+"""Weight [out_features, in_features] and bias, as in the checkpoint -> their product."""
+
+HEAD_BITS = 8
+"""The output head is never held in fewer: of all matrices, 4 bits cost it the most quality."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Linears:
+    """How the matrices of the layers, and that of the output head, become products."""
+
+    layer: MakeLinear
+    head: MakeLinear
 
 
 def load_weights(
-    folder: Path, config: ModelConfig, kernels: Kernels, dtype: torch.dtype, device: torch.device, max_len: int
+    folder: Path,
+    config: ModelConfig,
+    kernels: Kernels,
+    dtype: torch.dtype,
+    device: torch.device,
+    max_len: int,
+    quantization: Quantization = "none",
 ) -> DecoderWeights:
-    """Read every *.safetensors of the folder. Raises WeightsError, naming the tensor."""
+    """Read every *.safetensors of the folder. Raises WeightsError, naming the tensor.
+
+    quantization: of the layers' matrices and, at HEAD_BITS or more, of the output head. The embedding, norms and biases
+    keep dtype.
+    """
+    linears = _linears(kernels, quantization)
     with ExitStack() as stack:
         location: dict[str, safe_open] = {}
         for file in sorted(folder.glob("*.safetensors")):
@@ -36,11 +66,17 @@ def load_weights(
             location.update(dict.fromkeys(opened.keys(), opened))
         if not location:
             raise WeightsError(f"no *.safetensors in {folder}")
-        return _assemble(_from_files(location, dtype, device), config, kernels, device, max_len)
+        return _assemble(_from_files(location, dtype, device), config, linears, device, max_len)
 
 
 def dummy_weights(
-    config: ModelConfig, kernels: Kernels, dtype: torch.dtype, device: torch.device, max_len: int, seed: int = 0
+    config: ModelConfig,
+    kernels: Kernels,
+    dtype: torch.dtype,
+    device: torch.device,
+    max_len: int,
+    seed: int = 0,
+    quantization: Quantization = "none",
 ) -> DecoderWeights:
     """Random weights of the configuration's shapes, made on the device: for timing and parity, not for text."""
     generator = torch.Generator(device).manual_seed(seed)
@@ -50,7 +86,7 @@ def dummy_weights(
             return torch.ones(shape, dtype=dtype, device=device)
         return torch.randn(shape, dtype=dtype, device=device, generator=generator) * 0.02
 
-    return _assemble(random, config, kernels, device, max_len)
+    return _assemble(random, config, _linears(kernels, quantization), device, max_len)
 
 
 def model_digest(folder: Path) -> str:
@@ -67,6 +103,22 @@ def model_digest(folder: Path) -> str:
     return state.hexdigest()
 
 
+def _linears(kernels: Kernels, quantization: Quantization) -> _Linears:
+    if quantization == "none":
+        return _Linears(kernels.linear, kernels.linear)
+    if not isinstance(kernels, QuantizedKernels):
+        raise WeightsError(
+            f"--quantization {quantization}: the {kernels.name} kernels multiply weights of the run's dtype only; "
+            "choose --quantization none or --device cpu"
+        )
+    bits = {"int8": 8, "int4": 4}[quantization]
+    return _Linears(_quantizing(kernels, bits), _quantizing(kernels, max(bits, HEAD_BITS)))
+
+
+def _quantizing(kernels: QuantizedKernels, bits: int) -> MakeLinear:
+    return lambda weight, bias: kernels.quantized_linear(quantize(weight, bits), bias)
+
+
 def _from_files(location: Mapping[str, safe_open], dtype: torch.dtype, device: torch.device) -> TensorSource:
     def read(name: str, shape: tuple[int, ...]) -> Tensor:
         if name not in location:
@@ -80,22 +132,22 @@ def _from_files(location: Mapping[str, safe_open], dtype: torch.dtype, device: t
 
 
 def _assemble(
-    source: TensorSource, config: ModelConfig, kernels: Kernels, device: torch.device, max_len: int
+    source: TensorSource, config: ModelConfig, linears: _Linears, device: torch.device, max_len: int
 ) -> DecoderWeights:
     embedding = source("model.embed_tokens.weight", (config.vocab_size, config.hidden_size))
     head = embedding if config.tie_word_embeddings else source("lm_head.weight", tuple(embedding.shape))
     cos, sin = rope_tables(config, max_len)
     return DecoderWeights(
         embedding=embedding,
-        layers=tuple(_layer(source, config, kernels, index) for index in range(config.num_layers)),
+        layers=tuple(_layer(source, config, linears.layer, index) for index in range(config.num_layers)),
         final_norm=source("model.norm.weight", (config.hidden_size,)),
-        lm_head=kernels.linear(head, None),
+        lm_head=linears.head(head, None),
         cos=cos.to(device),
         sin=sin.to(device),
     )
 
 
-def _layer(source: TensorSource, config: ModelConfig, kernels: Kernels, index: int) -> LayerWeights:
+def _layer(source: TensorSource, config: ModelConfig, make_linear: MakeLinear, index: int) -> LayerWeights:
     prefix = f"model.layers.{index}"
     hidden, intermediate = config.hidden_size, config.intermediate_size
     query, key = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
@@ -103,7 +155,7 @@ def _layer(source: TensorSource, config: ModelConfig, kernels: Kernels, index: i
     def fused(names: tuple[str, ...], outs: tuple[int, ...], width: int, *, bias: bool) -> Linear:
         weight = torch.cat([source(f"{prefix}.{n}.weight", (out, width)) for n, out in zip(names, outs, strict=True)])
         biases = [source(f"{prefix}.{n}.bias", (out,)) for n, out in zip(names, outs, strict=True)] if bias else None
-        return kernels.linear(weight, torch.cat(biases) if biases else None)
+        return make_linear(weight, torch.cat(biases) if biases else None)
 
     def head_norm(name: str) -> Tensor | None:
         return source(f"{prefix}.self_attn.{name}.weight", (config.head_dim,)) if config.qk_norm else None

@@ -5,6 +5,7 @@
 #include "attention.h"
 #include "elementwise.h"
 #include "lora.h"
+#include "quantized.h"
 #include "sampling.h"
 
 // Each op is exported as two pointers, op_f32 and op_bf16.
@@ -18,6 +19,8 @@ EXPORT(paged_attention)
 EXPORT(silu_and_mul)
 EXPORT(add_lora)
 EXPORT(sample)
+EXPORT(int8_linear)
+EXPORT(int4_linear)
 #ifdef __AVX512BF16__
 const char* instructions = "AVX512-BF16";
 #elif defined(__AVX512F__)

@@ -31,6 +31,7 @@ OPTIONS = (
     "database_url",
     "device",
     "dtype",
+    "quantization",
     "kernels",
     "load_format",
     "max_model_len",

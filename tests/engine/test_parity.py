@@ -59,13 +59,27 @@ def adapter_folders(base_model_dir, make_adapter, tmp_path_factory) -> dict[str,
 
 
 @pytest.mark.parametrize(
-    ("kernels", "dtype"), [("native", "float32"), ("native", "bfloat16"), ("reference", "float32")]
+    ("kernels", "dtype", "quantization"),
+    [
+        ("native", "float32", "none"),
+        ("native", "bfloat16", "none"),
+        ("reference", "float32", "none"),
+        ("native", "float32", "int4"),
+        ("native", "bfloat16", "int8"),
+    ],
 )
-def test_eight_concurrent_requests_agree_with_peft(base_model_dir, adapter_folders, tmp_path, kernels, dtype):
+def test_eight_concurrent_requests_agree_with_peft(
+    base_model_dir, adapter_folders, tmp_path, kernels, dtype, quantization
+):
     """64 greedy tokens wherever the oracle's top-two margin exceeds epsilon, log-probabilities within tolerance."""
     precision = PRECISIONS[dtype]
     built = start_engine(
-        base_model_dir, tmp_path / "blobs", dtype=dtype, kernels=kernels, adapter_device_bytes=256 << 20
+        base_model_dir,
+        tmp_path / "blobs",
+        dtype=dtype,
+        kernels=kernels,
+        quantization=quantization,
+        adapter_device_bytes=256 << 20,
     )
     codec = TextCodec(base_model_dir)
     prompts = {}
@@ -79,11 +93,11 @@ def test_eight_concurrent_requests_agree_with_peft(base_model_dir, adapter_folde
     built.engine.close()
 
     assert widest == 6, "the six adapters stood in one step"
-    oracle = Oracle(base_model_dir)
+    oracle = Oracle(base_model_dir, quantization)
     for name, prompt in prompts.items():
         answer = Answer(prompt, outcomes[name].tokens, outcomes[name].logprobs)
         verdict = oracle.judge(answer, adapter_folders[name], precision.epsilon)
-        print(f"{dtype} {kernels} {name}: {verdict}")
+        print(f"{dtype} {kernels} {quantization} {name}: {verdict}")
         assert len(answer.tokens) == TOKENS
         assert verdict.wrong == 0, name
         assert verdict.decided > TOKENS // 4, name

@@ -16,7 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from loraplex.kernels.ops import MAX_SLICES, WORK_TOKENS, AttentionBatch, Kernels, LoraBatch, SamplingBatch
+from loraplex.kernels.ops import (
+    LONG_WORK_TOKENS,
+    MAX_SLICES,
+    WORK_TOKENS,
+    AttentionBatch,
+    Kernels,
+    LoraBatch,
+    SamplingBatch,
+)
+from loraplex.kernels.quantization import quantize
 from loraplex.kernels.reference import ReferenceKernels
 
 PAGE_TOKENS = 16
@@ -54,6 +63,9 @@ def run(kernels: Kernels, op: str, args: tuple[Any, ...], written: tuple[int, ..
     if op == "linear":
         x, weight, bias = args
         return [kernels.linear(weight, bias)(x)]
+    if op == "quantized_linear":
+        x, weight, bias = args
+        return [kernels.quantized_linear(weight, bias)(x)]
     result = getattr(kernels, op)(*args)
     return ([] if result is None else [result]) + [args[place] for place in written]
 
@@ -124,6 +136,23 @@ def linear_args(
     in_features, out_features = widths
     weight = random.normal(out_features, in_features, scale=in_features**-0.5)
     return random.normal(tokens, in_features), weight, random.normal(out_features) if bias else None
+
+
+def quantized_linear_args(
+    device: torch.device,
+    dtype: torch.dtype,
+    seed: int,
+    *,
+    tokens: int,
+    widths: tuple[int, int],
+    bias: bool,
+    bits: int,
+    row_gap: int = 0,
+) -> tuple[Any, ...]:
+    """(x, quantised weight, bias), x a view with row_gap foreign elements after each row."""
+    x, weight, bias_row = linear_args(device, dtype, seed, tokens=tokens, widths=widths, bias=bias)
+    x = torch.nn.functional.pad(x, (0, row_gap), value=1e4)[:, : widths[0]]
+    return x, quantize(weight, bits), bias_row
 
 
 def rms_norm_args(
@@ -261,16 +290,20 @@ def lora_args(
 ) -> tuple[Any, ...]:
     """(out, x, lora, site, slice_widths).
 
-    adapters: each one's rank for every slice; segments: (adapter or None for the base, tokens) in batch order.
+    adapters: each one's rank for every slice; segments: (adapter or None for the base, tokens) in batch order, those of
+    LONG_WORK_TOKENS and more in the list of long work too.
     """
     random = Random(device, dtype, seed)
     tokens = sum(count for _, count in segments)
     pool, table = _lora_pool(random, adapters, in_features, slice_widths)
+    short, rest, long_work = _work_lists(segments, padding_entries)
     lora = LoraBatch(
         pool=pool,
         table=table.to(device),
-        work=_work_list(segments, padding_entries).to(device),
+        work=torch.cat((short, rest)).to(device),
         max_rank=max((sum(ranks) for ranks in adapters), default=0),
+        long_work=long_work.to(device) if len(long_work) else None,
+        num_short=len(short),
     )
     return random.normal(tokens, sum(slice_widths)), random.normal(tokens, in_features), lora, 1, slice_widths
 
@@ -292,15 +325,28 @@ def _lora_pool(
     return torch.cat(pieces or [random.normal(8)]), table
 
 
-def _work_list(segments: tuple[tuple[int | None, int], ...], padding_entries: int) -> Tensor:
-    entries: list[tuple[int, int, int]] = []
+def _work_lists(segments: tuple[tuple[int | None, int], ...], padding_entries: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Work entries of short segments, padding behind them; those of long segments; these again as long work."""
+    short: list[tuple[int, int, int]] = []
+    rest: list[tuple[int, int, int]] = []
+    long_work: list[tuple[int, int, int]] = []
     first_token = 0
     for adapter, count in segments:
+        is_long = count >= LONG_WORK_TOKENS
         if adapter is not None:
-            for done in range(0, count, WORK_TOKENS):
-                entries.append((adapter, first_token + done, min(WORK_TOKENS, count - done)))
+            (rest if is_long else short).extend(_entries(adapter, first_token, count, WORK_TOKENS))
+        if adapter is not None and is_long:
+            long_work.extend(_entries(adapter, first_token, count, LONG_WORK_TOKENS))
         first_token += count
-    entries += [(0, 0, 0)] * padding_entries
+    short += [(0, 0, 0)] * padding_entries
+    return _entry_tensor(short), _entry_tensor(rest), _entry_tensor(long_work)
+
+
+def _entries(adapter: int, first_token: int, count: int, most: int) -> list[tuple[int, int, int]]:
+    return [(adapter, first_token + done, min(most, count - done)) for done in range(0, count, most)]
+
+
+def _entry_tensor(entries: list[tuple[int, int, int]]) -> Tensor:
     return torch.tensor(entries, dtype=torch.int32).view(-1, 3)
 
 
@@ -361,6 +407,23 @@ def _simple_cases() -> list[Case]:
     return cases
 
 
+def _quantized_cases() -> list[Case]:
+    shapes = {"whole": ((192, 144), False, 0), "ragged": ((65, 33), True, 0), "strided": ((128, 100), True, 24)}
+    return [
+        Case(
+            "quantized_linear",
+            f"int{bits}-{tokens}-{name}",
+            partial(quantized_linear_args, tokens=tokens, widths=widths, bias=bias, bits=bits, row_gap=gap),
+            (),
+            # the sum over codes and the minimum's share cancel, so that rounding is that of the larger of the two
+            4 * widths[0],
+        )
+        for bits in (8, 4)
+        for tokens in (0, 1, 2, 3, 4, 5, 33, 140)
+        for name, (widths, bias, gap) in shapes.items()
+    ]
+
+
 def _attention_cases() -> list[Case]:
     sequences = {
         "none": (),
@@ -370,13 +433,14 @@ def _attention_cases() -> list[Case]:
         "chunk": ((16, 48), (5, 21)),
         "mixed": ((1, 40), (19, 19), (1, 1), (0, 7), (33, 97), (1, 65)),
         "long": ((1, 700), (150, 300)),
+        "long-decodes": ((1, 700), (1, 1), (0, 7), (1, 129), (1, 640), (1, 256)),
     }
     shapes = {"gqa1": (2, 2, 32), "gqa3": (9, 3, 64), "gqa4": (4, 1, 128), "gqa2": (4, 2, 80)}
     cases: list[Case] = []
     for shape_name, (heads, kv_heads, head_dim) in shapes.items():
         for batch_name, batch in sequences.items():
             build = partial(attention_args, sequences=batch, heads=heads, kv_heads=kv_heads, head_dim=head_dim)
-            for window in (None, 1, 20):
+            for window in (None, 1, 20, *((300,) if "long" in batch_name else ())):
                 name = f"{shape_name}-{batch_name}" + ("" if window is None else f"-window{window}")
                 longest = max((context_len for _, context_len in batch), default=1)
                 cases.append(Case("paged_attention", name, partial(build, window=window), (), head_dim + longest))
@@ -400,6 +464,8 @@ def _lora_cases() -> list[Case]:
             single,
         ),
         "two-slices": (((4, 0), (0, 5), (128, 64)), ((0, 9), (2, 16), (1, 3), (0, 1)), (48, 56)),
+        "long-runs": (mixed, ((0, 130), (None, 3), (2, 5), (4, 144), (1, 1), (3, 128)), widths),
+        "only-long": (((16,), (3,)), ((1, 300),), single),
         "same-adapter-apart": (mixed, ((2, 1), (4, 1), (2, 1), (None, 1), (2, 3)), widths),
     }
     cases: list[Case] = []
@@ -439,3 +505,6 @@ def _sampling_cases() -> list[Case]:
 
 
 CASES: tuple[Case, ...] = (*_simple_cases(), *_attention_cases(), *_lora_cases(), *_sampling_cases())
+
+QUANTIZED_CASES: tuple[Case, ...] = tuple(_quantized_cases())
+"""For `quantization.QuantizedKernels`."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from kernels.cases import CASES, Case, RowSettings, check, exact, run, sampling_args
+from kernels.cases import CASES, QUANTIZED_CASES, Case, RowSettings, check, exact, run, sampling_args
 from kernels.test_reference import LOGITS, sampled_shares
 
 from loraplex.kernels.native import NativeKernels
@@ -38,8 +38,9 @@ def build(variant: str | None) -> NativeKernels:
 
 def cases_and_dtypes() -> list[tuple[Case, torch.dtype]]:
     """fp16 runs the reference itself: one case of each op suffices."""
-    one_of_each = {case.op: case for case in CASES}.values()
-    compiled = [(case, dtype) for case in CASES for dtype in (torch.float32, torch.bfloat16)]
+    cases = CASES + QUANTIZED_CASES
+    one_of_each = {case.op: case for case in cases}.values()
+    compiled = [(case, dtype) for case in cases for dtype in (torch.float32, torch.bfloat16)]
     return compiled + [(case, torch.float16) for case in one_of_each]
 
 

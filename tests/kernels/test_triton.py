@@ -11,6 +11,7 @@ import pytest
 import torch
 from kernels import cases
 from kernels.cases import CASES, Case, RowSettings, check
+from kernels.tiled import TILES
 
 from loraplex.kernels.reference import ReferenceKernels
 from loraplex.kernels.triton_backend import TritonKernels
@@ -46,6 +47,26 @@ def test_every_op_equals_the_fp64_reference(case, dtype):
     check(TritonKernels(), case, DEVICE, dtype)
 
 
+@pytest.mark.parametrize("tiles", ["fused", "many sums", "wide ranks"])
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, id=case.name) for case in CASES if case.op == "add_lora" and "in571" in case.name]
+)
+def test_lora_does_not_depend_on_its_tiles(case, tiles):
+    """One launch or two, few sums or many: always the reference's result."""
+    check(TILES[tiles], case, DEVICE, torch.bfloat16)
+
+
+@pytest.mark.parametrize("splits", [2, 8, 32])
+@pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(6, 2, 32), (4, 4, 80), (32, 1, 16)])
+@pytest.mark.parametrize("window", [None, 90])
+def test_decodes_split_over_their_contexts_equal_the_reference(splits, heads, kv_heads, head_dim, window):
+    """Contexts shorter than a split, longer than all of them, and none at all, in one batch."""
+    sequences = ((1, 1), (0, 5), (1, 64), (1, 65), (1, 500))
+    shapes = {"sequences": sequences, "heads": heads, "kv_heads": kv_heads, "head_dim": head_dim, "window": window}
+    case = Case("paged_attention", "splits", partial(cases.attention_args, **shapes), (), head_dim + 500)
+    check(TILES[f"{splits} splits"], case, DEVICE, torch.bfloat16)
+
+
 @pytest.mark.parametrize("page_tokens", [1, 4, 64, 128])
 def test_pages_of_any_power_of_two_serve_attention(page_tokens, monkeypatch):
     """A context is read right whether its pages are smaller or larger than a tile."""
@@ -76,10 +97,11 @@ def test_attention_reads_nothing_outside_the_context():
     assert torch.equal(TritonKernels().paged_attention(*args), expected)
 
 
-def test_lora_of_a_token_does_not_depend_on_its_batch():
+@pytest.mark.parametrize("in_features", [100, 1100])
+def test_lora_of_a_token_does_not_depend_on_its_batch(in_features):
     """A decode token's result is the same bit for bit alone and among other adapters' tokens."""
     adapters = ((16, 16, 16), (33, 7, 0), (64, 64, 64))
-    shapes = {"adapters": adapters, "in_features": 1100, "slice_widths": (72, 24, 24)}
+    shapes = {"adapters": adapters, "in_features": in_features, "slice_widths": (72, 24, 24)}
     args = cases.lora_args(DEVICE, torch.bfloat16, 0, segments=((0, 9), (None, 2), (1, 1), (2, 20)), **shapes)
     out, x, lora, site, widths = args
     alone_out, alone_x = out[11:12].clone(), x[11:12].clone()

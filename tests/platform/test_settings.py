@@ -51,6 +51,7 @@ def test_arguments_win_over_variables(monkeypatch: pytest.MonkeyPatch) -> None:
         {"max_adapter_rank": 10**9},
         {"served_model_name": "org/name"},
         {"device": "tpu"},
+        {"quantization": "int2"},
         {"auth_cache_seconds": -1},
         {"drain_seconds": "nan"},
         {"unheard_of": 1},
@@ -81,9 +82,9 @@ def test_the_base_model_gets_a_name_without_a_slash(model: str, name: str) -> No
 
 def test_the_engine_gets_its_slice(tmp_path: Path) -> None:
     """Engine settings carry over what the user set, in types that can be sent."""
-    settings = Settings(data_dir=tmp_path, kv_cache_bytes="1MiB", max_num_seqs=3, device="cuda:1")
+    settings = Settings(data_dir=tmp_path, kv_cache_bytes="1MiB", max_num_seqs=3, device="cuda:1", quantization="int4")
     sent = settings.engine_settings(tmp_path / "model")
-    assert (sent.kv_cache_bytes, sent.max_num_seqs, sent.device) == (1 << 20, 3, "cuda:1")
+    assert (sent.kv_cache_bytes, sent.max_num_seqs, sent.device, sent.quantization) == (1 << 20, 3, "cuda:1", "int4")
     assert Path(sent.model_path) == tmp_path / "model"
     assert Path(sent.adapter_blobs) == settings.adapters_dir
     assert msgspec.msgpack.encode(sent)
