@@ -1,6 +1,7 @@
 """Adapters on disk, named by their content: blobs/<first two digits>/<digest>/ holds one version, whole and read-only.
 
 A version appears by one atomic rename, so whatever moment the process dies at, it is there whole or not at all.
+Engines keep what they derive from a version in its directory too (`packed_files`): it is removed with the version.
 Knows files and digests; knows no tenant, no database and no tensor.
 """
 

@@ -7,7 +7,7 @@ only the closure that `begin_copy` returns runs elsewhere, and it touches only a
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum, auto
 
@@ -85,11 +85,19 @@ class DevicePool:
     def used_bytes(self) -> int:
         return sum(block.length for block in self._blocks.values()) * self.pool.itemsize
 
-    def allocate(self, digest: str, elements: int) -> int | None:
+    def allocate(
+        self,
+        digest: str,
+        elements: int,
+        *,
+        keep: Container[str] = (),
+        worth: Callable[[str], float] = lambda digest: 0.0,
+    ) -> int | None:
         """A range for an adapter that is about to be loaded: its offset, in elements.
 
-        Evicts least recently used adapters without leases until a hole is large enough, and none if that would not
-        help: then None, until leases end. Raises AdapterUnavailable if the adapter is larger than the pool.
+        Evicts adapters without leases until a hole is large enough, those of least worth first and among equals the
+        least recently used; never one of `keep`, and none if that would not help: then None, until leases end. Raises
+        AdapterUnavailable if the adapter is larger than the pool.
         """
         assert digest not in self._blocks
         length = -(-elements // self._align) * self._align
@@ -99,11 +107,13 @@ class DevicePool:
                 f"this adapter takes {length * itemsize} bytes of device memory and all adapters together have "
                 f"{self._capacity * itemsize}; raise --adapter-device-bytes or upload one of a smaller rank"
             )
-        staying = [block for block in self._blocks.values() if not block.is_evictable]
-        if self._first_hole(length, staying) is None:
+        victims = [name for name, block in self._blocks.items() if block.is_evictable and name not in keep]
+        staying = self._blocks.keys() - victims
+        if self._first_hole(length, [self._blocks[name] for name in staying]) is None:
             return None
+        leaving = iter(sorted(victims, key=worth))
         while (start := self._first_hole(length, self._blocks.values())) is None:
-            self.evict(next(digest for digest, block in self._blocks.items() if block.is_evictable))
+            self.evict(next(leaving))
         self._blocks[digest] = _Block(start, length)
         return start
 

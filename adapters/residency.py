@@ -1,17 +1,20 @@
 """Which adapters are on the device, and the loads that bring them there beside the step loop.
 
 What the scheduler asks. One thread, the engine's, calls every method and owns all bookkeeping; workers only read, pack
-and copy. A load is two jobs: blob to host (pack), host to device (copy); at most one per digest is under way.
+and copy. A load is two jobs: blob to host (read), host to device (copy); at most one per digest is under way.
 """
 
 from __future__ import annotations
 
 import logging
+import os
+import sys
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from typing import Protocol, TypeVar
 
 import torch
@@ -20,8 +23,10 @@ from loraplex.adapters.blobs import StoredAdapter
 from loraplex.adapters.device_pool import DeviceAdapter, DevicePool
 from loraplex.adapters.errors import AdapterError, AdapterUnavailable
 from loraplex.adapters.host_cache import HostCache
+from loraplex.adapters.packed_files import PackedFiles
+from loraplex.adapters.popularity import Popularity
 from loraplex.adapters.types import BaseShape
-from loraplex.adapters.weights import PackedAdapter, load_packed
+from loraplex.adapters.weights import PackedAdapter
 
 __all__ = ["AdapterResidency", "DeviceAdapter"]
 
@@ -30,6 +35,12 @@ _Result = TypeVar("_Result")
 
 LOADS_PER_WORKER = 4
 """Loads under way at once, per worker: enough to keep it busy, and it bounds the host memory they hold."""
+
+LOOK_AHEAD = 64
+"""Adapters at the head of the queue that are loaded before their turn."""
+
+WORKER_NICENESS = 10
+"""How far below the step loop's threads the workers stand where they compete for a core."""
 
 
 class OpensAdapters(Protocol):
@@ -40,7 +51,7 @@ class OpensAdapters(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class _Packing:
+class _Reading:
     job: Future[PackedAdapter]
 
 
@@ -56,6 +67,9 @@ class AdapterResidency:
     A finished load keeps its place until its sequence asks again. Only when another lacks room does it become
     evictable, and then not before the next call: so of two that need the same room and ask at every step, one is
     served and the other waits for it; they never evict each other unused for ever.
+
+    Room is made by evicting what was asked for least, lately. What the queue wants is kept from loads ahead of their
+    turn, but not from a sequence whose turn it is: those that wanted it and came first have their lease by then.
     """
 
     def __init__(
@@ -75,15 +89,17 @@ class AdapterResidency:
         self._pool = pool
         self._host_cache = host_cache
         self._blobs = blobs
-        self._shape = shape
         self._retry_after_seconds = retry_after_seconds
         self._on_loaded = on_loaded
         self._clock = clock
-        # One thread each: while a worker with an OpenMP team of its own lives there are more threads than cores, and
-        # OpenMP then puts the step loop's threads to sleep between any two operations.
-        self._workers = ThreadPoolExecutor(workers, "adapter-load", initializer=torch.set_num_threads, initargs=(1,))
+        self._files = PackedFiles(shape, pool.pool.dtype, pin_memory=pool.pool.device.type == "cuda")
+        self._workers = ThreadPoolExecutor(workers, "adapter-load", initializer=_stand_back)
         self._max_loads = workers * LOADS_PER_WORKER
-        self._loads: dict[str, _Packing | _Copying] = {}
+        self._loads: dict[str, _Reading | _Copying] = {}
+        self._popularity = Popularity()
+        self._wanted: dict[str, int] = {}  # digest -> waiting sequences, in the order in which they came
+        self._lacking_room: set[str] = set()  # of those wanted
+        self._full_of_wanted = False  # no use in looking ahead until something changes
         self._failures: dict[str, tuple[float, str]] = {}  # digest -> (when to try again, message)
         self._progress = threading.Event()
 
@@ -94,16 +110,41 @@ class AdapterResidency:
         """
         return self._pool.lease(digest) if self._advance(digest) else None
 
+    def want(self, digest: str) -> None:
+        """A sequence that needs the adapter has begun to wait: load it ahead, and keep it until as many `unwant`."""
+        self._wanted[digest] = self._wanted.get(digest, 0) + 1
+        self._popularity.record(digest)
+        self.prefetch(digest)
+
+    def unwant(self, digest: str) -> None:
+        """One of the sequences has its lease, or waits no longer."""
+        self._wanted[digest] -= 1
+        if self._wanted[digest] == 0:
+            del self._wanted[digest]
+            self._lacking_room.discard(digest)
+        self._full_of_wanted = False
+
+    def load_ahead(self) -> None:
+        """Start and carry on loads for the head of the queue; to be called once a step."""
+        if not self._full_of_wanted and not self._lacking_room:
+            for digest in islice(self._wanted, LOOK_AHEAD):
+                self.prefetch(digest)
+
+    def lacks_room(self, digest: str) -> bool:
+        """Whether the adapter, which a sequence wants, waits for leases of others to end."""
+        return digest in self._lacking_room
+
     def prefetch(self, digest: str) -> None:
         """Start or carry on a load without needing its result. A failure is told to whoever leases."""
         try:
-            self._advance(digest)
+            self._advance(digest, ahead=True)
         except AdapterUnavailable:
             return
 
     def release(self, digest: str) -> None:
         """End one lease."""
         self._pool.release(digest)
+        self._full_of_wanted = False
 
     def forget(self, digest: str) -> None:
         """The version was deleted: free its memory, now where nothing uses it and by ageing where something does."""
@@ -147,26 +188,42 @@ class AdapterResidency:
         """Wait for the jobs that run and drop those that do not."""
         self._workers.shutdown(wait=True, cancel_futures=True)
 
-    def _advance(self, digest: str) -> bool:
+    def _advance(self, digest: str, *, ahead: bool = False) -> bool:
         """Take the load of an adapter as far as it goes without waiting. True: it is on the device."""
         packed = self._settle(digest)
         self._raise_remembered(digest)
         if self._pool.is_ready(digest):
             return True
         if digest not in self._loads:
-            self._start(digest, packed or self._host_cache.get(digest))
+            self._start(digest, packed or self._host_cache.get(digest), ahead)
         return False
 
-    def _start(self, digest: str, packed: PackedAdapter | None) -> None:
+    def _start(self, digest: str, packed: PackedAdapter | None, ahead: bool) -> None:
         """The next job of a load, or none while there is no room for it."""
         if len(self._loads) >= self._max_loads:
             self._settle_all()
         elif packed is None:
-            self._loads[digest] = _Packing(self._submit(lambda: self._pack(digest)))
-        elif self._pool.allocate(digest, packed.weights.numel()) is None:
-            self._settle_all()
-        else:
+            self._loads[digest] = _Reading(self._submit(lambda: self._read(digest)))
+        elif self._make_room(digest, packed.weights.numel(), ahead):
             self._loads[digest] = _Copying(self._submit(self._pool.begin_copy(digest, packed)), packed)
+        else:
+            self._settle_all()
+
+    def _make_room(self, digest: str, elements: int, ahead: bool) -> bool:
+        """A range of the device for the adapter. ahead: only where that is at nobody's cost."""
+        if ahead and self._lacking_room:
+            return False
+        worth = self._popularity.of
+        start = self._pool.allocate(digest, elements, keep=self._wanted, worth=worth)
+        if start is None and ahead:
+            self._full_of_wanted = True
+        elif start is None:
+            start = self._pool.allocate(digest, elements, worth=worth)
+            if start is None and digest in self._wanted:
+                self._lacking_room.add(digest)
+        if start is not None:
+            self._lacking_room.discard(digest)
+        return start is not None
 
     def _settle_all(self) -> None:
         """Loads whose sequence did not come back give up their slot, and their memory becomes evictable."""
@@ -215,9 +272,8 @@ class AdapterResidency:
             raise AdapterUnavailable(message)
         del self._failures[digest]
 
-    def _pack(self, digest: str) -> PackedAdapter:
-        on_gpu = self._pool.pool.device.type == "cuda"
-        return load_packed(self._blobs.open(digest), self._shape, self._pool.pool.dtype, pin_memory=on_gpu)
+    def _read(self, digest: str) -> PackedAdapter:
+        return self._files.load(digest, self._blobs.open(digest))
 
     def _submit(self, job: Callable[[], _Result]) -> Future[_Result]:
         future = self._workers.submit(job)
@@ -227,3 +283,13 @@ class AdapterResidency:
     def _tell_progress(self, _: Future[_Result]) -> None:
         self._progress.set()
         self._on_loaded()
+
+
+def _stand_back() -> None:
+    """Make the calling thread one that the step loop does not notice."""
+    # One thread each: while a worker with an OpenMP team of its own lives there are more threads than cores, and
+    # OpenMP then puts the step loop's threads to sleep between any two operations.
+    torch.set_num_threads(1)
+    if sys.platform == "linux":  # where niceness belongs to a thread
+        thread = threading.get_native_id()
+        os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + WORKER_NICENESS)

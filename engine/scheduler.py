@@ -5,6 +5,7 @@ Knows lengths, pages and adapter leases. Knows no tensors, text or tenants.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Sequence as Tokens
 from dataclasses import dataclass
@@ -14,6 +15,10 @@ from loraplex.adapters.residency import AdapterResidency
 from loraplex.engine.events import RequestFailed, TokenChunk
 from loraplex.engine.kv_cache import PagePool, page_hash, root_hash
 from loraplex.engine.sequence import Sequence
+
+MAX_OVERTAKEN = 64
+"""Sequences that may be admitted while an older one finds no room for its adapter. Then those that run are the last
+before it: a popular adapter cannot keep a rare one waiting for ever."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +57,7 @@ class Scheduler:
         self.cached_prompt_tokens = 0
         self._residency = residency
         self._limits = limits
+        self._admissions = 0
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []  # in order of admission
         self._failures: list[RequestFailed] = []
@@ -69,8 +75,7 @@ class Scheduler:
         if len(sequence.prompt) >= self._limits.max_model_len:
             self._fail(sequence, "context_length_exceeded", f"the context is {self._limits.max_model_len} tokens")
             return
-        if sequence.adapter is not None:
-            self._residency.prefetch(sequence.adapter)
+        self._want_adapter(sequence)
         self._waiting.append(sequence)
 
     def abort(self, request_id: str) -> None:
@@ -80,6 +85,8 @@ class Scheduler:
                 if sequence.request_id == request_id:
                     queue.remove(sequence)
                     self._free(sequence)
+                    if queue is self._waiting:
+                        self._unwant_adapter(sequence)
                     return
 
     def schedule(self) -> StepPlan:
@@ -89,6 +96,7 @@ class Scheduler:
         budget = self._continue_running(chunks)
         if self.preemptions == preempted:
             self._admit_waiting(chunks, budget)
+        self._residency.load_ahead()
         chunks.sort(key=lambda chunk: chunk.sequence.adapter or "")
         return StepPlan(tuple(chunks))
 
@@ -137,28 +145,54 @@ class Scheduler:
         """Back to the head of the queue; its tokens are kept and will be computed again."""
         self.preemptions += 1
         self._free(sequence)
+        self._want_adapter(sequence)
         self._waiting.appendleft(sequence)
 
     def _admit_waiting(self, chunks: list[Chunk], budget: int) -> None:
-        """In order of arrival. One whose adapter is not on the device yet is passed over, not waited for."""
+        """In order of arrival. One whose adapter is not on the device yet is passed over, not waited for, unless what
+        holds it up is others' use of the room and MAX_OVERTAKEN have gone ahead already."""
         passed: list[Sequence] = []
+        most_admissions = math.inf
         while self._waiting and budget > 0 and len(self._running) < self._limits.max_num_seqs:
+            if self._admissions >= most_admissions:
+                break
             sequence = self._waiting.popleft()
             try:
                 if not self._lease_adapter(sequence):
                     passed.append(sequence)
+                    most_admissions = min(most_admissions, self._admissions_before(sequence))
                     continue
             except AdapterUnavailable as error:
+                self._unwant_adapter(sequence)
                 self._fail(sequence, "adapter_load_failed", str(error))
                 continue
             if not self._claim_pages(sequence):
                 passed.append(sequence)
                 break
+            self._unwant_adapter(sequence)
+            self._admissions += 1
             self._running.append(sequence)
             count = min(sequence.remaining, budget)
             chunks.append(_chunk(sequence, count))
             budget -= count
         self._waiting.extendleft(reversed(passed))
+
+    def _want_adapter(self, sequence: Sequence) -> None:
+        if sequence.adapter is not None:
+            self._residency.want(sequence.adapter)
+
+    def _unwant_adapter(self, sequence: Sequence) -> None:
+        sequence.owed_room_after = None
+        if sequence.adapter is not None:
+            self._residency.unwant(sequence.adapter)
+
+    def _admissions_before(self, sequence: Sequence) -> float:
+        """How many admissions there may have been before this one, which has no adapter on the device yet."""
+        if sequence.adapter is None or not self._residency.lacks_room(sequence.adapter):
+            return math.inf
+        if sequence.owed_room_after is None:
+            sequence.owed_room_after = self._admissions + MAX_OVERTAKEN
+        return sequence.owed_room_after
 
     def _lease_adapter(self, sequence: Sequence) -> bool:
         if sequence.adapter is not None:

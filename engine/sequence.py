@@ -14,6 +14,8 @@ class Sequence:
 
     tokens [0, computed) have keys and values in `pages`; [computed, len(tokens)) are still to be run.
     pages [0, registered) can be found by others through their hash.
+    owed_room_after: the number of admissions from which on no younger sequence is admitted before this one; None while
+    it has not been found to lack room for its adapter.
     """
 
     request_id: str
@@ -29,6 +31,7 @@ class Sequence:
     pages: list[int] = field(default_factory=list)
     page_hashes: list[bytes] = field(default_factory=list)
     lease: DeviceAdapter | None = None
+    owed_room_after: int | None = None
 
     def __post_init__(self) -> None:
         self.tokens = list(self.prompt)

@@ -75,6 +75,20 @@ def test_nothing_is_evicted_where_that_would_not_help():
     assert set(names(pool)) == {"a", "b", "c"}
 
 
+def test_what_is_worth_least_goes_first_and_what_is_to_be_kept_stays():
+    """Among equals the least recently used goes; with nothing else to evict there is no room."""
+    pool = make_pool(4)
+    for digest in "abcd":
+        load(pool, digest, UNIT)
+    worth = {"a": 3, "b": 1, "c": 1, "d": 0}.__getitem__
+    assert pool.allocate("e", UNIT, keep={"d"}, worth=worth) == UNIT
+    assert names(pool) == ["a", "c", "d", "e"]
+    assert pool.allocate("f", 2 * UNIT, keep={"d", "a"}) is None
+    assert names(pool) == ["a", "c", "d", "e"]
+    assert pool.allocate("f", UNIT, keep={"d"}, worth=worth) == 2 * UNIT
+    assert names(pool) == ["a", "d", "e", "f"]
+
+
 def test_an_adapter_larger_than_the_pool_names_the_setting():
     """It could never fit, so it is refused rather than left to wait."""
     with pytest.raises(AdapterUnavailable, match="--adapter-device-bytes"):
@@ -110,12 +124,16 @@ class PoolMachine(RuleBasedStateMachine):
         self.values: dict[str, float] = {}
         self.counter = 0
 
-    @rule(elements=st.integers(1, 7 * UNIT))
-    def allocate(self, elements: int) -> None:
+    @rule(elements=st.integers(1, 7 * UNIT), keep_odd=st.booleans(), newest_first=st.booleans())
+    def allocate(self, elements: int, keep_odd: bool, newest_first: bool) -> None:
         self.counter += 1
         digest = str(self.counter)
         before = names(self.pool)
-        if self.pool.allocate(digest, elements) is None:
+        keep = {name for name in before if keep_odd and int(name) % 2}
+        worth = (lambda name: -float(name)) if newest_first else float
+        start = self.pool.allocate(digest, elements, keep=keep, worth=worth)
+        assert keep <= set(names(self.pool)), "evicted what was to be kept"
+        if start is None:
             assert names(self.pool) == before, "evicted in vain"
         else:
             self.loading[digest] = packed(elements, float(self.counter))

@@ -75,6 +75,14 @@ def lease(residency: AdapterResidency, digest: str):
     raise AssertionError("the adapter did not arrive")
 
 
+def load_ahead_until_idle(residency: AdapterResidency) -> None:
+    """As many steps as it takes until no job ends any more."""
+    residency.load_ahead()
+    while residency.wait(0.2):
+        residency.load_ahead()
+    residency.test_pool.check_integrity()
+
+
 def failure(residency: AdapterResidency, digest: str) -> str:
     with pytest.raises(AdapterUnavailable) as failed:
         lease(residency, digest)
@@ -255,6 +263,70 @@ def test_two_that_need_the_same_room_are_both_served(make_residency, make_stored
         residency.wait(0.01)
     assert not waiting
     assert residency.loads <= 3
+
+
+def test_what_the_queue_wants_is_loaded_ahead_and_kept(make_residency, make_stored):
+    """Loads ahead of their turn stop where they would cost a wanted adapter its place; all get theirs in order."""
+    residency = make_residency(device_bytes=2 * PACKED_BYTES)
+    digests = [make_stored(seed=seed) for seed in range(5)]
+    for digest in digests:
+        residency.want(digest)
+    load_ahead_until_idle(residency)
+    assert {entry[0] for entry in residency.device_residents()} == set(digests[:2])
+
+    for digest in digests:
+        lease(residency, digest)
+        residency.unwant(digest)
+        residency.release(digest)
+        load_ahead_until_idle(residency)
+    assert residency.loads == 5
+
+
+def test_a_popular_adapter_outlasts_rare_ones(make_residency, make_stored):
+    """However many rare ones pass by after it."""
+    residency = make_residency(device_bytes=3 * PACKED_BYTES)
+    popular, *rare = [make_stored(seed=seed) for seed in range(8)]
+    for digest in [popular, popular, popular, *rare]:
+        residency.want(digest)
+        lease(residency, digest)
+        residency.unwant(digest)
+        residency.release(digest)
+    assert popular in [entry[0] for entry in residency.device_residents()]
+    assert residency.loads == 8
+
+
+def test_whoever_lacks_room_goes_before_loads_ahead(make_residency, make_stored):
+    """Room that comes free is not taken by the adapter of a younger sequence."""
+    residency = make_residency(device_bytes=2 * PACKED_BYTES)
+    held, other, large = make_stored(seed=1), make_stored(seed=2), make_stored(seed=3, rank=4)
+    for digest in (held, other):
+        lease(residency, digest)
+    residency.want(large)
+    while not residency.lacks_room(large):
+        assert residency.try_lease(large) is None
+        residency.wait(0.1)
+    residency.release(other)
+    residency.forget(other)
+
+    residency.want(younger := make_stored(seed=4))
+    load_ahead_until_idle(residency)
+
+    assert younger not in [entry[0] for entry in residency.device_residents()]
+    residency.release(held)
+    assert lease(residency, large).digest == large
+    assert not residency.lacks_room(large)
+
+
+def test_a_sequence_that_left_lacks_no_room(make_residency, make_stored):
+    """An aborted request does not hold the room that it waited for."""
+    residency = make_residency(device_bytes=PACKED_BYTES)
+    lease(residency, make_stored(seed=1))
+    residency.want(gone := make_stored(seed=2))
+    while not residency.lacks_room(gone):
+        residency.try_lease(gone)
+        residency.wait(0.1)
+    residency.unwant(gone)
+    assert not residency.lacks_room(gone)
 
 
 def test_forgetting_frees_what_nothing_uses(make_residency, make_stored):

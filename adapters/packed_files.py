@@ -1,0 +1,108 @@
+"""Packed adapters as files beside their blobs, so that only the first load of a version on a base has to pack it.
+
+A cache: a file that is missing, cut off, or of anything else than what is asked for is made again, and one that cannot
+be written is done without. It appears by one rename, after its bytes are on disk, and goes with its blob.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import uuid
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from loraplex.adapters.blobs import StoredAdapter
+from loraplex.adapters.types import BaseShape
+from loraplex.adapters.weights import ALIGN_BYTES, PackedAdapter, load_packed
+
+_logger = logging.getLogger(__name__)
+
+LAYOUT_VERSION = "1"
+"""Of what `weights.plan_layout` lays out: change it with the layout, and older files are no longer read."""
+
+_DTYPE_NAMES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32", torch.int64: "I64"}
+
+
+class PackedFiles:
+    """Packed adapters of one base in one dtype. Any thread may call it."""
+
+    def __init__(self, shape: BaseShape, dtype: torch.dtype, *, pin_memory: bool = False) -> None:
+        """pin_memory: put weights where a GPU can fetch them beside other work. Else they are the mapped file."""
+        self._shape = shape
+        self._dtype = dtype
+        self._pin_memory = pin_memory
+        self._base = shape.digest
+        self._file_name = f"packed-{str(dtype).removeprefix('torch.')}-{self._base[:16]}.safetensors"
+
+    def load(self, digest: str, stored: StoredAdapter) -> PackedAdapter:
+        """From its packed file, or packed now and kept as one. Raises AdapterUnavailable as `load_packed` does."""
+        path = stored.weights_path.with_name(self._file_name)
+        packed = self._read(path, digest)
+        if packed is None:
+            fresh = load_packed(stored, self._shape, self._dtype)
+            packed = self._read(path, digest) if self._write(path, digest, fresh) else None
+            packed = packed or fresh
+        if self._pin_memory:
+            return PackedAdapter(packed.weights.pin_memory(), packed.table, packed.max_rank)
+        return packed
+
+    def _metadata(self, digest: str) -> dict[str, str]:
+        return {"layout": LAYOUT_VERSION, "adapter": digest, "base": self._base, "dtype": str(self._dtype)}
+
+    def _read(self, path: Path, digest: str) -> PackedAdapter | None:
+        """None if there is no file, or not exactly the one asked for. Its size is checked against its header."""
+        try:
+            with safe_open(path, framework="pt") as file:
+                if file.metadata() != self._metadata(digest):
+                    return None
+                weights, table = file.get_tensor("weights"), file.get_tensor("table").clone()
+        except FileNotFoundError:
+            return None
+        except (SafetensorError, OSError) as error:
+            _logger.warning("packed file %s cannot be read and is made again: %s", path, error)
+            return None
+        return PackedAdapter(weights, table, int(table[:, 2:].sum(1).max()))
+
+    def _write(self, path: Path, digest: str, packed: PackedAdapter) -> bool:
+        """False if that failed: the disk is full or read-only, or the blob was removed meanwhile."""
+        part = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
+        try:
+            with part.open("xb") as file:
+                file.write(_header(packed, self._metadata(digest)))
+                file.write(_bytes(packed.weights))
+                file.write(_bytes(packed.table))
+                file.flush()
+                os.fsync(file.fileno())
+            part.chmod(0o444)
+            part.rename(path)
+        except OSError as error:
+            _logger.warning("packed file %s cannot be written: %s", path, error)
+            with suppress(OSError):
+                part.unlink()
+            return False
+        return True
+
+
+def _header(packed: PackedAdapter, metadata: dict[str, str]) -> bytes:
+    """Of a safetensors file, for the weights and then the table. The weights begin at a multiple of ALIGN_BYTES.
+
+    Written here because safetensors' own writer keeps Python's lock, and so the step loop, for milliseconds.
+    """
+    header: dict[str, object] = {"__metadata__": metadata}
+    start = 0
+    for name, tensor in (("weights", packed.weights), ("table", packed.table)):
+        end = start + tensor.nbytes
+        header[name] = {"dtype": _DTYPE_NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+        start = end
+    text = json.dumps(header).encode()
+    text += b" " * (-(8 + len(text)) % ALIGN_BYTES)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _bytes(tensor: torch.Tensor) -> memoryview:
+    return tensor.flatten().view(torch.uint8).numpy().data

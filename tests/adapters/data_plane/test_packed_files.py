@@ -1,0 +1,131 @@
+"""A packed file saves the packing and changes nothing else, whatever state it is found in."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+
+from loraplex.adapters.errors import AdapterUnavailable
+from loraplex.adapters.packed_files import PackedFiles
+from loraplex.adapters.types import BaseShape
+from loraplex.adapters.weights import load_packed
+
+
+@pytest.fixture
+def files(base_shape):
+    return PackedFiles(base_shape, torch.float32)
+
+
+@pytest.fixture
+def load(files, blobs):
+    return lambda digest: files.load(digest, blobs.open(digest))
+
+
+def packed_paths(blobs, digest):
+    return sorted(blobs.open(digest).weights_path.parent.glob("packed-*"))
+
+
+def assert_same(packed, expected):
+    assert torch.equal(packed.weights, expected.weights)
+    assert torch.equal(packed.table, expected.table)
+    assert packed.max_rank == expected.max_rank
+    assert packed.size_bytes == expected.size_bytes
+
+
+def hide_weights(stored):
+    stored.weights_path.rename(stored.weights_path.with_name("hidden"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_second_load_is_the_first_ones_bytes_without_the_original(dtype, blobs, make_stored, base_shape):
+    """Packed once, kept read-only beside the blob, and read from there, by another process life as well."""
+    digest = make_stored(rank=3)
+    expected = load_packed(blobs.open(digest), base_shape, dtype)
+    assert_same(PackedFiles(base_shape, dtype).load(digest, blobs.open(digest)), expected)
+    (path,) = packed_paths(blobs, digest)
+    assert path.stat().st_mode & 0o777 == 0o444
+    stored = blobs.open(digest)
+    hide_weights(stored)
+
+    assert_same(PackedFiles(base_shape, dtype).load(digest, stored), expected)
+
+
+def test_a_file_of_another_adapter_is_not_trusted(load, blobs, make_stored, base_shape):
+    """Put in the place of this adapter's, it is packed over."""
+    first, second = make_stored(seed=1), make_stored(seed=2)
+    load(first), load(second)
+    (foreign,), (own,) = packed_paths(blobs, first), packed_paths(blobs, second)
+    foreign.replace(own)
+
+    expected = load_packed(blobs.open(second), base_shape, torch.float32)
+    assert_same(load(second), expected)
+    hide_weights(stored := blobs.open(second))
+    assert_same(PackedFiles(base_shape, torch.float32).load(second, stored), expected)
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda data: data[:-1], lambda data: data[:40], lambda data: b"", lambda data: data + b"x"]
+)
+def test_a_file_that_is_not_whole_is_made_again(damage, load, blobs, make_stored, base_shape, caplog):
+    """Cut off anywhere, or longer than it says: packed from the original, and logged."""
+    digest = make_stored()
+    load(digest)
+    (path,) = packed_paths(blobs, digest)
+    whole = path.read_bytes()
+    path.chmod(0o644)
+    path.write_bytes(damage(whole))
+
+    with caplog.at_level(logging.WARNING):
+        assert_same(load(digest), load_packed(blobs.open(digest), base_shape, torch.float32))
+    assert "made again" in caplog.text
+    assert path.read_bytes() == whole
+
+
+def test_bases_and_dtypes_have_files_of_their_own(blobs, make_stored, base_shape):
+    """Two engines on one store do not undo each other's files."""
+    digest = make_stored()
+    other_base = BaseShape("other", 32, base_shape.num_layers, base_shape.sites)
+    for shape, dtype in ((base_shape, torch.float32), (base_shape, torch.bfloat16), (other_base, torch.float32)):
+        PackedFiles(shape, dtype).load(digest, blobs.open(digest))
+    assert len(packed_paths(blobs, digest)) == 3
+
+
+def test_an_adapter_loads_where_nothing_can_be_written(load, blobs, make_stored, base_shape, monkeypatch, caplog):
+    """A full or read-only disk costs the packing every time, and leaves no part of a file."""
+    digest = make_stored()
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("loraplex.adapters.packed_files.os.fsync", full)
+    for _ in range(2):
+        assert_same(load(digest), load_packed(blobs.open(digest), base_shape, torch.float32))
+    assert packed_paths(blobs, digest) == []
+    assert "cannot be written" in caplog.text
+
+
+def test_an_adapter_that_cannot_be_served_leaves_no_file(load, blobs, make_stored):
+    """What is refused is refused again at the next load."""
+    digest = make_stored()
+    stored = blobs.open(digest)
+    stored.weights_path.chmod(0o644)
+    stored.weights_path.write_bytes(stored.weights_path.read_bytes()[:-4])
+    for _ in range(2):
+        with pytest.raises(AdapterUnavailable, match="damaged"):
+            load(digest)
+    assert packed_paths(blobs, digest) == []
+
+
+def test_the_file_goes_with_its_blob(load, blobs, make_stored):
+    """The sweep removes both, and weights that are in use stay readable."""
+    digest = make_stored()
+    packed = load(digest)
+    before = packed.weights.clone()
+    directory = blobs.open(digest).weights_path.parent
+
+    assert blobs.sweep(set(), grace_seconds=-60) == [digest]
+
+    assert not directory.exists()
+    assert torch.equal(packed.weights, before)
