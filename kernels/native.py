@@ -75,6 +75,10 @@ class NativeKernels(ReferenceKernels):
         self.instructions = _string(library, "instructions")
         self._compiled = {torch.float32: _functions(library, "f32"), torch.bfloat16: _functions(library, "bf16")}
         self._slice_widths: dict[tuple[int, ...], ctypes.Array[c_int]] = {}
+        self._last_lora: tuple[LoraBatch | None, tuple[int, ...]] = (
+            None,
+            (),
+        )  # of a step's calls only the site differs
 
     def linear(self, weight: Tensor, bias: Tensor | None) -> Linear:
         if weight.dtype == torch.bfloat16 and _packed_products_work():
@@ -173,11 +177,12 @@ class NativeKernels(ReferenceKernels):
         widths = self._slice_widths.get(slice_widths)
         if widths is None:
             widths = self._slice_widths[slice_widths] = (c_int * len(slice_widths))(*slice_widths)
-        table = lora.table
+        if self._last_lora[0] is not lora:
+            self._last_lora = lora, _lora_arguments(lora)
+        pool, table, site_bytes, table_stride, work, entries = self._last_lora[1]
         compiled.add_lora(
-            *(out.data_ptr(), x.data_ptr(), x.shape[1], lora.pool.data_ptr()),
-            *(table.data_ptr() + site * table.stride(1) * table.element_size(), table.stride(0)),
-            *(lora.work.data_ptr(), lora.work.shape[0], lora.max_rank, ctypes.addressof(widths), len(slice_widths)),
+            *(out.data_ptr(), x.data_ptr(), x.shape[1], pool, table + site * site_bytes, table_stride),
+            *(work, entries, lora.max_rank, widths, len(slice_widths)),
         )
         return None
 
@@ -193,6 +198,13 @@ class NativeKernels(ReferenceKernels):
             *(batch.min_p.data_ptr(), batch.uniform.data_ptr()),
         )
         return ids
+
+
+def _lora_arguments(lora: LoraBatch) -> tuple[int, ...]:
+    """Pool; table, bytes from one of its sites to the next, numbers from one adapter to the next; work, its entries."""
+    table, work = lora.table, lora.work
+    site_bytes = table.stride(1) * table.element_size()
+    return lora.pool.data_ptr(), table.data_ptr(), site_bytes, table.stride(0), work.data_ptr(), work.shape[0]
 
 
 class _PackedLinear:
