@@ -70,7 +70,8 @@ class DevicePool:
     def __init__(self, capacity_bytes: int, device: torch.device, dtype: torch.dtype) -> None:
         self._align = ALIGN_BYTES // dtype.itemsize
         self._capacity = capacity_bytes // ALIGN_BYTES * self._align
-        self.pool = torch.empty(self._capacity, dtype=dtype, device=device)
+        # zeros: on a CPU this has the system hand the memory out now, and not a page at a time in the first copies
+        self.pool = torch.zeros(self._capacity, dtype=dtype, device=device)
         """[elements] flat: `LoraBatch.pool`"""
         self.loads = 0
         self.evictions = 0

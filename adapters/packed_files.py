@@ -1,7 +1,8 @@
 """Packed adapters as files beside their blobs, so that only the first load of a version on a base has to pack it.
 
 A cache: a file that is missing, cut off, or of anything else than what is asked for is made again, and one that cannot
-be written is done without. It appears by one rename, after its bytes are on disk, and goes with its blob.
+be written (the disk is full or read-only, the blob was removed meanwhile) is done without. It appears by one rename,
+after its bytes are on disk, and goes with its blob.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 import logging
 import os
 import uuid
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -31,45 +33,63 @@ _DTYPE_NAMES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F3
 class PackedFiles:
     """Packed adapters of one base in one dtype. Any thread may call it."""
 
-    def __init__(self, shape: BaseShape, dtype: torch.dtype, *, pin_memory: bool = False) -> None:
-        """pin_memory: put weights where a GPU can fetch them beside other work. Else they are the mapped file."""
+    def __init__(
+        self,
+        shape: BaseShape,
+        dtype: torch.dtype,
+        *,
+        pin_memory: bool = False,
+        pause: Callable[[], None] = lambda: None,
+    ) -> None:
+        """pin_memory: put weights where a GPU can fetch them beside other work. Else they are the mapped file.
+        pause: called at short intervals while packing."""
+        self._pause = pause
         self._shape = shape
         self._dtype = dtype
         self._pin_memory = pin_memory
         self._base = shape.digest
+        self._unkept: dict[str, Path] = {}  # what was packed and has no file yet
         self._file_name = f"packed-{str(dtype).removeprefix('torch.')}-{self._base[:16]}.safetensors"
 
     def load(self, digest: str, stored: StoredAdapter) -> PackedAdapter:
-        """From its packed file, or packed now and kept as one. Raises AdapterUnavailable as `load_packed` does."""
+        """From its packed file, or packed now. Raises AdapterUnavailable as `load_packed` does."""
         path = stored.weights_path.with_name(self._file_name)
         packed = self._read(path, digest)
         if packed is None:
-            fresh = load_packed(stored, self._shape, self._dtype)
-            packed = self._read(path, digest) if self._write(path, digest, fresh) else None
-            packed = packed or fresh
+            packed = load_packed(stored, self._shape, self._dtype, pause=self._pause)
+            self._unkept[digest] = path
         if self._pin_memory:
             return PackedAdapter(packed.weights.pin_memory(), packed.table, packed.max_rank)
         return packed
+
+    def keep(self, digest: str, packed: PackedAdapter) -> None:
+        """Write the packed file if the last load had to do without; a disk that refuses is logged."""
+        if path := self._unkept.pop(digest, None):
+            self._write(path, digest, packed)
+
+    def is_kept(self, digest: str) -> bool:
+        return digest not in self._unkept
 
     def _metadata(self, digest: str) -> dict[str, str]:
         return {"layout": LAYOUT_VERSION, "adapter": digest, "base": self._base, "dtype": str(self._dtype)}
 
     def _read(self, path: Path, digest: str) -> PackedAdapter | None:
-        """None if there is no file, or not exactly the one asked for. Its size is checked against its header."""
+        """None if there is no file. One that is not exactly what is asked for is removed; its size is checked."""
         try:
             with safe_open(path, framework="pt") as file:
                 if file.metadata() != self._metadata(digest):
-                    return None
+                    raise SafetensorError("it is another adapter's, or another version's")
                 weights, table = file.get_tensor("weights"), file.get_tensor("table").clone()
         except FileNotFoundError:
             return None
         except (SafetensorError, OSError) as error:
-            _logger.warning("packed file %s cannot be read and is made again: %s", path, error)
+            _logger.warning("packed file %s cannot be used and is made again: %s", path, error)
+            with suppress(OSError):
+                path.unlink()
             return None
         return PackedAdapter(weights, table, int(table[:, 2:].sum(1).max()))
 
-    def _write(self, path: Path, digest: str, packed: PackedAdapter) -> bool:
-        """False if that failed: the disk is full or read-only, or the blob was removed meanwhile."""
+    def _write(self, path: Path, digest: str, packed: PackedAdapter) -> None:
         part = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
         try:
             with part.open("xb") as file:
@@ -84,8 +104,6 @@ class PackedFiles:
             _logger.warning("packed file %s cannot be written: %s", path, error)
             with suppress(OSError):
                 part.unlink()
-            return False
-        return True
 
 
 def _header(packed: PackedAdapter, metadata: dict[str, str]) -> bytes:

@@ -33,14 +33,22 @@ __all__ = ["AdapterResidency", "DeviceAdapter"]
 _logger = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
 
-LOADS_PER_WORKER = 4
-"""Loads under way at once, per worker: enough to keep it busy, and it bounds the host memory they hold."""
+PAUSE_SECONDS = 0.002
+"""After each site that is packed while steps run: a load then takes about a tenth of a core for a while, and not all of
+one at once, for which every operation of a step would have to wait."""
+
+WORKER_NICENESS = 10
+"""How far below the step loop's threads the workers stand where they compete for a core. Not SCHED_IDLE, under which
+nothing is loaded while the machine is busy."""
+
+KEEP_INTERVAL_SECONDS = 1.0
+"""Between two packed files that are written, and between an adapter's load and its file."""
+
+MAX_UNKEPT = 64
+"""Packed adapters that wait to be written: a bound on the host memory they hold."""
 
 LOOK_AHEAD = 64
 """Adapters at the head of the queue that are loaded before their turn."""
-
-WORKER_NICENESS = 10
-"""How far below the step loop's threads the workers stand where they compete for a core."""
 
 
 class OpensAdapters(Protocol):
@@ -92,14 +100,16 @@ class AdapterResidency:
         self._retry_after_seconds = retry_after_seconds
         self._on_loaded = on_loaded
         self._clock = clock
-        self._files = PackedFiles(shape, pool.pool.dtype, pin_memory=pool.pool.device.type == "cuda")
+        self._files = PackedFiles(shape, pool.pool.dtype, pin_memory=pool.pool.device.type == "cuda", pause=self._pause)
         self._workers = ThreadPoolExecutor(workers, "adapter-load", initializer=_stand_back)
-        self._max_loads = workers * LOADS_PER_WORKER
+        self._max_loads = workers  # one job of each between two steps: their disturbance is spread
+        self._keeper = _Keeper(self._files)
         self._loads: dict[str, _Reading | _Copying] = {}
         self._popularity = Popularity()
         self._wanted: dict[str, int] = {}  # digest -> waiting sequences, in the order in which they came
         self._lacking_room: set[str] = set()  # of those wanted
         self._full_of_wanted = False  # no use in looking ahead until something changes
+        self._is_busy = False
         self._failures: dict[str, tuple[float, str]] = {}  # digest -> (when to try again, message)
         self._progress = threading.Event()
 
@@ -124,8 +134,12 @@ class AdapterResidency:
             self._lacking_room.discard(digest)
         self._full_of_wanted = False
 
-    def load_ahead(self) -> None:
-        """Start and carry on loads for the head of the queue; to be called once a step."""
+    def load_ahead(self, *, is_busy: bool) -> None:
+        """Start and carry on loads for the head of the queue; to be called once a step.
+
+        is_busy: the step runs something, so that loads go slowly beside it.
+        """
+        self._is_busy = is_busy
         if not self._full_of_wanted and not self._lacking_room:
             for digest in islice(self._wanted, LOOK_AHEAD):
                 self.prefetch(digest)
@@ -187,6 +201,7 @@ class AdapterResidency:
     def close(self) -> None:
         """Wait for the jobs that run and drop those that do not."""
         self._workers.shutdown(wait=True, cancel_futures=True)
+        self._keeper.close()
 
     def _advance(self, digest: str, *, ahead: bool = False) -> bool:
         """Take the load of an adapter as far as it goes without waiting. True: it is on the device."""
@@ -250,6 +265,7 @@ class AdapterResidency:
     def _settle_copy(self, digest: str, packed: PackedAdapter, error: BaseException | None) -> None:
         if error is None:
             self._pool.publish(digest, packed)
+            self._keeper.add(digest, packed)
         else:
             self._pool.discard(digest)
 
@@ -275,6 +291,10 @@ class AdapterResidency:
     def _read(self, digest: str) -> PackedAdapter:
         return self._files.load(digest, self._blobs.open(digest))
 
+    def _pause(self) -> None:
+        if self._is_busy:
+            time.sleep(PAUSE_SECONDS)
+
     def _submit(self, job: Callable[[], _Result]) -> Future[_Result]:
         future = self._workers.submit(job)
         future.add_done_callback(self._tell_progress)
@@ -283,6 +303,31 @@ class AdapterResidency:
     def _tell_progress(self, _: Future[_Result]) -> None:
         self._progress.set()
         self._on_loaded()
+
+
+class _Keeper:
+    """Writes packed files one a while: nobody waits for them, and writing slows down what runs beside it."""
+
+    def __init__(self, files: PackedFiles) -> None:
+        self._files = files
+        self._worker = ThreadPoolExecutor(1, "adapter-keep", initializer=_stand_back)
+        self._closing = threading.Event()
+        self._pending = 0
+
+    def add(self, digest: str, packed: PackedAdapter) -> None:
+        """Have the file written if there is none; in a rush the adapter is left to its next load."""
+        if self._pending < MAX_UNKEPT and not self._files.is_kept(digest):
+            self._pending += 1
+            self._worker.submit(self._keep, digest, packed)
+
+    def close(self) -> None:
+        self._closing.set()
+        self._worker.shutdown(wait=True, cancel_futures=True)
+
+    def _keep(self, digest: str, packed: PackedAdapter) -> None:
+        if not self._closing.wait(KEEP_INTERVAL_SECONDS):
+            self._files.keep(digest, packed)
+        self._pending -= 1
 
 
 def _stand_back() -> None:

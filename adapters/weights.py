@@ -6,7 +6,7 @@ device and no cache.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -58,18 +58,21 @@ class SiteLayout:
         return [self.a_offset, self.b_offset, *self.ranks, *[0] * (MAX_SLICES - len(self.slices))]
 
 
-def load_packed(stored: StoredAdapter, shape: BaseShape, dtype: torch.dtype) -> PackedAdapter:
-    """Read and pack an adapter.
+def load_packed(
+    stored: StoredAdapter, shape: BaseShape, dtype: torch.dtype, *, pause: Callable[[], None] = lambda: None
+) -> PackedAdapter:
+    """Read and pack an adapter. pause: called after each site, for a caller that spreads the work over time.
 
     Raises AdapterUnavailable if the file is damaged, does not fit the base, or overflows `dtype`.
     """
     sites, elements = plan_layout(stored.spec, shape, ALIGN_BYTES // dtype.itemsize)
-    # zeros: the gaps that alignment leaves are never read by a kernel, but must not hold what was there before
-    weights = torch.zeros(elements, dtype=dtype)
+    ends = [*(layout.a_offset for layout in sites[1:]), elements]
+    weights = torch.empty(elements, dtype=dtype)  # not zeros, which would take all of the memory at once
     try:
         with safe_open(stored.weights_path, framework="pt") as file:
-            for layout in sites:
-                _pack_site(weights, layout, file)
+            for layout, end in zip(sites, ends, strict=True):
+                _pack_site(weights, layout, end, file)
+                pause()
     except (SafetensorError, OSError) as error:
         raise AdapterUnavailable("the weights file of this adapter version is damaged; upload it again") from error
     # not isfinite(weights).all(): in bf16 and fp16 that takes fifty times as long. A NaN is both extremes.
@@ -106,7 +109,7 @@ def _sites(spec: AdapterSpec, shape: BaseShape) -> Iterator[tuple[LoraSite, tupl
             yield site, tuple((name, spec.modules.get(name)) for name in names)
 
 
-def _pack_site(weights: Tensor, layout: SiteLayout, file: safe_open) -> None:
+def _pack_site(weights: Tensor, layout: SiteLayout, end: int, file: safe_open) -> None:
     a_start, b_start = layout.a_offset, layout.b_offset
     for (module, spec), part in zip(layout.slices, layout.site.slices, strict=True):
         if spec is None:
@@ -118,6 +121,9 @@ def _pack_site(weights: Tensor, layout: SiteLayout, file: safe_open) -> None:
         weights[b_start : b_start + b.numel()].view(b.shape[1], b.shape[0]).copy_((b.float() * spec.scaling).t())
         a_start += a.numel()
         b_start += b.numel()
+    # the gaps that alignment leaves: no kernel reads them, but they must not hold what was there before
+    weights[a_start : layout.b_offset] = 0
+    weights[b_start:end] = 0
 
 
 def _read(file: safe_open, name: str, expected: tuple[int, int]) -> Tensor:

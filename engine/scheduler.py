@@ -96,7 +96,7 @@ class Scheduler:
         budget = self._continue_running(chunks)
         if self.preemptions == preempted:
             self._admit_waiting(chunks, budget)
-        self._residency.load_ahead()
+        self._residency.load_ahead(is_busy=bool(chunks))
         chunks.sort(key=lambda chunk: chunk.sequence.adapter or "")
         return StepPlan(tuple(chunks))
 

@@ -20,7 +20,13 @@ def files(base_shape):
 
 @pytest.fixture
 def load(files, blobs):
-    return lambda digest: files.load(digest, blobs.open(digest))
+    return lambda digest: load_and_keep(files, digest, blobs)
+
+
+def load_and_keep(files, digest, blobs):
+    packed = files.load(digest, blobs.open(digest))
+    files.keep(digest, packed)
+    return packed
 
 
 def packed_paths(blobs, digest):
@@ -43,7 +49,7 @@ def test_the_second_load_is_the_first_ones_bytes_without_the_original(dtype, blo
     """Packed once, kept read-only beside the blob, and read from there, by another process life as well."""
     digest = make_stored(rank=3)
     expected = load_packed(blobs.open(digest), base_shape, dtype)
-    assert_same(PackedFiles(base_shape, dtype).load(digest, blobs.open(digest)), expected)
+    assert_same(load_and_keep(PackedFiles(base_shape, dtype), digest, blobs), expected)
     (path,) = packed_paths(blobs, digest)
     assert path.stat().st_mode & 0o777 == 0o444
     stored = blobs.open(digest)
@@ -88,7 +94,7 @@ def test_bases_and_dtypes_have_files_of_their_own(blobs, make_stored, base_shape
     digest = make_stored()
     other_base = BaseShape("other", 32, base_shape.num_layers, base_shape.sites)
     for shape, dtype in ((base_shape, torch.float32), (base_shape, torch.bfloat16), (other_base, torch.float32)):
-        PackedFiles(shape, dtype).load(digest, blobs.open(digest))
+        load_and_keep(PackedFiles(shape, dtype), digest, blobs)
     assert len(packed_paths(blobs, digest)) == 3
 
 

@@ -12,7 +12,7 @@ import torch
 from loraplex.adapters.device_pool import DevicePool
 from loraplex.adapters.errors import AdapterUnavailable
 from loraplex.adapters.host_cache import HostCache
-from loraplex.adapters.residency import LOADS_PER_WORKER, AdapterResidency
+from loraplex.adapters.residency import AdapterResidency
 from loraplex.adapters.weights import load_packed
 
 DEADLINE_SECONDS = 20
@@ -77,9 +77,9 @@ def lease(residency: AdapterResidency, digest: str):
 
 def load_ahead_until_idle(residency: AdapterResidency) -> None:
     """As many steps as it takes until no job ends any more."""
-    residency.load_ahead()
+    residency.load_ahead(is_busy=False)
     while residency.wait(0.2):
-        residency.load_ahead()
+        residency.load_ahead(is_busy=False)
     residency.test_pool.check_integrity()
 
 
@@ -243,7 +243,7 @@ def test_a_failed_copy_gives_its_room_back(make_residency, make_stored, monkeypa
 def test_loads_that_nobody_came_back_for_do_not_block(make_residency, make_stored):
     """Requests that vanish while their adapters load leave slots and memory to those who still ask."""
     residency = make_residency(device_bytes=2 * PACKED_BYTES)
-    abandoned = [make_stored(seed=seed) for seed in range(LOADS_PER_WORKER * 2)]
+    abandoned = [make_stored(seed=seed) for seed in range(4)]
     for digest in abandoned:
         residency.try_lease(digest)
     assert lease(residency, make_stored(seed=99)) is not None
