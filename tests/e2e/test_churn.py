@@ -24,9 +24,13 @@ def folders(make_adapter, tmp_path_factory):
     return [make_adapter(root / str(i), rank=rank, seed=i) for i, rank in enumerate(ranks)]
 
 
-@pytest.fixture(scope="module")
-def server(tiny_model_dir, tmp_path_factory):
-    """Device memory for about three adapters and host memory for two, so that every step may have to load."""
+PATHS = {"native": {}, "fallback": {"kernels": "reference"}, "int8": {"quantization": "int8"}}
+
+
+@pytest.fixture(scope="module", params=PATHS)
+def server(request, tiny_model_dir, tmp_path_factory):
+    """On every way to compute, with device memory for about three adapters and host memory for two, so that every step
+    may have to load."""
     options = {
         "served_model_name": "tiny",
         "dtype": "float32",
@@ -34,6 +38,7 @@ def server(tiny_model_dir, tmp_path_factory):
         "kv_cache_bytes": 8 << 20,
         "adapter_device_bytes": 3 * ONE_ADAPTER,
         "adapter_host_bytes": 2 * ONE_ADAPTER,
+        **PATHS[request.param],
     }
     with running_server(tiny_model_dir, tmp_path_factory.mktemp("churn-data"), **options) as running:
         yield running

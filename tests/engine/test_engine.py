@@ -11,7 +11,11 @@ from loraplex.engine.build import BuiltEngine
 from loraplex.engine.events import SamplingParams
 
 PROMPTS = {f"r{i}": [3 + (i * 31 + j * 7) % 90 for j in range(5 + 9 * i)] for i in range(6)}
-PATHS = {"native": {"kernels": "native"}, "fallback": {"kernels": "reference"}}
+PATHS = {
+    "native": {"kernels": "native"},
+    "fallback": {"kernels": "reference"},
+    "int8": {"kernels": "native", "quantization": "int8"},
+}
 PAGE = 2 * 2 * 2 * 16 * 16 * 4  # bytes of one page of the tiny model in fp32
 
 
