@@ -27,19 +27,24 @@ OPERATIONS = (
 
 
 class Stopwatch:
-    """Seconds spent inside what it has wrapped, since the last `reset`."""
+    """Seconds spent inside what it has wrapped, by operation, since the last `reset`."""
 
     def __init__(self) -> None:
-        self.seconds = 0.0
+        self.by_operation: dict[str, float] = {}
+
+    @property
+    def seconds(self) -> float:
+        return sum(self.by_operation.values())
 
     def reset(self) -> None:
-        self.seconds = 0.0
+        self.by_operation.clear()
 
-    def wrap(self, call: Callable[..., Any]) -> Callable[..., Any]:
+    def wrap(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*args: Any, **kwargs: Any) -> Any:
             started = time.perf_counter()
             result = call(*args, **kwargs)
-            self.seconds += time.perf_counter() - started
+            taken = time.perf_counter() - started
+            self.by_operation[name] = self.by_operation.get(name, 0.0) + taken
             return result
 
         return timed
@@ -54,9 +59,9 @@ def build_timed_engine(settings: EngineSettings) -> tuple[BuiltEngine, Stopwatch
     def choose_timed(*args: Any, **kwargs: Any) -> Any:
         kernels, reason = choose(*args, **kwargs)
         for name in OPERATIONS:
-            setattr(kernels, name, stopwatch.wrap(getattr(kernels, name)))
+            setattr(kernels, name, stopwatch.wrap(name, getattr(kernels, name)))
         prepare = kernels.linear
-        kernels.linear = lambda weight, bias: stopwatch.wrap(prepare(weight, bias))
+        kernels.linear = lambda weight, bias: stopwatch.wrap("products", prepare(weight, bias))
         return kernels, reason
 
     with mock.patch.object(build, "choose_kernels", choose_timed):  # products are prepared while the engine is built
