@@ -82,12 +82,17 @@ def test_eight_concurrent_requests_agree_with_peft(
         adapter_device_bytes=256 << 20,
     )
     codec = TextCodec(base_model_dir)
+    digests = {
+        name: store_adapter(tmp_path / "blobs", folder, built.shape) if folder else None
+        for name, folder in adapter_folders.items()
+    }
+    for name, digest in digests.items():  # on the device, so that all of them stand in one step
+        built.engine.submit(f"warm-up {name}", [1], greedy(1), adapter=digest)
+    collect(built.engine, [f"warm-up {name}" for name in digests])
     prompts = {}
     for name, text in CONVERSATIONS.items():
-        folder = adapter_folders[name]
-        digest = store_adapter(tmp_path / "blobs", folder, built.shape) if folder else None
         prompts[name] = codec.render_chat([{"role": "user", "content": text}])
-        built.engine.submit(name, prompts[name], greedy(TOKENS, logprobs=True, ignore_eos=True), adapter=digest)
+        built.engine.submit(name, prompts[name], greedy(TOKENS, logprobs=True, ignore_eos=True), adapter=digests[name])
     outcomes = collect(built.engine, prompts)
     widest = max(len(record.adapters) for record in built.engine.recent_steps)
     built.engine.close()
