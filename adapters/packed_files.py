@@ -1,8 +1,8 @@
 """Packed adapters as files beside their blobs, so that only the first load of a version on a base has to pack it.
 
 A cache: a file that is missing, cut off, or of anything else than what is asked for is made again, and one that cannot
-be written (the disk is full or read-only, the blob was removed meanwhile) is done without. It appears by one rename,
-after its bytes are on disk, and goes with its blob.
+be written (the disk is full or read-only, the blob was removed meanwhile) is done without. It is written some time
+after its adapter's load, appears by one rename once its bytes are on disk, and goes with its blob.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 import logging
 import os
+import threading
+import time
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
@@ -19,6 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from loraplex.adapters.blobs import StoredAdapter
+from loraplex.adapters.loader_threads import loader_threads
 from loraplex.adapters.types import BaseShape
 from loraplex.adapters.weights import ALIGN_BYTES, PackedAdapter, load_packed
 
@@ -26,6 +29,18 @@ _logger = logging.getLogger(__name__)
 
 LAYOUT_VERSION = "1"
 """Of what `weights.plan_layout` lays out: change it with the layout, and older files are no longer read."""
+
+PAUSE_SECONDS = 0.002
+"""After each site that is packed while steps run: a load then takes about a tenth of a core for a while, and not all of
+one at once, for which every operation of a step would have to wait."""
+
+WRITE_INTERVAL_SECONDS = 1.0
+"""While steps run, between two files and between an adapter's load and its file: nobody waits for a file, and writing
+slows down what runs beside it."""
+
+MAX_UNWRITTEN = 16
+"""Packed adapters that wait to be written: a bound on the host memory they hold. In a rush the others are left to
+their next load."""
 
 _DTYPE_NAMES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32", torch.int64: "I64"}
 
@@ -39,36 +54,53 @@ class PackedFiles:
         dtype: torch.dtype,
         *,
         pin_memory: bool = False,
-        pause: Callable[[], None] = lambda: None,
+        is_busy: Callable[[], bool] = lambda: False,
     ) -> None:
         """pin_memory: put weights where a GPU can fetch them beside other work. Else they are the mapped file.
-        pause: called at short intervals while packing."""
-        self._pause = pause
+        is_busy: whether steps run now, so that packing and writing are to be spread over time."""
         self._shape = shape
         self._dtype = dtype
         self._pin_memory = pin_memory
+        self._is_busy = is_busy
         self._base = shape.digest
-        self._unkept: dict[str, Path] = {}  # what was packed and has no file yet
         self._file_name = f"packed-{str(dtype).removeprefix('torch.')}-{self._base[:16]}.safetensors"
+        self._writer = loader_threads(1, "packed-files")
+        self._unwritten = threading.BoundedSemaphore(MAX_UNWRITTEN)
+        self._closing = threading.Event()
 
     def load(self, digest: str, stored: StoredAdapter) -> PackedAdapter:
-        """From its packed file, or packed now. Raises AdapterUnavailable as `load_packed` does."""
+        """From its packed file; or packed now, and the file is written later. Raises AdapterUnavailable as
+        `load_packed` does."""
         path = stored.weights_path.with_name(self._file_name)
         packed = self._read(path, digest)
+        has_file = packed is not None
         if packed is None:
             packed = load_packed(stored, self._shape, self._dtype, pause=self._pause)
-            self._unkept[digest] = path
         if self._pin_memory:
-            return PackedAdapter(packed.weights.pin_memory(), packed.table, packed.max_rank)
+            packed = PackedAdapter(packed.weights.pin_memory(), packed.table, packed.max_rank)
+        if not has_file and self._unwritten.acquire(blocking=False):
+            self._writer.submit(self._write_later, path, digest, packed)
         return packed
 
-    def keep(self, digest: str, packed: PackedAdapter) -> None:
-        """Write the packed file if the last load had to do without; a disk that refuses is logged."""
-        if path := self._unkept.pop(digest, None):
-            self._write(path, digest, packed)
+    def flush(self) -> None:
+        """Wait until nothing waits to be written."""
+        self._writer.submit(lambda: None).result()
 
-    def is_kept(self, digest: str) -> bool:
-        return digest not in self._unkept
+    def close(self) -> None:
+        """Drop what has not been written; the next load packs it again."""
+        self._closing.set()
+        self._writer.shutdown(wait=True, cancel_futures=True)
+
+    def _pause(self) -> None:
+        if self._is_busy():
+            time.sleep(PAUSE_SECONDS)
+
+    def _write_later(self, path: Path, digest: str, packed: PackedAdapter) -> None:
+        if self._is_busy():
+            self._closing.wait(WRITE_INTERVAL_SECONDS)
+        if not self._closing.is_set():
+            self._write(path, digest, packed)
+        self._unwritten.release()
 
     def _metadata(self, digest: str) -> dict[str, str]:
         return {"layout": LAYOUT_VERSION, "adapter": digest, "base": self._base, "dtype": str(self._dtype)}

@@ -7,22 +7,19 @@ and copy. A load is two jobs: blob to host (read), host to device (copy); at mos
 from __future__ import annotations
 
 import logging
-import os
-import sys
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from typing import Protocol, TypeVar
-
-import torch
 
 from loraplex.adapters.blobs import StoredAdapter
 from loraplex.adapters.device_pool import DeviceAdapter, DevicePool
 from loraplex.adapters.errors import AdapterError, AdapterUnavailable
 from loraplex.adapters.host_cache import HostCache
+from loraplex.adapters.loader_threads import loader_threads
 from loraplex.adapters.packed_files import PackedFiles
 from loraplex.adapters.popularity import Popularity
 from loraplex.adapters.types import BaseShape
@@ -33,22 +30,14 @@ __all__ = ["AdapterResidency", "DeviceAdapter"]
 _logger = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
 
-PAUSE_SECONDS = 0.002
-"""After each site that is packed while steps run: a load then takes about a tenth of a core for a while, and not all of
-one at once, for which every operation of a step would have to wait."""
-
-WORKER_NICENESS = 10
-"""How far below the step loop's threads the workers stand where they compete for a core. Not SCHED_IDLE, under which
-nothing is loaded while the machine is busy."""
-
-KEEP_INTERVAL_SECONDS = 1.0
-"""Between two packed files that are written, and between an adapter's load and its file."""
-
-MAX_UNKEPT = 64
-"""Packed adapters that wait to be written: a bound on the host memory they hold."""
+MAX_LOADS = 4
+"""Under way at once. Each takes up its next job between two steps: with one alone the worker would mostly wait."""
 
 LOOK_AHEAD = 64
 """Adapters at the head of the queue that are loaded before their turn."""
+
+MAX_WARMING = 64
+"""Adapters that are to be warmed and have not come to the device yet; beyond them the oldest is given up."""
 
 
 class OpensAdapters(Protocol):
@@ -72,9 +61,9 @@ class _Copying:
 class AdapterResidency:
     """Blob store -> host cache -> device pool.
 
-    A finished load keeps its place until its sequence asks again. Only when another lacks room does it become
-    evictable, and then not before the next call: so of two that need the same room and ask at every step, one is
-    served and the other waits for it; they never evict each other unused for ever.
+    A finished load becomes evictable at the end of a step, or when another lacks room, and then not before the next
+    call: so of two that need the same room and ask at every step, the one that asks first is served and the other
+    waits for it; they never evict each other unused for ever.
 
     Room is made by evicting what was asked for least, lately. What the queue wants is kept from loads ahead of their
     turn, but not from a sequence whose turn it is: those that wanted it and came first have their lease by then.
@@ -100,16 +89,20 @@ class AdapterResidency:
         self._retry_after_seconds = retry_after_seconds
         self._on_loaded = on_loaded
         self._clock = clock
-        self._files = PackedFiles(shape, pool.pool.dtype, pin_memory=pool.pool.device.type == "cuda", pause=self._pause)
-        self._workers = ThreadPoolExecutor(workers, "adapter-load", initializer=_stand_back)
-        self._max_loads = workers  # one job of each between two steps: their disturbance is spread
-        self._keeper = _Keeper(self._files)
+        self._is_busy = False
+        self._files = PackedFiles(
+            shape,
+            pool.pool.dtype,
+            pin_memory=pool.pool.device.type == "cuda",
+            is_busy=lambda: self._is_busy,
+        )
+        self._workers = loader_threads(workers, "adapter-load")
         self._loads: dict[str, _Reading | _Copying] = {}
         self._popularity = Popularity()
         self._wanted: dict[str, int] = {}  # digest -> waiting sequences, in the order in which they came
+        self._warming: dict[str, None] = {}  # digests in the order in which they came
         self._lacking_room: set[str] = set()  # of those wanted
         self._full_of_wanted = False  # no use in looking ahead until something changes
-        self._is_busy = False
         self._failures: dict[str, tuple[float, str]] = {}  # digest -> (when to try again, message)
         self._progress = threading.Event()
 
@@ -124,7 +117,7 @@ class AdapterResidency:
         """A sequence that needs the adapter has begun to wait: load it ahead, and keep it until as many `unwant`."""
         self._wanted[digest] = self._wanted.get(digest, 0) + 1
         self._popularity.record(digest)
-        self.prefetch(digest)
+        self._prefetch(digest)
 
     def unwant(self, digest: str) -> None:
         """One of the sequences has its lease, or waits no longer."""
@@ -134,26 +127,32 @@ class AdapterResidency:
             self._lacking_room.discard(digest)
         self._full_of_wanted = False
 
+    def warm(self, digest: str) -> None:
+        """Bring the adapter to the device before anyone asks, after those that sequences want and at no cost to them.
+
+        A failure is told to whoever leases.
+        """
+        if self._pool.is_ready(digest):
+            return
+        self._warming[digest] = None
+        if len(self._warming) > MAX_WARMING:
+            del self._warming[next(iter(self._warming))]
+        self._prefetch(digest)
+
     def load_ahead(self, *, is_busy: bool) -> None:
-        """Start and carry on loads for the head of the queue; to be called once a step.
+        """Start and carry on loads for the head of the queue, and then of `warm`; to be called once a step.
 
         is_busy: the step runs something, so that loads go slowly beside it.
         """
         self._is_busy = is_busy
+        self._settle_all()
         if not self._full_of_wanted and not self._lacking_room:
-            for digest in islice(self._wanted, LOOK_AHEAD):
-                self.prefetch(digest)
+            for digest in list(islice(chain(self._wanted, self._warming), LOOK_AHEAD)):
+                self._prefetch(digest)
 
     def lacks_room(self, digest: str) -> bool:
         """Whether the adapter, which a sequence wants, waits for leases of others to end."""
         return digest in self._lacking_room
-
-    def prefetch(self, digest: str) -> None:
-        """Start or carry on a load without needing its result. A failure is told to whoever leases."""
-        try:
-            self._advance(digest, ahead=True)
-        except AdapterUnavailable:
-            return
 
     def release(self, digest: str) -> None:
         """End one lease."""
@@ -162,6 +161,7 @@ class AdapterResidency:
 
     def forget(self, digest: str) -> None:
         """The version was deleted: free its memory, now where nothing uses it and by ageing where something does."""
+        self._warming.pop(digest, None)
         self._failures.pop(digest, None)
         self._host_cache.evict(digest)
         self._pool.evict(digest)
@@ -201,7 +201,14 @@ class AdapterResidency:
     def close(self) -> None:
         """Wait for the jobs that run and drop those that do not."""
         self._workers.shutdown(wait=True, cancel_futures=True)
-        self._keeper.close()
+        self._files.close()
+
+    def _prefetch(self, digest: str) -> None:
+        """Start or carry on a load without needing its result. A failure is told to whoever leases."""
+        try:
+            self._advance(digest, ahead=True)
+        except AdapterUnavailable:
+            self._warming.pop(digest, None)
 
     def _advance(self, digest: str, *, ahead: bool = False) -> bool:
         """Take the load of an adapter as far as it goes without waiting. True: it is on the device."""
@@ -215,7 +222,7 @@ class AdapterResidency:
 
     def _start(self, digest: str, packed: PackedAdapter | None, ahead: bool) -> None:
         """The next job of a load, or none while there is no room for it."""
-        if len(self._loads) >= self._max_loads:
+        if len(self._loads) >= MAX_LOADS:
             self._settle_all()
         elif packed is None:
             self._loads[digest] = _Reading(self._submit(lambda: self._read(digest)))
@@ -241,9 +248,10 @@ class AdapterResidency:
         return start is not None
 
     def _settle_all(self) -> None:
-        """Loads whose sequence did not come back give up their slot, and their memory becomes evictable."""
-        for digest in list(self._loads):
-            self._settle(digest)
+        """What was copied becomes evictable, and reads that nobody wants any more give up their slot."""
+        for digest, load in list(self._loads.items()):
+            if isinstance(load, _Copying) or not (digest in self._wanted or digest in self._warming):
+                self._settle(digest)
 
     def _settle(self, digest: str) -> PackedAdapter | None:
         """Take over the result of a job, if there is one and it ended: what was packed. A failure is remembered."""
@@ -263,9 +271,10 @@ class AdapterResidency:
         return None
 
     def _settle_copy(self, digest: str, packed: PackedAdapter, error: BaseException | None) -> None:
+        self._full_of_wanted = False
+        self._warming.pop(digest, None)
         if error is None:
             self._pool.publish(digest, packed)
-            self._keeper.add(digest, packed)
         else:
             self._pool.discard(digest)
 
@@ -291,10 +300,6 @@ class AdapterResidency:
     def _read(self, digest: str) -> PackedAdapter:
         return self._files.load(digest, self._blobs.open(digest))
 
-    def _pause(self) -> None:
-        if self._is_busy:
-            time.sleep(PAUSE_SECONDS)
-
     def _submit(self, job: Callable[[], _Result]) -> Future[_Result]:
         future = self._workers.submit(job)
         future.add_done_callback(self._tell_progress)
@@ -303,38 +308,3 @@ class AdapterResidency:
     def _tell_progress(self, _: Future[_Result]) -> None:
         self._progress.set()
         self._on_loaded()
-
-
-class _Keeper:
-    """Writes packed files one a while: nobody waits for them, and writing slows down what runs beside it."""
-
-    def __init__(self, files: PackedFiles) -> None:
-        self._files = files
-        self._worker = ThreadPoolExecutor(1, "adapter-keep", initializer=_stand_back)
-        self._closing = threading.Event()
-        self._pending = 0
-
-    def add(self, digest: str, packed: PackedAdapter) -> None:
-        """Have the file written if there is none; in a rush the adapter is left to its next load."""
-        if self._pending < MAX_UNKEPT and not self._files.is_kept(digest):
-            self._pending += 1
-            self._worker.submit(self._keep, digest, packed)
-
-    def close(self) -> None:
-        self._closing.set()
-        self._worker.shutdown(wait=True, cancel_futures=True)
-
-    def _keep(self, digest: str, packed: PackedAdapter) -> None:
-        if not self._closing.wait(KEEP_INTERVAL_SECONDS):
-            self._files.keep(digest, packed)
-        self._pending -= 1
-
-
-def _stand_back() -> None:
-    """Make the calling thread one that the step loop does not notice."""
-    # One thread each: while a worker with an OpenMP team of its own lives there are more threads than cores, and
-    # OpenMP then puts the step loop's threads to sleep between any two operations.
-    torch.set_num_threads(1)
-    if sys.platform == "linux":  # where niceness belongs to a thread
-        thread = threading.get_native_id()
-        os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + WORKER_NICENESS)

@@ -20,7 +20,7 @@ os.environ |= ENVIRONMENT | os.environ  # as in the engine's own process; read b
 
 import click
 import torch
-from offline import environment
+from machine import environment
 from report import open_console, print_table, progress, write_json
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))

@@ -1,4 +1,7 @@
-"""Where a figure comes from: the machine, the interpreter, the commit. Needs nothing beyond the standard library."""
+"""Where a figure comes from: the machine, the interpreter, the commit.
+
+Only `environment` needs more than the standard library.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,14 @@ def machine() -> dict[str, str]:
         "python": platform.python_version(),
         "commit": commit(),
     }
+
+
+def environment() -> dict[str, str]:
+    """Of a figure that torch computes in this process."""
+    import torch
+
+    gpu = {"device": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
+    return machine() | gpu | {"threads": str(torch.get_num_threads()), "torch": torch.__version__}
 
 
 def cpu_name() -> str:

@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+from adapter_store import random_adapter, stored_adapter
 from kernel_time import Stopwatch, build_timed_engine
-from offline import Run, closed_loop, random_adapter, stored_adapter
 from offline_shapes import CONTEXT_2048, DECODE_16_128, DECODE_64_64, MAX_NUM_SEQS, PREFILL, Shape
+from traffic import Traffic, drive, in_turn
 
 from loraplex.adapters.blobs import BlobStore
 from loraplex.engine.build import BuiltEngine, build_engine
@@ -61,7 +62,7 @@ class Engines:
     def without_adapters(self) -> BuiltEngine:
         """An engine that never loads an adapter."""
         built = build_engine(self._settings)
-        closed_loop(built.engine, [None], MAX_NUM_SEQS, MAX_NUM_SEQS, 16, 4)
+        drive(built.engine, in_turn([None], MAX_NUM_SEQS, 16, 4))
         return built
 
     @cached_property
@@ -79,7 +80,7 @@ class Engines:
             self.timed[0].engine.close()
 
     def _make_resident(self, built: BuiltEngine) -> None:
-        closed_loop(built.engine, [*self.digests, None], len(self.digests) + 1, MAX_NUM_SEQS, 16, 4)
+        drive(built.engine, in_turn([*self.digests, None], len(self.digests) + 1, 16, 4), MAX_NUM_SEQS)
 
 
 def cases(engines: Engines, workloads: Sequence[str], levels: Sequence[int], *, quick: bool = False) -> list[Case]:
@@ -136,14 +137,14 @@ def _overhead(shape: Shape, engines: Engines) -> list[Case]:
     return [Case("overhead.base", lambda: run([None])), Case("overhead.8_adapters", lambda: run(engines.digests[:8]))]
 
 
-def _loop(built: BuiltEngine, mix: Mix, shape: Shape) -> Run:
-    return closed_loop(built.engine, mix, shape.in_flight, shape.in_flight, shape.prompt_len, shape.output_len)
+def _loop(built: BuiltEngine, mix: Mix, shape: Shape) -> Traffic:
+    return drive(built.engine, in_turn(mix, shape.in_flight, shape.prompt_len, shape.output_len))
 
 
-def rates(run: Run) -> dict[str, float]:
+def rates(run: Traffic) -> dict[str, float]:
     """output_tok_s and prompt_tok_s over the whole run; decode_tok_s and step_ms by its median decode step."""
     found = {"output_tok_s": run.output_tokens_per_second, "prompt_tok_s": run.prompt_tokens_per_second}
     if run.decode_steps:
         decode = run.decode_tokens_per_second
-        found |= {"decode_tok_s": decode, "step_ms": run.concurrency / decode * 1e3, "kv_waste": run.kv_waste}
+        found |= {"decode_tok_s": decode, "step_ms": run.concurrency / decode * 1e3, "kv_waste": run.kv_waste()}
     return found

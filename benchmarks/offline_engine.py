@@ -19,8 +19,7 @@ from loraplex.engine.process import ENVIRONMENT
 os.environ |= ENVIRONMENT | os.environ  # as in the engine's own process; read by torch when it is imported
 
 import click
-from machine import slug
-from offline import environment
+from machine import environment, slug
 from offline_cases import LEVELS, WORKLOADS, Case, Engines, cases
 from report import open_console, print_table, progress, write_curves, write_json
 from rich.console import Console

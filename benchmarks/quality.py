@@ -16,11 +16,12 @@ from typing import get_args
 
 import click
 import torch
-from offline import closed_loop, environment
+from machine import environment
 from report import print_table, progress, write_json
 from rich.console import Console
 from torch import Tensor
 from torch.nn import functional
+from traffic import drive, in_turn
 
 from loraplex.engine.batch import BatchInputs
 from loraplex.engine.build import PAGE_TOKENS, BuiltEngine, build_engine
@@ -206,7 +207,7 @@ def decode_ratios(
     ratios: dict[Quantization, list[float]] = {name: [] for name in engines}
     for _ in range(rounds):
         speeds = {
-            name: closed_loop(built.engine, [None], level, level, SPEED_PROMPT_TOKENS, output_len)
+            name: drive(built.engine, in_turn([None], level, SPEED_PROMPT_TOKENS, output_len))
             for name, built in engines.items()
         }
         for name, run in speeds.items():

@@ -9,10 +9,8 @@ import os
 import random
 import shutil
 import statistics
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import pairwise
+from dataclasses import dataclass
 from pathlib import Path
 
 from loraplex.engine.process import ENVIRONMENT
@@ -20,10 +18,13 @@ from loraplex.engine.process import ENVIRONMENT
 os.environ |= ENVIRONMENT | os.environ  # as in the engine's own process; read by torch when it is imported
 
 import click
-from many_adapters import stored_adapters
-from offline import environment
+from adapter_store import random_adapters
+from machine import environment
 from report import open_console, print_table, progress, write_json
+from traffic import Request, Traffic, drive
 
+from loraplex.adapters.blobs import BlobStore
+from loraplex.adapters.packed_files import PackedFiles
 from loraplex.engine.build import BuiltEngine, build_engine
 from loraplex.engine.events import SamplingParams
 from loraplex.engine.loop import Engine
@@ -43,97 +44,42 @@ STREAM_TOKENS = 128
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
-    adapter: str | None
-    prompt_len: int
-    output_len: int
-
-
-@dataclass(slots=True)
-class Traffic:
-    """What happened to requests: seconds from submission to each one's tokens, and the KV tokens at every step."""
-
-    seconds: float = 0.0
-    token_times: dict[str, list[float]] = field(default_factory=dict)
-    lengths: list[list[int]] = field(default_factory=list)  # of the running sequences, step by step
-
-    @property
-    def tokens_per_second(self) -> float:
-        return sum(len(times) for times in self.token_times.values()) / self.seconds
-
-    def inter_token_seconds(self) -> list[float]:
-        return [b - a for times in self.token_times.values() for a, b in pairwise(times)]
-
-    def kv_waste(self, page_tokens: int) -> float:
-        """One minus used over allocated KV tokens, the mean over the steps."""
-        pages = [[-(-length // page_tokens) for length in step] for step in self.lengths if step]
-        used = [sum(step) for step in self.lengths if step]
-        return statistics.mean(1 - u / (sum(p) * page_tokens) for u, p in zip(used, pages, strict=True))
-
-
-def drive(
-    engine: Engine, requests: Sequence[Request], concurrency: int, *, before_step: Callable[[int], None] | None = None
-) -> Traffic:
-    """A closed loop: `concurrency` requests in flight until all are done."""
-    rng = random.Random(0)
-    waiting = iter(enumerate(requests))
-    traffic = Traffic()
-    submitted: dict[str, float] = {}
-    finished = steps = 0
-    started = time.perf_counter()
-    while finished < len(requests):
-        while len(submitted) < min(finished + concurrency, len(requests)):
-            number, request = next(waiting)
-            prompt = [rng.randrange(100, 32_000) for _ in range(request.prompt_len)]
-            params = SamplingParams(max_tokens=request.output_len, temperature=0.0, ignore_eos=True)
-            submitted[str(number)] = time.perf_counter()
-            engine.submit(str(number), prompt, params, adapter=request.adapter)
-        if before_step:
-            before_step(steps)
-        result = engine.step()
-        steps += 1
-        if not result.ran:
-            engine.wait(1.0)
-        if result.failures:
-            raise RuntimeError(f"{result.failures[0].code}: {result.failures[0].message}")
-        now = time.perf_counter()
-        for chunk in result.chunks:
-            times = traffic.token_times.setdefault(chunk.request_id, [])
-            times.extend([now - submitted[chunk.request_id]] * len(chunk.token_ids))
-            finished += chunk.finish_reason is not None
-        traffic.lengths.append([s.prompt_tokens + s.generated_tokens for s in engine.running()])
-    traffic.seconds = time.perf_counter() - started
-    return traffic
-
-
-@dataclass(frozen=True, slots=True)
 class Bench:
     """What every part needs: engines of one base, adapters that none of them has seen, and how long to measure."""
 
     start: Callable[..., BuiltEngine]
-    store: Path
+    blobs: BlobStore
+    packed_files: PackedFiles
     adapters: Sequence[str]
     adapter_bytes: int
     pool_adapters: int
     concurrency: int
     tell: Callable[[str], None]
 
-    def cache_files(self, adapters: Iterable[str], *, never_used: bool) -> None:
-        """Bring the adapters' files into the page cache; never_used: without what the first use of each left there."""
+    def prepare_files(self, adapters: Iterable[str], *, never_used: bool) -> None:
+        """Have the files of adapters as their first use finds them, or as it leaves them, and in the page cache."""
         for digest in adapters:
-            for path in (self.store / "blobs" / digest[:2] / digest).iterdir():
-                if never_used and path.name.startswith("packed-"):
+            stored = self.blobs.open(digest)
+            if never_used:
+                for path in stored.weights_path.parent.glob("packed-*"):
                     path.unlink()
-                else:
-                    path.read_bytes()
+                stored.weights_path.read_bytes()
+            else:
+                self.packed_files.load(digest, stored).weights.clone()
+                self.packed_files.flush()
 
 
 def zipf(bench: Bench, requests: int, rounds: int) -> dict[str, float]:
-    """Closed loop, 64 in and 64 out: adapters drawn from Zipf(1.0) over all of them, and over 8 of them."""
+    """Closed loop, 64 in and 64 out: adapters drawn from Zipf(1.0) over all of them, and over 8 of them.
+
+    Every adapter has been loaded once before, as a server does when it is uploaded.
+    """
     draw = _zipf_draws(bench.adapters)
     draw_few = _zipf_draws(bench.adapters[:FEW])
     pool = bench.pool_adapters * bench.adapter_bytes
     many, few = (bench.start(adapter_device_bytes=pool).engine for _ in range(2))
+    bench.tell("Zipf traffic: packed files")
+    bench.prepare_files(bench.adapters, never_used=False)
     bench.tell("Zipf traffic: the pool reaches its steady state")
     drive(many, [Request(next(draw), 64, 4) for _ in range(8 * bench.pool_adapters)], bench.concurrency)
     drive(few, [Request(next(draw_few), 64, 4) for _ in range(2 * bench.concurrency)], bench.concurrency)
@@ -144,7 +90,7 @@ def zipf(bench: Bench, requests: int, rounds: int) -> dict[str, float]:
         for name, engine, draws in (("few", few, draw_few), ("many", many, draw)):
             bench.tell(f"Zipf traffic: {name}, round {number + 1} of {rounds}")
             run = drive(engine, [Request(next(draws), 64, 64) for _ in range(requests)], bench.concurrency)
-            speeds[name].append(run.tokens_per_second)
+            speeds[name].append(run.output_tokens_per_second)
             ttfts[name].extend(times[0] for times in run.token_times.values())
     distinct = statistics.mean(len(record.adapters) for record in many.recent_steps)
     loads = many.status().adapter_loads - before.adapter_loads
@@ -172,7 +118,7 @@ def cold(bench: Bench, count: int) -> dict[str, float]:
         engine = bench.start(adapter_device_bytes=bench.pool_adapters * bench.adapter_bytes).engine
         bench.tell(f"cold starts: {name.replace('_', ' ')}")
         drive(engine, [Request(bench.adapters[0], 64, 8)] * 4, 1)
-        bench.cache_files(adapters, never_used=name == "never_used")
+        bench.prepare_files(adapters, never_used=name == "never_used")
         seconds = [[drive(engine, [Request(a, 64, 2)], 1).token_times["0"][0] for _ in range(2)] for a in adapters]
         figures[f"cold_ttft_{name}_ms"] = statistics.median(first for first, _ in seconds) * 1e3
         figures[f"warm_ttft_{name}_ms"] = statistics.median(second for _, second in seconds) * 1e3
@@ -200,7 +146,7 @@ def loading(bench: Bench, count: int, streams: int, rounds: int) -> dict[str, fl
         for number, batch in enumerate(batches):
             bench.tell(f"loads beside decodes: {name.replace('_', ' ')}, round {number + 1} of {rounds}")
             p99["quiet"].append(_p99_ms(drive(engine, requests, streams)))
-            bench.cache_files(batch, never_used=name == "never_used")
+            bench.prepare_files(batch, never_used=name == "never_used")
             before = engine.status().adapter_loads
             p99[name].append(_p99_ms(drive(engine, requests, streams, before_step=_submit_at(engine, batch))))
             for digest in batch:
@@ -322,16 +268,17 @@ def main(
             task = shown.add_task("adapters", total=adapters)
             built = start()
             digests = []
-            for digest in stored_adapters(folder, built.shape, rank, adapters, built.dtype):
+            for digest in random_adapters(folder, built.shape, rank, adapters, built.dtype):
                 digests.append(digest)
                 shown.advance(task)
             adapter_bytes = _device_bytes(built.engine, digests[0])
             built.engine.close()
-            (half_rank,) = stored_adapters(folder, built.shape, rank // 2, 1, built.dtype)
+            (half_rank,) = random_adapters(folder, built.shape, rank // 2, 1, built.dtype)
             task = shown.add_task("", total=len(only))
             bench = Bench(
                 start,
-                folder,
+                BlobStore(folder),
+                PackedFiles(built.shape, built.dtype),
                 digests,
                 adapter_bytes,
                 pool,

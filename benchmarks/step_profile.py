@@ -13,8 +13,9 @@ from loraplex.engine.process import ENVIRONMENT
 os.environ |= ENVIRONMENT | os.environ  # as in the engine's own process; read by torch when it is imported
 
 import click
+from adapter_store import random_adapter
 from kernel_time import Stopwatch, build_timed_engine
-from offline import environment, random_adapter
+from machine import environment
 from report import open_console, print_table, write_json
 
 from loraplex.adapters.blobs import BlobStore

@@ -27,6 +27,7 @@ from loraplex.engine.messages import (
     Status,
     StepOutput,
     TokenChunk,
+    Warm,
 )
 from loraplex.engine.process import EngineProcess, EngineStartFailed
 
@@ -105,6 +106,11 @@ class EngineClient:
         if self._is_up:
             self._process.send(request)
         return generation
+
+    def warm(self, digest: str) -> None:
+        """Have an adapter version loaded before its first request, where the engine can; nothing waits for it."""
+        if self._is_up:
+            self._process.send(Warm(digest))
 
     def _forget(self, request_id: str) -> None:
         if self._generations.pop(request_id, None) is not None and self._is_up:

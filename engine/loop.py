@@ -67,6 +67,10 @@ class Engine:
         """End a request without another word; its pages and its adapter's lease are free at once."""
         self._scheduler.abort(request_id)
 
+    def warm(self, digest: str) -> None:
+        """Bring an adapter to the device before anyone asks for it, beside the steps and at no sequence's cost."""
+        self._residency.warm(digest)
+
     def step(self) -> StepResult:
         """Run one batch. `ran` is False when nothing could run: no work, or its adapters are still loading."""
         plan = self._scheduler.schedule()

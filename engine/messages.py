@@ -45,6 +45,7 @@ __all__ = [
     "StepRecord",
     "ToEngine",
     "TokenChunk",
+    "Warm",
     "frame",
 ]
 
@@ -69,6 +70,12 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 class Abort(msgspec.Struct, frozen=True, tag=True):
     request_id: str
+
+
+class Warm(msgspec.Struct, frozen=True, tag=True):
+    """Bring an adapter version to the device before anyone asks for it."""
+
+    adapter: str
 
 
 class Inspect(msgspec.Struct, frozen=True, tag=True):
@@ -138,7 +145,7 @@ class Fatal(msgspec.Struct, frozen=True, tag=True):
     message: str
 
 
-ToEngine = Start | Generate | Abort | Inspect | Shutdown
+ToEngine = Start | Generate | Abort | Warm | Inspect | Shutdown
 FromEngine = Ready | StepOutput | Heartbeat | Inspection | Fatal
 
 

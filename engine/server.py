@@ -33,6 +33,7 @@ from loraplex.engine.messages import (
     Start,
     StepOutput,
     ToEngine,
+    Warm,
     frame,
 )
 
@@ -111,6 +112,8 @@ def _handle(engine: Engine, connection: socket.socket, message: ToEngine | Wake)
             )
         case Abort(request_id):
             engine.abort(request_id)
+        case Warm(digest):
+            engine.warm(digest)
         case Inspect(inspection_id):
             _send(connection, _inspection(engine, inspection_id))
 

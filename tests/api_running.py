@@ -44,9 +44,13 @@ class StandingEngine:
     status: Status | None = IDLE
     is_alive: bool = True
     progress_at: float = field(default_factory=time.monotonic)
+    warmed: list[str] = field(default_factory=list)
 
     def seconds_since_progress(self) -> float:
         return time.monotonic() - self.progress_at
+
+    def warm(self, digest: str) -> None:
+        self.warmed.append(digest)
 
     async def inspect(self) -> Inspection:
         raise EngineUnavailable("this engine only stands", retry_after_seconds=5)

@@ -19,6 +19,7 @@ constexpr int SPLIT = 512;         // positions per task of few rows, in every b
 constexpr int SPLIT_ROWS = 16;     // most rows of a task that is split: with more there are tasks enough
 constexpr int SERIAL_BLOCKS = 12;  // fewer are done before a second thread has woken up
 constexpr float HIDDEN = -1e30f;   // finite: a row whose first blocks are all hidden must not compute inf - inf
+constexpr float SLACK = 8;         // powers of two by which a probability may exceed 1 before its row's unit is changed
 
 // out[unit * KEY_BLOCK + i] = rows[i][unit], for 16 rows of `units` units.
 inline void transpose(const uint32_t* const* rows, int units, uint32_t* out) {
@@ -96,7 +97,7 @@ struct AttentionTask {
     int part, parts, split;  // split: the number of the whole among those that have parts
 };
 
-// What the parts of a task found: for each row the largest score, the sum of probabilities in its unit, and the sums of values.
+// What the parts of a task found: for each row its unit, the sum of probabilities in it, and the sums of values.
 class Parts {
     const int row_size;
     std::vector<float> rows;
@@ -130,7 +131,7 @@ class AttentionWorker {
     Parts& parts;
     const int group, units, width;  // units of a query or key row; width of an output row, in whole vectors
     std::vector<uint32_t> query, keys, values, converted;
-    std::vector<float> scores, sums, row_max, row_sum;
+    std::vector<float> scores, sums, row_unit, row_sum;  // row_unit: the 2-logarithm of what is 1; row_sum: a vector each
     std::vector<Probability> probabilities;
     int64_t at[KEY_BLOCK], next_at[KEY_BLOCK];  // where keys and values begin in the pages: this block's, and the next's
 
@@ -139,7 +140,7 @@ public:
         : all(all), parts(parts), group(all.heads / all.kv_heads), units(all.head_dim / NUMBERS),
           width(whole_vectors(all.head_dim)), query(most_rows * units), keys(units * KEY_BLOCK),
           values(KEY_BLOCK / NUMBERS * width), converted(LANES * units), scores(most_rows * KEY_BLOCK),
-          sums(most_rows * width), row_max(most_rows), row_sum(most_rows), probabilities(most_rows * KEY_BLOCK) {}
+          sums(most_rows * width), row_unit(most_rows), row_sum(most_rows * LANES), probabilities(most_rows * KEY_BLOCK) {}
 
     // `next` is what this worker runs after `task`: its first block is fetched while the last one is computed.
     void run(const AttentionTask& task, const AttentionTask* next) {
@@ -153,7 +154,7 @@ public:
             pack_keys();
             if (fetches) fetch(all.key_pages);
             multiply<T, false>(query.data(), units, keys.data(), KEY_BLOCK, units, scores.data(), KEY_BLOCK, rows, KEY_BLOCK);
-            for (int row = 0; row < rows; ++row) soften(row, base, position_of(task, row), task.end);
+            soften_block(task, rows, base);
             pack_values();
             if (fetches) fetch(all.value_pages);
             multiply<T, true>(reinterpret_cast<const uint32_t*>(probabilities.data()), KEY_BLOCK / NUMBERS, values.data(),
@@ -171,8 +172,8 @@ public:
 private:
     void start(const AttentionTask& task, int rows) {
         std::fill_n(sums.begin(), rows * width, 0.0f);
-        std::fill_n(row_sum.begin(), rows, 0.0f);
-        std::fill_n(row_max.begin(), rows, HIDDEN);
+        std::fill_n(row_sum.begin(), rows * LANES, 0.0f);
+        std::fill_n(row_unit.begin(), rows, HIDDEN);
         const int64_t first = all.query_starts[task.sequence] + task.first_query;
         for (int row = 0; row < rows; ++row) {
             const int64_t head = task.kv_head * group + row % group;
@@ -237,44 +238,61 @@ private:
         }
     }
 
-    // Scores of one row to probabilities in units of the row's new maximum; what was summed before is scaled to it.
-    void soften(int row, int base, int row_position, int end) {
-        const int position = std::min(row_position, end - 1);
+    void soften_block(const AttentionTask& task, int rows, int base) {
+        const int first = position_of(task, 0), last = position_of(task, rows - 1);
+        if (base + KEY_BLOCK <= std::min(first + 1, task.end) && base > last - all.window) {
+            for (int row = 0; row < rows; ++row) soften<false>(row, base, 0, 0);
+        } else {
+            for (int row = 0; row < rows; ++row) {
+                const int position = position_of(task, row);
+                soften<true>(row, base, position - all.window + 1, std::min(position, task.end - 1));
+            }
+        }
+    }
+
+    // Scores of one row to probabilities in the row's unit. Where `some_hidden`, only positions [first, last] are seen.
+    template <bool some_hidden>
+    void soften(int row, int base, int first, int last) {
+        constexpr int VECTORS = KEY_BLOCK / LANES;
         const float scale = all.scale * LOG2_E;
-        const int first_seen = row_position - all.window + 1;
-        f32x16 part[KEY_BLOCK / LANES], top = splat(row_max[row]), total = {};
+        f32x16 part[VECTORS], top = splat(HIDDEN);
         i32x16 at_position;
         for (int lane = 0; lane < LANES; ++lane) at_position[lane] = base + lane;
-        for (int i = 0; i < KEY_BLOCK / LANES; ++i, at_position += LANES) {
+        for (int i = 0; i < VECTORS; ++i, at_position += LANES) {
             part[i] = load(scores.data() + row * KEY_BLOCK + i * LANES) * scale;
-            part[i] = ((at_position <= position) & (at_position >= first_seen)) ? part[i] : splat(HIDDEN);
+            if constexpr (some_hidden)
+                part[i] = ((at_position <= last) & (at_position >= first)) ? part[i] : splat(HIDDEN);
             top = larger(top, part[i]);
         }
-        const float new_max = largest(top);
-        for (int i = 0; i < KEY_BLOCK / LANES; ++i) {
-            part[i] = exp2(part[i] - new_max);
+        if (any_above(top, row_unit[row] + SLACK)) change_unit(row, largest(top));
+        const float unit = row_unit[row];
+        f32x16 total = load(row_sum.data() + row * LANES);
+        for (int i = 0; i < VECTORS; ++i) {
+            part[i] = exp2(part[i] - unit);
             total += part[i];
             store(probabilities.data() + row * KEY_BLOCK + i * LANES, part[i]);
         }
-        if (new_max > row_max[row]) {
-            const float shrink = exp2(splat(row_max[row] - new_max))[0];
-            row_sum[row] *= shrink;
-            for (int d = 0; d < width; d += LANES)
-                store(sums.data() + row * width + d, load(sums.data() + row * width + d) * shrink);
-            row_max[row] = new_max;
-        }
-        row_sum[row] += sum(total);
+        store(row_sum.data() + row * LANES, total);
+    }
+
+    // What was summed before is scaled to the new unit.
+    void change_unit(int row, float unit) {
+        const float shrink = exp2(splat(row_unit[row] - unit))[0];
+        row_unit[row] = unit;
+        store(row_sum.data() + row * LANES, load(row_sum.data() + row * LANES) * shrink);
+        for (int d = 0; d < width; d += LANES)
+            store(sums.data() + row * width + d, load(sums.data() + row * width + d) * shrink);
     }
 
     void leave_part(const AttentionTask& task, int rows) {
         for (int row = 0; row < rows; ++row) {
             float* to = parts.row(task, task.part, row, rows);
-            to[0] = row_max[row], to[1] = row_sum[row];
+            to[0] = row_unit[row], to[1] = sum(load(&row_sum[row * LANES]));
             std::copy_n(&sums[row * width], width, to + 2);
         }
     }
 
-    // The parts' sums in units of their common maximum, added in the order of positions.
+    // The parts' sums in the largest of their units, added in the order of positions.
     void join_parts(const AttentionTask& task, int rows) {
         for (int row = 0; row < rows; ++row) {
             float top = HIDDEN, total = 0;
@@ -286,15 +304,16 @@ private:
                 total += factor * from[1];
                 for (int d = 0; d < width; ++d) sums[row * width + d] += factor * from[2 + d];
             }
-            row_sum[row] = total;
+            store(&row_sum[row * LANES], f32x16{total});
         }
     }
 
     void finish(const AttentionTask& task, int row) {
         const int64_t token = all.query_starts[task.sequence] + task.first_query + row / group;
         T* out = all.out + (token * all.heads + task.kv_head * group + row % group) * all.head_dim;
+        const float share = 1 / sum(load(&row_sum[row * LANES]));
         for (int d = 0; d < all.head_dim; d += LANES)
-            store(out + d, load(sums.data() + row * width + d) * (1 / row_sum[row]), all.head_dim - d);
+            store(out + d, load(sums.data() + row * width + d) * share, all.head_dim - d);
     }
 };
 

@@ -86,7 +86,13 @@ inline float sum(f32x16 value) {
     return total;
 #endif
 }
-inline f32x16 larger(f32x16 a, f32x16 b) { return a > b ? a : b; }
+inline f32x16 larger(f32x16 a, f32x16 b) {
+#ifdef __AVX512F__
+    return bits_as<f32x16>(_mm512_max_ps(bits_as<__m512>(a), bits_as<__m512>(b)));
+#else
+    return a > b ? a : b;
+#endif
+}
 inline float largest(f32x16 value) {
 #ifdef __AVX512F__
     return _mm512_reduce_max_ps(bits_as<__m512>(value));
@@ -97,19 +103,38 @@ inline float largest(f32x16 value) {
 #endif
 }
 
-// 2^x, 0 below 2^-126, at most 2^126. x = n + r with |r| <= 1/2; 2^r by its Taylor series, good to 1 ulp.
+inline bool any_above(f32x16 value, float bound) {
+#ifdef __AVX512F__
+    return _mm512_cmp_ps_mask(bits_as<__m512>(value), _mm512_set1_ps(bound), _CMP_GT_OQ) != 0;
+#else
+    return largest(value) > bound;
+#endif
+}
+
+// 2^r for |r| <= 1/2: of the polynomials of degree 5 that are 1 at 0 the one of least relative error, 9.2e-8.
+inline f32x16 exp2_of_fraction(f32x16 r) {
+    f32x16 power = splat(1.32647272e-3f);
+    for (float coefficient : {9.67151268e-3f, 5.55073374e-2f, 2.40222421e-1f, 6.93146978e-1f, 1.0f})
+        power = power * r + coefficient;
+    return power;
+}
+
+// 2^x, 0 below 2^-126. x = n + r with |r| <= 1/2.
 inline f32x16 exp2(f32x16 x) {
+#ifdef __AVX512F__
+    const __m512 n = _mm512_roundscale_ps(bits_as<__m512>(x), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    const f32x16 power = exp2_of_fraction(x - bits_as<f32x16>(n));
+    const __mmask16 is_normal = _mm512_cmp_ps_mask(n, _mm512_set1_ps(-126), _CMP_NLT_UQ);  // or not a number
+    return bits_as<f32x16>(_mm512_maskz_scalef_ps(is_normal, bits_as<__m512>(power), n));
+#else
     const f32x16 rounder = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer, held in the low bits
     const f32x16 bounded = larger(splat(-126), x < splat(126) ? x : splat(126));
     const f32x16 shifted = bounded + rounder;
     const f32x16 r = bounded - (shifted - rounder);
-    f32x16 power = splat(1.52527338e-5f);
-    for (float coefficient : {1.54035304e-4f, 1.33335581e-3f, 9.61812911e-3f, 5.55041087e-2f, 2.40226507e-1f,
-                              6.93147181e-1f, 1.0f})
-        power = power * r + coefficient;
     const i32x16 n = bits_as<i32x16>(shifted) - bits_as<i32x16>(rounder);
-    const f32x16 result = bits_as<f32x16>(bits_as<i32x16>(power) + (n << 23));
+    const f32x16 result = bits_as<f32x16>(bits_as<i32x16>(exp2_of_fraction(r)) + (n << 23));
     return x < splat(-126) ? f32x16{} : result;
+#endif
 }
 
 // body(size, first) over [begin, end) in tiles of SIZE, then of what is left: the size is a compile-time constant.

@@ -127,6 +127,7 @@ async def publish_version(
             report=[_statistics(checked)],
             created_by=principal.key_id,
         )
+    services.engine.warm(version.digest)
     return VersionView.of(version)
 
 

@@ -126,6 +126,22 @@ async def test_a_request_without_output_is_sent_again(client):
     assert len(await tokens_of(generation)) == 8
 
 
+async def test_a_warmed_adapter_is_on_the_device_unasked(client, tiny_model_dir, make_adapter, tmp_path):
+    """One that cannot be loaded harms nothing; both are done without a request."""
+    built = start_engine(tiny_model_dir, tmp_path / "blobs", kernels="reference")
+    digest = store_adapter(tmp_path / "blobs", make_adapter(tmp_path / "peft"), built.shape)
+    built.engine.close()
+    client.warm("0" * 64)
+    client.warm(digest)
+
+    async def is_warm() -> bool:
+        return [adapter.digest for adapter in (await client.inspect()).device] == [digest]
+
+    await until(is_warm)
+    assert len(await tokens_of(client.generate(request("a", adapter=digest)))) == 8
+    assert (await client.inspect()).status.adapter_loads == 1
+
+
 async def test_an_adapter_in_use_at_two_crashes_is_quarantined(
     client, settings, tiny_model_dir, make_adapter, tmp_path
 ):

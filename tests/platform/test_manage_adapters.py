@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from api_running import Api, run_api
+from api_running import Api, StandingEngine, run_api
 
 from loraplex.adapters.database import Database
 from loraplex.platform.errors import ApiError
@@ -72,6 +72,8 @@ async def test_an_upload_becomes_a_version_that_can_be_called(api: Api, adapter:
     )
     assert (version["rank"], version["targets"]) == (4, ["q_proj", "v_proj"])
     assert version["size_bytes"] == (adapter / "adapter_model.safetensors").stat().st_size
+    assert isinstance(api.services.engine, StandingEngine)
+    assert api.services.engine.warmed == [version["digest"]]
     assert api.services.blobs.open(version["digest"]).size_bytes == version["size_bytes"]
     models = (await api.client.get("/v1/models", headers=api.auth("acme"))).json()
     assert any("acme/bot" in model["id"] for model in models["data"])

@@ -8,24 +8,33 @@ import pytest
 import torch
 
 from loraplex.adapters.errors import AdapterUnavailable
-from loraplex.adapters.packed_files import PackedFiles
+from loraplex.adapters.packed_files import PAUSE_SECONDS, PackedFiles
 from loraplex.adapters.types import BaseShape
 from loraplex.adapters.weights import load_packed
 
 
 @pytest.fixture
-def files(base_shape):
-    return PackedFiles(base_shape, torch.float32)
+def make_files(base_shape):
+    made = []
+
+    def make(dtype=torch.float32, *, shape=base_shape, **options):
+        made.append(PackedFiles(shape, dtype, **options))
+        return made[-1]
+
+    yield make
+    for files in made:
+        files.close()
 
 
 @pytest.fixture
-def load(files, blobs):
-    return lambda digest: load_and_keep(files, digest, blobs)
+def load(make_files, blobs):
+    files = make_files()
+    return lambda digest: load_and_write(files, digest, blobs)
 
 
-def load_and_keep(files, digest, blobs):
+def load_and_write(files, digest, blobs):
     packed = files.load(digest, blobs.open(digest))
-    files.keep(digest, packed)
+    files.flush()
     return packed
 
 
@@ -45,20 +54,22 @@ def hide_weights(stored):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_the_second_load_is_the_first_ones_bytes_without_the_original(dtype, blobs, make_stored, base_shape):
+def test_the_second_load_is_the_first_ones_bytes_without_the_original(
+    dtype, blobs, make_stored, base_shape, make_files
+):
     """Packed once, kept read-only beside the blob, and read from there, by another process life as well."""
     digest = make_stored(rank=3)
     expected = load_packed(blobs.open(digest), base_shape, dtype)
-    assert_same(load_and_keep(PackedFiles(base_shape, dtype), digest, blobs), expected)
+    assert_same(load_and_write(make_files(dtype), digest, blobs), expected)
     (path,) = packed_paths(blobs, digest)
     assert path.stat().st_mode & 0o777 == 0o444
     stored = blobs.open(digest)
     hide_weights(stored)
 
-    assert_same(PackedFiles(base_shape, dtype).load(digest, stored), expected)
+    assert_same(make_files(dtype).load(digest, stored), expected)
 
 
-def test_a_file_of_another_adapter_is_not_trusted(load, blobs, make_stored, base_shape):
+def test_a_file_of_another_adapter_is_not_trusted(load, blobs, make_stored, base_shape, make_files):
     """Put in the place of this adapter's, it is packed over."""
     first, second = make_stored(seed=1), make_stored(seed=2)
     load(first), load(second)
@@ -68,7 +79,7 @@ def test_a_file_of_another_adapter_is_not_trusted(load, blobs, make_stored, base
     expected = load_packed(blobs.open(second), base_shape, torch.float32)
     assert_same(load(second), expected)
     hide_weights(stored := blobs.open(second))
-    assert_same(PackedFiles(base_shape, torch.float32).load(second, stored), expected)
+    assert_same(make_files().load(second, stored), expected)
 
 
 @pytest.mark.parametrize(
@@ -89,12 +100,12 @@ def test_a_file_that_is_not_whole_is_made_again(damage, load, blobs, make_stored
     assert path.read_bytes() == whole
 
 
-def test_bases_and_dtypes_have_files_of_their_own(blobs, make_stored, base_shape):
+def test_bases_and_dtypes_have_files_of_their_own(blobs, make_stored, base_shape, make_files):
     """Two engines on one store do not undo each other's files."""
     digest = make_stored()
     other_base = BaseShape("other", 32, base_shape.num_layers, base_shape.sites)
     for shape, dtype in ((base_shape, torch.float32), (base_shape, torch.bfloat16), (other_base, torch.float32)):
-        load_and_keep(PackedFiles(shape, dtype), digest, blobs)
+        load_and_write(make_files(dtype, shape=shape), digest, blobs)
     assert len(packed_paths(blobs, digest)) == 3
 
 
@@ -135,3 +146,35 @@ def test_the_file_goes_with_its_blob(load, blobs, make_stored):
 
     assert not directory.exists()
     assert torch.equal(packed.weights, before)
+
+
+def test_packing_beside_steps_stands_back_after_each_site(make_files, blobs, make_stored, base_shape, monkeypatch):
+    """A pause for every site of every layer while steps run, none while the engine is idle."""
+    pauses = []
+    monkeypatch.setattr("loraplex.adapters.packed_files.time.sleep", pauses.append)
+    busy = [False]
+    files = make_files(is_busy=lambda: busy[0])
+    files.load(digest := make_stored(seed=1), blobs.open(digest))
+    assert pauses == []
+    files.flush()
+
+    busy[0] = True
+    files.load(digest := make_stored(seed=2), blobs.open(digest))
+    assert pauses == [PAUSE_SECONDS] * base_shape.num_layers * len(base_shape.sites)
+
+
+def test_a_rush_leaves_files_to_later_loads(make_files, blobs, make_stored, monkeypatch):
+    """What waits to be written is bounded; closing drops it, and it can be packed again."""
+    monkeypatch.setattr("loraplex.adapters.packed_files.MAX_UNWRITTEN", 2)
+    monkeypatch.setattr("loraplex.adapters.packed_files.PAUSE_SECONDS", 0)
+    files = make_files(is_busy=lambda: True)
+    digests = [make_stored(seed=seed) for seed in range(4)]
+    for digest in digests:
+        files.load(digest, blobs.open(digest))
+    files.flush()
+    assert [bool(packed_paths(blobs, digest)) for digest in digests] == [True, True, False, False]
+
+    files.load(digests[2], blobs.open(digests[2]))
+    files.close()
+    assert packed_paths(blobs, digests[2]) == []
+    assert make_files().load(digests[2], blobs.open(digests[2])).max_rank == 2

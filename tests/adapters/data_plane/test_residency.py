@@ -102,7 +102,7 @@ def test_an_adapter_arrives_with_its_own_bytes(make_residency, make_stored, blob
     residency = make_residency()
     digests = [make_stored(seed=seed) for seed in range(4)]
     for digest in digests:
-        residency.prefetch(digest)
+        residency.warm(digest)
     for digest in digests:
         assert_holds(residency, blobs, base_shape, lease(residency, digest))
     assert residency.loads == 4
@@ -132,7 +132,7 @@ def test_a_digest_is_loaded_once_at_a_time(make_residency, make_stored, gated):
     digest = make_stored()
     gated.gate.clear()
     for _ in range(10):
-        residency.prefetch(digest)
+        residency.warm(digest)
         assert residency.try_lease(digest) is None
     gated.gate.set()
     lease(residency, digest)
@@ -146,7 +146,7 @@ def test_a_leased_adapter_waits_out_others(make_residency, make_stored, blobs, b
     residency = make_residency(device_bytes=PACKED_BYTES)
     first, second = make_stored(seed=1), make_stored(seed=2)
     adapter = lease(residency, first)
-    residency.prefetch(second)
+    residency.warm(second)
     residency.wait(DEADLINE_SECONDS)
     for _ in range(5):
         assert residency.try_lease(second) is None
@@ -186,7 +186,7 @@ def test_a_failed_load_is_told_and_not_repeated_at_once(make_residency, gated):
     missing = "0" * 64
     message = failure(residency, missing)
     assert "upload it again" in message
-    residency.prefetch(missing)
+    residency.warm(missing)
     assert failure(residency, missing) == message
     assert len(gated.opened) == 1
 
@@ -282,6 +282,47 @@ def test_what_the_queue_wants_is_loaded_ahead_and_kept(make_residency, make_stor
     assert residency.loads == 5
 
 
+def test_warmed_adapters_are_there_before_anyone_asks(make_residency, make_stored):
+    """More of them than there is room for go round; one that is wanted keeps its place."""
+    residency = make_residency(device_bytes=3 * PACKED_BYTES)
+    digests = [make_stored(seed=seed) for seed in range(8)]
+    for digest in digests:
+        residency.warm(digest)
+    residency.want(wanted := make_stored(seed=99))
+    load_ahead_until_idle(residency)
+
+    on_device = {entry[0] for entry in residency.device_residents()}
+    assert wanted in on_device
+    assert len(on_device) == 3
+    assert residency.loads == len(digests) + 1
+
+
+def test_what_is_wanted_goes_before_what_is_warmed(make_residency, make_stored, gated, monkeypatch):
+    """Whatever came first."""
+    monkeypatch.setattr("loraplex.adapters.residency.MAX_LOADS", 1)
+    residency = make_residency()
+    gated.gate.clear()
+    first, second = make_stored(seed=1), make_stored(seed=2)
+    residency.warm(first)
+    residency.warm(second)
+    residency.want(wanted := make_stored(seed=3))
+    gated.gate.set()
+    load_ahead_until_idle(residency)
+    assert gated.opened == [first, wanted, second]
+
+
+def test_warming_what_cannot_be_loaded_ends(make_residency, make_stored, gated):
+    """Because it is not there, or too large: that is told to whoever asks, and it is not tried for ever."""
+    residency = make_residency(device_bytes=PACKED_BYTES, host_bytes=0, clock=Clock())
+    missing, large = "0" * 64, make_stored(rank=4)
+    for digest in (missing, large):
+        residency.warm(digest)
+        load_ahead_until_idle(residency)
+    assert gated.opened == [missing, large]
+    assert "upload it again" in failure(residency, missing)
+    assert "--adapter-device-bytes" in failure(residency, large)
+
+
 def test_a_popular_adapter_outlasts_rare_ones(make_residency, make_stored):
     """However many rare ones pass by after it."""
     residency = make_residency(device_bytes=3 * PACKED_BYTES)
@@ -346,7 +387,7 @@ def test_the_engine_is_woken_when_a_job_ends(make_residency, make_stored):
     woken = threading.Event()
     residency = make_residency(on_loaded=woken.set)
     assert not residency.wait(0)
-    residency.prefetch(make_stored())
+    residency.warm(make_stored())
     assert woken.wait(DEADLINE_SECONDS)
     assert residency.wait(DEADLINE_SECONDS)
 
