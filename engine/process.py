@@ -18,8 +18,8 @@ from loraplex.engine.messages import FRAME_HEADER, EngineSettings, Fatal, FromEn
 STOP_GRACE_SECONDS = 10.0
 
 ENVIRONMENT = {"GOMP_SPINCOUNT": "5000"}
-"""Defaults for the engine. By default OpenMP's threads spin long for one another; when the API process holds a core,
-each parallel region can then lose a scheduler tick of about 8 ms. Where nothing competes it makes no difference."""
+"""Defaults for the engine. OpenMP's own default is to spin long: when the API process holds a core, each parallel region
+can then lose a scheduler tick of about 8 ms. With a fifth of this the second thread falls asleep between operations."""
 
 
 class EngineStartFailed(Exception):

@@ -28,30 +28,14 @@ def add_lora(
     """`ops.Kernels.add_lora`. tiles: instead of the tuned ones."""
     if x.shape[0] == 0 or lora.max_rank == 0:
         return
-    short = lora.work
+    works = [(lora.work, WORK_TOKENS)]
     if lora.long_work is not None:
-        short = lora.work[: lora.num_short]
-        long_tiles = tiles or lora_tiles(x, out.shape[1], is_long=True)
-        _add(out, x, lora, lora.long_work, site, slice_widths, long_tiles, LONG_WORK_TOKENS)
-    if short.shape[0]:
-        short_tiles = tiles or lora_tiles(x, out.shape[1], is_long=False)
-        _add(out, x, lora, short, site, slice_widths, short_tiles, WORK_TOKENS)
-
-
-def _add(
-    out: Tensor,
-    x: Tensor,
-    lora: LoraBatch,
-    work: Tensor,
-    site: int,
-    slice_widths: tuple[int, ...],
-    tiles: LoraTiles,
-    entry_tokens: int,
-) -> None:
-    if tiles.is_fused:
-        _fused(out, x, lora, work, site, slice_widths, tiles, entry_tokens)
-    else:
-        _shrink_and_expand(out, x, lora, work, site, slice_widths, tiles, entry_tokens)
+        works = [(lora.work[: lora.num_short], WORK_TOKENS), (lora.long_work, LONG_WORK_TOKENS)]
+    for work, entry_tokens in works:
+        if work.shape[0]:
+            chosen = tiles or lora_tiles(x, out.shape[1], is_long=entry_tokens == LONG_WORK_TOKENS)
+            launch = _fused if chosen.is_fused else _shrink_and_expand
+            launch(out, x, lora, work, site, slice_widths, chosen, entry_tokens)
 
 
 def _fused(

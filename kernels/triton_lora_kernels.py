@@ -202,10 +202,14 @@ def expand_kernel(
         total = _sum_over_ranks(
             rows, mask, b_ptr, rank, width, column, column_mask, max_rank, NUM_SPLITS, TOKENS, BLOCK_N, MODE
         )
-    out = out_ptr + token * out_stride + slice_start + column
-    mask = mask & column_mask
+    _add(out_ptr + token * out_stride + slice_start + column, total, mask & column_mask)
+
+
+@triton.jit
+def _add(out, total, mask):
+    """out += total, rounded once."""
     total += tl.load(out, mask=mask, other=0.0).to(tl.float32)
-    tl.store(out, total.to(out_ptr.dtype.element_ty), mask=mask)
+    tl.store(out, total.to(out.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -288,7 +292,4 @@ def fused_kernel(
         total = _both_products(
             x_rows, mask, a_ptr, b_ptr, rank, width, column, column_mask, K, TOKENS, BLOCK_K, BLOCK_N, MODE
         )
-    out = out_ptr + token * out_stride + slice_start + column
-    mask = mask & column_mask
-    total += tl.load(out, mask=mask, other=0.0).to(tl.float32)
-    tl.store(out, total.to(out_ptr.dtype.element_ty), mask=mask)
+    _add(out_ptr + token * out_stride + slice_start + column, total, mask & column_mask)
