@@ -18,8 +18,8 @@ from loraplex.engine.messages import FRAME_HEADER, EngineSettings, Fatal, FromEn
 STOP_GRACE_SECONDS = 10.0
 
 ENVIRONMENT = {"GOMP_SPINCOUNT": "5000"}
-"""Defaults for the engine. OpenMP's own default is to spin long: when the API process holds a core, each parallel region
-can then lose a scheduler tick of about 8 ms. With a fifth of this the second thread falls asleep between operations."""
+"""Defaults for the engine. OpenMP's own default is to spin long: when the API process holds a core, a parallel region
+can lose a scheduler tick of about 8 ms. With a fifth of this the second thread falls asleep between operations."""
 
 
 class EngineStartFailed(Exception):
