@@ -36,6 +36,8 @@ class Database:
     """
 
     def __init__(self, url: str) -> None:
+        self.commits = 0
+        """Transactions that were committed through this object and may have written."""
         self._engine = _create_engine(normalise_url(url))
         self._reader = self._engine.execution_options(**_reader_options(self._engine))
 
@@ -47,6 +49,7 @@ class Database:
         """
         async with AsyncSession(self._engine, expire_on_commit=False) as session, session.begin():
             yield session
+        self.commits += 1
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncSession]:

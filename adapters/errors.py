@@ -37,6 +37,14 @@ class VersionInUse(AdapterError):
     """The version cannot be deleted while an alias points at it."""
 
 
+class AliasMoved(AdapterError):
+    """The alias is not at the revision that the caller has seen: somebody else moved it."""
+
+
+class NothingToRestore(AdapterError):
+    """There is no revision of the alias to go back to, or a version of it is gone."""
+
+
 class BaseModelUnknown(AdapterError):
     """No base model of that name is registered."""
 

@@ -15,9 +15,12 @@ from sqlalchemy.orm import joinedload, selectinload
 
 from loraplex.adapters.errors import AdapterNotFound
 from loraplex.adapters.names import version_number
-from loraplex.adapters.schema import Adapter, AdapterVersion, Alias, BaseModel
+from loraplex.adapters.schema import Adapter, AdapterVersion, Alias, AliasTarget, BaseModel
 
 DEFAULT_ALIAS = "prod"
+
+MAX_TARGETS = 8
+"""Versions that may share the traffic of one alias."""
 
 # Platform owns this table; the registry reads the name of a tenant and nothing else of it.
 tenants = table("tenants", column("id", String), column("slug", Adapter.name.type))
@@ -46,8 +49,26 @@ class VersionInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class Target:
+    """A version that a name stands for, and its share of the traffic relative to the other targets' weights."""
+
+    version: VersionInfo
+    weight: int
+
+
+@dataclass(frozen=True, slots=True)
+class AliasInfo:
+    """What an alias stands for: version number -> weight, newest first. Every move of it raises `revision`."""
+
+    name: str
+    revision: int
+    split: dict[int, int]
+    updated_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class AdapterInfo:
-    """An adapter as it stood at one moment. `versions` by rising number; `aliases`: name -> version number."""
+    """An adapter as it stood at one moment. `versions` by rising number, `aliases` by name."""
 
     id: str
     tenant_id: str
@@ -57,7 +78,7 @@ class AdapterInfo:
     description: str
     created_at: datetime
     versions: tuple[VersionInfo, ...]
-    aliases: dict[str, int]
+    aliases: dict[str, AliasInfo]
 
 
 def select_adapters() -> Select[Adapter, str]:
@@ -65,7 +86,11 @@ def select_adapters() -> Select[Adapter, str]:
     return (
         select(Adapter, tenants.c.slug)
         .join(tenants, tenants.c.id == Adapter.tenant_id)
-        .options(joinedload(Adapter.base_model), selectinload(Adapter.versions), selectinload(Adapter.aliases))
+        .options(
+            joinedload(Adapter.base_model),
+            selectinload(Adapter.versions),
+            selectinload(Adapter.aliases).selectinload(Alias.targets),
+        )
     )
 
 
@@ -74,6 +99,14 @@ async def find_adapter(session: AsyncSession, tenant_id: str, name: str) -> Adap
     for adapter, slug in found:
         return adapter_info(adapter, slug)
     raise AdapterNotFound(no_adapter(name))
+
+
+async def lock_adapter(session: AsyncSession, tenant_id: str, name: str) -> Adapter:
+    """The adapter's row, which no other transaction can change or lock until this one ends. Raises AdapterNotFound."""
+    adapter = await session.scalar(select(Adapter).where(*is_adapter(tenant_id, name)).with_for_update())
+    if adapter is None:
+        raise AdapterNotFound(no_adapter(name))
+    return adapter
 
 
 def is_adapter(tenant_id: str, name: str) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
@@ -94,15 +127,25 @@ def select_versions(tenant_id: str, name: str) -> Select[AdapterVersion, Adapter
 VersionRows = Select[AdapterVersion, Adapter, str, str]
 
 
-def select_for(versions: VersionRows, selector: str | None) -> VersionRows:
+async def find_targets(session: AsyncSession, tenant_id: str, name: str, selector: str | None) -> tuple[Target, ...]:
+    """What `name@selector` stands for, the newest version first; nothing where there is no such thing.
+
+    Digits are a version number, other selectors an alias. None is the alias `prod`, else the newest version.
+    """
+    alias = DEFAULT_ALIAS if selector is None else selector
+    points_here = and_(AliasTarget.version_id == AdapterVersion.id, AliasTarget.alias == alias)
+    wanted = select_versions(tenant_id, name).add_columns(AliasTarget.weight).outerjoin(AliasTarget, points_here)
     if selector is not None and selector.isdigit():
-        return versions.where(AdapterVersion.number == version_number(selector))
-    points_here = Alias.version_id == AdapterVersion.id
-    if selector is not None:
-        return versions.join(Alias, points_here).where(Alias.name == selector)
-    return versions.outerjoin(Alias, and_(points_here, Alias.name == DEFAULT_ALIAS)).order_by(
-        Alias.name.is_(None), AdapterVersion.number.desc()
-    )
+        wanted = wanted.where(AdapterVersion.number == version_number(selector))
+    elif selector is not None:
+        wanted = wanted.where(AliasTarget.weight.is_not(None))
+    newest_first = wanted.order_by(AliasTarget.weight.is_(None), AdapterVersion.number.desc()).limit(MAX_TARGETS)
+    targets = [
+        (_version_info(version, adapter, base_model, slug), weight)
+        for version, adapter, base_model, slug, weight in await session.execute(newest_first)
+    ]
+    weighted = tuple(Target(version, weight) for version, weight in targets if weight is not None)
+    return weighted or tuple(Target(version, 1) for version, _ in targets[:1])
 
 
 async def first_version(session: AsyncSession, versions: VersionRows) -> VersionInfo | None:
@@ -113,7 +156,6 @@ async def first_version(session: AsyncSession, versions: VersionRows) -> Version
 
 def adapter_info(adapter: Adapter, slug: str) -> AdapterInfo:
     base_model = adapter.base_model.name
-    numbers = {version.id: version.number for version in adapter.versions}
     return AdapterInfo(
         id=adapter.id,
         tenant_id=adapter.tenant_id,
@@ -123,8 +165,15 @@ def adapter_info(adapter: Adapter, slug: str) -> AdapterInfo:
         description=adapter.description,
         created_at=adapter.created_at,
         versions=tuple(_version_info(version, adapter, base_model, slug) for version in adapter.versions),
-        aliases={alias.name: numbers[alias.version_id] for alias in adapter.aliases},
+        aliases={alias.name: _alias_info(alias, adapter) for alias in adapter.aliases},
     )
+
+
+def _alias_info(alias: Alias, adapter: Adapter) -> AliasInfo:
+    weights = {target.version_id: target.weight for target in alias.targets}
+    newest_first = reversed(adapter.versions)
+    split = {version.number: weights[version.id] for version in newest_first if version.id in weights}
+    return AliasInfo(alias.name, alias.revision, split, alias.updated_at)
 
 
 def _version_info(version: AdapterVersion, adapter: Adapter, base_model: str, slug: str) -> VersionInfo:
@@ -146,3 +195,7 @@ def _version_info(version: AdapterVersion, adapter: Adapter, base_model: str, sl
 
 def no_adapter(name: str) -> str:
     return f"name: you have no adapter {ascii(name)[:70]}"
+
+
+def no_version(name: str, number: int) -> str:
+    return f'version: "{name}" has no version {str(number)[:12]}'

@@ -1,4 +1,4 @@
-"""Which adapters there are: their versions, their aliases, and what a name stands for now.
+"""Which adapters there are, their versions, and what a name stands for now. Aliases are moved in `aliases`.
 
 Knows rows. Knows no file, no HTTP and no tensor. Everything that a call returns is a fact that no later call changes.
 """
@@ -10,8 +10,8 @@ from typing import Any
 
 from sqlalchemy import delete, select, tuple_
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.ext.asyncio import AsyncSession
 
+from loraplex.adapters.changes import names_of, record_change
 from loraplex.adapters.database import Database
 from loraplex.adapters.errors import (
     AdapterExists,
@@ -24,21 +24,22 @@ from loraplex.adapters.errors import (
 )
 from loraplex.adapters.lookup import (
     AdapterInfo,
+    Target,
     VersionInfo,
     adapter_info,
     find_adapter,
+    find_targets,
     first_version,
-    is_adapter,
-    no_adapter,
+    lock_adapter,
+    no_version,
     select_adapters,
-    select_for,
     select_versions,
     tenants,
 )
-from loraplex.adapters.names import check_alias, check_base_name, check_slug, check_text, version_number
-from loraplex.adapters.schema import Adapter, AdapterVersion, Alias, BaseModel
+from loraplex.adapters.names import check_base_name, check_slug, check_text, version_number
+from loraplex.adapters.schema import Adapter, AdapterVersion, Alias, AliasMove, AliasTarget, BaseModel
 
-__all__ = ["AdapterInfo", "AdapterRegistry", "VersionInfo"]
+__all__ = ["AdapterInfo", "AdapterRegistry", "Target", "VersionInfo"]
 
 MAX_PAGE = 1000
 MAX_DESCRIPTION_LENGTH = 2000
@@ -114,10 +115,11 @@ class AdapterRegistry:
     async def delete_adapter(self, tenant_id: str, name: str) -> None:
         """Delete it with its versions and aliases. Raises AdapterNotFound."""
         async with self._database.transaction() as session:
-            adapter = await _lock(session, tenant_id, name)
-            await session.execute(delete(Alias).where(Alias.adapter_id == adapter.id))
-            await session.execute(delete(AdapterVersion).where(AdapterVersion.adapter_id == adapter.id))
+            adapter = await lock_adapter(session, tenant_id, name)
+            for rows in (AliasTarget, AliasMove, Alias, AdapterVersion):
+                await session.execute(delete(rows).where(rows.adapter_id == adapter.id))
             await session.execute(delete(Adapter).where(Adapter.id == adapter.id))
+            await record_change(session, names_of(tenant_id, name))
 
     async def publish(
         self,
@@ -136,7 +138,7 @@ class AdapterRegistry:
         The bytes must be in the blob store already. Raises AdapterNotFound.
         """
         async with self._database.transaction() as session:
-            adapter = await _lock(session, tenant_id, name)
+            adapter = await lock_adapter(session, tenant_id, name)
             same_bytes = AdapterVersion.adapter_id == adapter.id, AdapterVersion.digest == digest
             if await session.scalar(select(AdapterVersion.id).where(*same_bytes)) is None:
                 adapter.last_number += 1
@@ -152,6 +154,7 @@ class AdapterRegistry:
                 )
                 session.add(version)
                 await session.flush()
+                await record_change(session, names_of(tenant_id, name))
             found = await first_version(session, select_versions(tenant_id, name).where(*same_bytes))
             assert found is not None, "the transaction has just seen or written it"
             return found
@@ -163,51 +166,36 @@ class AdapterRegistry:
             version = await first_version(session, wanted)
             if version is None:
                 await find_adapter(session, tenant_id, name)
-                raise VersionNotFound(_no_version(name, number))
+                raise VersionNotFound(no_version(name, number))
             return version
 
     async def delete_version(self, tenant_id: str, name: str, number: int) -> None:
         """Raises AdapterNotFound, VersionNotFound; VersionInUse while an alias points at it."""
         async with self._database.transaction() as session:
-            adapter = await _lock(session, tenant_id, name)
-            version_id = await _version_id(session, adapter, number)
-            aliases = (await session.scalars(select(Alias.name).where(Alias.version_id == version_id))).all()
-            if aliases:
+            adapter = await lock_adapter(session, tenant_id, name)
+            wanted = AdapterVersion.adapter_id == adapter.id, AdapterVersion.number == _storable(number)
+            version_id = await session.scalar(select(AdapterVersion.id).where(*wanted))
+            if version_id is None:
+                raise VersionNotFound(no_version(name, number))
+            pointing_here = select(AliasTarget.alias).where(AliasTarget.version_id == version_id)
+            if aliases := (await session.scalars(pointing_here)).all():
                 pointing = ", ".join(sorted(aliases))
                 raise VersionInUse(
                     f'version {number} of "{name}" is in use by {pointing}: point that elsewhere or delete it first'
                 )
             await session.execute(delete(AdapterVersion).where(AdapterVersion.id == version_id))
+            await record_change(session, names_of(tenant_id, name))
 
-    async def point_alias(self, tenant_id: str, name: str, alias: str, number: int) -> AdapterInfo:
-        """Let the alias, new or not, stand for that version. Raises InvalidName, AdapterNotFound, VersionNotFound."""
-        check_alias(alias)
-        async with self._database.transaction() as session:
-            adapter = await _lock(session, tenant_id, name)
-            version_id = await _version_id(session, adapter, number)
-            await session.merge(Alias(adapter_id=adapter.id, name=alias, version_id=version_id))
-            return await find_adapter(session, tenant_id, name)
+    async def resolve(self, tenant_id: str, name: str, selector: str | None) -> tuple[Target, ...]:
+        """The versions that share the traffic of `name@selector`, newest first; see `lookup.find_targets`.
 
-    async def delete_alias(self, tenant_id: str, name: str, alias: str) -> None:
-        """Raises AdapterNotFound; VersionNotFound where the adapter has no such alias."""
-        async with self._database.transaction() as session:
-            adapter = await _lock(session, tenant_id, name)
-            row = await session.get(Alias, (adapter.id, alias))
-            if row is None:
-                raise VersionNotFound(f'alias: "{name}" has no alias {ascii(alias)[:70]}')
-            await session.delete(row)
-
-    async def resolve(self, tenant_id: str, name: str, selector: str | None) -> VersionInfo:
-        """The version that a request for `name@selector` gets.
-
-        Digits are a version number, other selectors an alias. None is the alias `prod`, else the newest version.
         Raises AdapterNotFound, with one text, for every kind of miss.
         """
         async with self._database.read() as session:
-            version = await first_version(session, select_for(select_versions(tenant_id, name), selector))
-        if version is None:
+            targets = await find_targets(session, tenant_id, name, selector)
+        if not targets:
             raise AdapterNotFound("no such adapter, or no such version of it")
-        return version
+        return targets
 
     async def live_digests(self) -> set[str]:
         """The digests of all versions: every other blob is an orphan."""
@@ -215,26 +203,6 @@ class AdapterRegistry:
             return set(await session.scalars(select(AdapterVersion.digest).distinct()))
 
 
-async def _lock(session: AsyncSession, tenant_id: str, name: str) -> Adapter:
-    """The adapter's row, which no other transaction can change or lock until this one ends."""
-    adapter = await session.scalar(select(Adapter).where(*is_adapter(tenant_id, name)).with_for_update())
-    if adapter is None:
-        raise AdapterNotFound(no_adapter(name))
-    return adapter
-
-
-async def _version_id(session: AsyncSession, adapter: Adapter, number: int) -> str:
-    wanted = AdapterVersion.adapter_id == adapter.id, AdapterVersion.number == _storable(number)
-    version_id = await session.scalar(select(AdapterVersion.id).where(*wanted))
-    if version_id is None:
-        raise VersionNotFound(_no_version(adapter.name, number))
-    return version_id
-
-
 def _storable(number: int) -> int | None:
     """The number if a version can have it: PostgreSQL refuses to compare with integers that its column cannot hold."""
     return version_number(str(number))
-
-
-def _no_version(name: str, number: int) -> str:
-    return f'version: "{name}" has no version {str(number)[:12]}'

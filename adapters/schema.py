@@ -9,7 +9,18 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import JSON, BigInteger, DateTime, Dialect, ForeignKey, MetaData, String, Text, UniqueConstraint
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    DateTime,
+    Dialect,
+    ForeignKey,
+    ForeignKeyConstraint,
+    MetaData,
+    String,
+    Text,
+    UniqueConstraint,
+)
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 from sqlalchemy.types import TypeDecorator, TypeEngine
@@ -135,11 +146,60 @@ class AdapterVersion(Base):
 
 
 class Alias(Base):
-    """A movable name of one version. The foreign key keeps a version while an alias points at it."""
+    """A movable name of one version or of several that share its traffic. `revision` is that of its last move."""
 
     __tablename__ = "aliases"
 
     adapter_id: Mapped[str] = mapped_column(ForeignKey("adapters.id"), primary_key=True)
     name: Mapped[str] = mapped_column(Slug, primary_key=True)
-    version_id: Mapped[str] = mapped_column(ForeignKey("adapter_versions.id"), index=True)
-    updated_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now, onupdate=now)
+    revision: Mapped[int]
+    updated_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now)
+
+    targets: Mapped[list[AliasTarget]] = relationship(viewonly=True, lazy="raise")
+
+
+class AliasTarget(Base):
+    """A version that an alias stands for. The foreign key keeps the version while an alias points at it."""
+
+    __tablename__ = "alias_targets"
+    __table_args__ = (ForeignKeyConstraint(["adapter_id", "alias"], ["aliases.adapter_id", "aliases.name"]),)
+
+    adapter_id: Mapped[str] = mapped_column(RowId, primary_key=True)
+    alias: Mapped[str] = mapped_column(Slug, primary_key=True)
+    version_id: Mapped[str] = mapped_column(ForeignKey("adapter_versions.id"), primary_key=True, index=True)
+    weight: Mapped[int]
+
+
+class AliasMove(Base):
+    """What an alias was made to stand for, once. `split`: version number, as text, -> weight; none: it was deleted.
+
+    `restores`: the revision that a rollback went back to. Moves outlive their alias, so that no revision comes twice.
+    """
+
+    __tablename__ = "alias_moves"
+
+    adapter_id: Mapped[str] = mapped_column(ForeignKey("adapters.id"), primary_key=True)
+    alias: Mapped[str] = mapped_column(Slug, primary_key=True)
+    revision: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    split: Mapped[dict[str, int]] = mapped_column(Json)
+    restores: Mapped[int | None]
+    moved_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now)
+    moved_by: Mapped[str | None] = mapped_column(String(12))
+
+
+class RegistryState(Base):
+    """One row: the revision of the last change that is committed."""
+
+    __tablename__ = "registry_state"
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    revision: Mapped[int] = mapped_column(BigInteger)
+
+
+class RegistryChange(Base):
+    """What one change was about, as `changes` names it."""
+
+    __tablename__ = "registry_changes"
+
+    revision: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    subject: Mapped[str] = mapped_column(String(100))

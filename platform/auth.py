@@ -18,6 +18,7 @@ from litestar.connection import ASGIConnection
 from litestar.handlers import BaseRouteHandler
 from litestar.types import Guard
 
+from loraplex.adapters.changes import KEYS, ChangeFeed
 from loraplex.platform.errors import ApiError
 from loraplex.platform.tenants import SCOPES, InvalidKey, Principal, TenantDirectory
 
@@ -32,20 +33,24 @@ class _Entry:
 
 
 class Authenticator:
-    """Turns a secret into a `Principal`, and remembers the answer for a while.
+    """Turns a secret into a `Principal`, and remembers the answer until keys change, at most for `ttl_seconds`.
 
-    A key that is revoked elsewhere goes on working here for at most `ttl_seconds`. Holds digests, never secrets.
+    A key that is revoked through another server goes on working here for at most `changes.MAX_STALE_SECONDS`. Holds
+    digests, never secrets.
     """
 
     def __init__(
         self,
         tenants: TenantDirectory,
+        changes: ChangeFeed,
         *,
         ttl_seconds: float,
         max_entries: int = 10_000,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._tenants = tenants
+        self._changes = changes
+        changes.subscribe(self._forget)
         self._ttl_seconds = ttl_seconds
         self._max_entries = max_entries
         self._clock = clock
@@ -54,6 +59,7 @@ class Authenticator:
 
     async def authenticate(self, secret: str) -> Principal:
         """Raises `InvalidKey` for a secret that is unknown, revoked, expired, or of a suspended tenant."""
+        await self._changes.refresh()
         digest = hashlib.sha256(secret.encode()).digest()
         entry = self._entries.get(digest)
         if entry is not None and entry.expires > self._clock():
@@ -65,10 +71,10 @@ class Authenticator:
             self._remember(digest, principal)
         return principal
 
-    def forget_all(self) -> None:
-        """Ask again for every key; called after a key is revoked or a tenant is suspended."""
-        self._generation += 1
-        self._entries.clear()
+    def _forget(self, subjects: frozenset[str] | None) -> None:
+        if subjects is None or KEYS in subjects:
+            self._generation += 1
+            self._entries.clear()
 
     def _remember(self, digest: bytes, principal: Principal) -> None:
         self._entries.pop(digest, None)

@@ -5,12 +5,16 @@ Knows the rules of names and who may use what. Absent, foreign and malformed nam
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from loraplex.adapters.changes import ChangeFeed
 from loraplex.adapters.errors import AdapterNotFound, InvalidName
 from loraplex.adapters.names import ModelName, parse_model_name
-from loraplex.adapters.registry import AdapterRegistry, VersionInfo
+from loraplex.adapters.registry import AdapterRegistry, Target, VersionInfo
 from loraplex.platform.errors import ApiError
+from loraplex.platform.name_cache import NameCache
 from loraplex.platform.tenants import Principal
 
 MAX_ECHO_CHARS = 128
@@ -33,15 +37,23 @@ def model_not_found(model: str) -> ApiError:
 
 
 class Catalog:
-    """Names to models. Holds nothing between calls: an alias that moves is seen by the next request."""
+    """Names to models, remembered until they change.
 
-    def __init__(self, registry: AdapterRegistry, base_model_name: str) -> None:
+    A change through this server is seen by the next request, one through another after `changes.MAX_STALE_SECONDS` at
+    most.
+    """
+
+    def __init__(self, registry: AdapterRegistry, changes: ChangeFeed, base_model_name: str) -> None:
         self.base_model_name = base_model_name
         self._registry = registry
+        self._changes = changes
+        self._names = NameCache()
+        changes.subscribe(self._names.forget)
 
-    async def resolve(self, principal: Principal, model: str) -> ResolvedModel:
+    async def resolve(self, principal: Principal, model: str, user: str | None = None) -> ResolvedModel:
         """The base by its exact name; `[tenant/]adapter[@alias|@version]` in the caller's tenant; or a 404 ApiError.
 
+        Where versions share the traffic of a name, the same `user`, or without one the same key, gets the same version.
         A key without a tenant (an operator's) may use the base only.
         """
         if model == self.base_model_name:
@@ -50,13 +62,40 @@ class Catalog:
         if name is None or principal.tenant_id is None or name.tenant not in (None, principal.tenant):
             raise model_not_found(model)
         try:
-            version = await self._registry.resolve(principal.tenant_id, name.adapter, name.selector)
+            targets = await self._targets(principal.tenant_id, name.adapter, name.selector)
         except AdapterNotFound:
             raise model_not_found(model) from None
+        version = choose(targets, f"key {principal.key_id}" if user is None else f"user {user}")
         if version.base_model != self.base_model_name:
             message = f"This adapter was made for `{version.base_model}`; this server serves `{self.base_model_name}`."
             raise ApiError(404, "model_not_found", message, param="model")
         return ResolvedModel(version.canonical_name, version.digest, version)
+
+    async def _targets(self, tenant_id: str, adapter: str, selector: str | None) -> tuple[Target, ...]:
+        await self._changes.refresh()
+        targets = self._names.get(tenant_id, adapter, selector)
+        if targets is None:
+            generation = self._names.generation
+            targets = await self._registry.resolve(tenant_id, adapter, selector)
+            # What changed while we asked must not come into the cache as it was before.
+            if generation == self._names.generation:
+                self._names.put(tenant_id, adapter, selector, targets)
+        return targets
+
+
+def choose(targets: Sequence[Target], who: str) -> VersionInfo:
+    """The target, of those that are given newest first, that `who` gets: each gets its share of all there are.
+
+    It depends on the adapter and on `who`, so it is the same on every server and for every alias; and it comes from one
+    fixed point per `who`, so that whoever has the newest version keeps it while its share grows.
+    """
+    seed = f"{targets[0].version.adapter_id} {who}".encode()
+    point = int.from_bytes(hashlib.sha256(seed).digest()[:8]) % 2**53 / 2**53 * sum(target.weight for target in targets)
+    for target in targets:
+        if point < target.weight:
+            return target.version
+        point -= target.weight
+    return targets[-1].version
 
 
 def _parse(model: str) -> ModelName | None:

@@ -31,9 +31,11 @@ from loraplex.adapters.errors import (
     AdapterInvalid,
     AdapterNotFound,
     AdapterUnavailable,
+    AliasMoved,
     BaseModelConflict,
     BaseModelUnknown,
     InvalidName,
+    NothingToRestore,
     VersionInUse,
 )
 from loraplex.engine.client import EngineUnavailable, GenerationFailed
@@ -175,6 +177,8 @@ TRANSLATIONS: dict[type[Exception], Callable[[Any], ApiError]] = {
     InvalidName: lambda e: ApiError(400, "invalid_value", str(e), param=e.field),
     AdapterNotFound: lambda e: ApiError(404, "adapter_not_found", str(e)),
     AdapterExists: lambda e: ApiError(409, "adapter_exists", str(e), param="name", headers=_NO_RETRY),
+    AliasMoved: lambda e: ApiError(412, "alias_moved", str(e), param="If-Match", headers=_NO_RETRY),
+    NothingToRestore: lambda e: ApiError(409, "nothing_to_restore", str(e), headers=_NO_RETRY),
     VersionInUse: lambda e: ApiError(409, "version_in_use", str(e), headers=_NO_RETRY),
     BaseModelConflict: lambda e: ApiError(409, "base_model_conflict", str(e), headers=_NO_RETRY),
     AdapterInvalid: lambda e: ApiError(400, "adapter_invalid", str(e), details=e.report),

@@ -18,7 +18,9 @@ import uvicorn
 from anyio import to_thread
 from sqlalchemy.exc import SQLAlchemyError
 
+from loraplex.adapters.aliases import AdapterAliases
 from loraplex.adapters.blobs import BlobStore
+from loraplex.adapters.changes import ChangeFeed
 from loraplex.adapters.database import Database
 from loraplex.adapters.registry import AdapterRegistry
 from loraplex.engine.client import EngineClient
@@ -71,6 +73,7 @@ async def run_server(
                 tasks.create_task(_drain_then_exit(server, services.engine, drain, settings.drain_seconds)),
                 tasks.create_task(_exit_without_engine(server, services.engine)),
                 tasks.create_task(_sweep_forever(services)),
+                tasks.create_task(services.changes.follow()),
             ]
             with _signals(server, drain):
                 await server.serve(sockets=[listener])
@@ -84,7 +87,7 @@ async def open_services(settings: Settings, model_path: Path) -> AsyncIterator[S
     """Start the engine and open the registry, whose tables are there; closed in reverse order."""
     database = Database(settings.resolved_database_url)
     try:
-        registry = AdapterRegistry(database)
+        registry, changes = AdapterRegistry(database), ChangeFeed(database)
         blobs = BlobStore(settings.adapters_dir)
         engine = await EngineClient.start(
             settings.engine_settings(model_path), max_pending=settings.max_queued_requests
@@ -100,8 +103,10 @@ async def open_services(settings: Settings, model_path: Path) -> AsyncIterator[S
                 text=TextCodec(model_path),
                 tenants=TenantDirectory(database),
                 registry=registry,
+                aliases=AdapterAliases(database),
                 blobs=blobs,
-                catalog=Catalog(registry, settings.base_model_name),
+                catalog=Catalog(registry, changes, settings.base_model_name),
+                changes=changes,
                 metrics=metrics,
                 base_shape=shape,
                 base_model_name=settings.base_model_name,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from loraplex.adapters.aliases import AdapterAliases
 from loraplex.adapters.blobs import BlobStore
+from loraplex.adapters.changes import ChangeFeed
 from loraplex.adapters.registry import AdapterRegistry
 from loraplex.adapters.types import BaseShape, LoraSite, LoraSlice
 from loraplex.engine.client import EngineClient
@@ -25,8 +27,10 @@ class Services:
     text: TextCodec
     tenants: TenantDirectory
     registry: AdapterRegistry
+    aliases: AdapterAliases
     blobs: BlobStore
     catalog: Catalog
+    changes: ChangeFeed
     metrics: Metrics
     base_shape: BaseShape
     base_model_name: str

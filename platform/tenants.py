@@ -16,6 +16,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from loraplex.adapters.changes import KEYS, record_change
 from loraplex.adapters.database import Database
 from loraplex.adapters.names import check_slug, check_text
 from loraplex.adapters.schema import now
@@ -122,6 +123,7 @@ class TenantDirectory:
             tenant = await _tenant(session, slug)
             if suspended != (tenant.suspended_at is not None):
                 tenant.suspended_at = now() if suspended else None
+                await record_change(session, KEYS)
             return _tenant_info(tenant)
 
     async def create_key(
@@ -165,6 +167,7 @@ class TenantDirectory:
                 raise KeyNotFound(f"id: there is no API key {ascii(key_id)[:20]}")
             key, owner = found
             key.revoked_at = key.revoked_at or now()
+            await record_change(session, KEYS)
             return _key_info(key, _slug(owner))
 
     async def authenticate(self, secret: str) -> Principal:

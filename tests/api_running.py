@@ -13,7 +13,9 @@ from typing import Any
 import httpx
 from litestar import Litestar
 
+from loraplex.adapters.aliases import AdapterAliases
 from loraplex.adapters.blobs import BlobStore
+from loraplex.adapters.changes import ChangeFeed
 from loraplex.adapters.database import Database
 from loraplex.adapters.registry import AdapterRegistry
 from loraplex.adapters.types import BaseShape
@@ -85,6 +87,7 @@ async def run_api(
     engine = engine or StandingEngine(ready_of(lora_shape(ModelConfig.from_folder(model))))
     config = Settings(data_dir=folder, served_model_name="tiny", **settings)
     registry, tenants, metrics = AdapterRegistry(database), TenantDirectory(database), Metrics()
+    changes = ChangeFeed(database)
     shape = base_shape(engine.ready)
     await registry.register_base_model("tiny", shape.digest, str(model))
     metrics.watch_engine(lambda: engine.status)
@@ -94,8 +97,10 @@ async def run_api(
         text=TextCodec(model),
         tenants=tenants,
         registry=registry,
+        aliases=AdapterAliases(database),
         blobs=BlobStore(config.adapters_dir),
-        catalog=Catalog(registry, "tiny"),
+        catalog=Catalog(registry, changes, "tiny"),
+        changes=changes,
         metrics=metrics,
         base_shape=shape,
         base_model_name="tiny",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -126,5 +127,13 @@ def upload(client: httpx.Client, folder: Path, name: str) -> dict[str, Any]:
     return version
 
 
+def shown_split(split: Mapping[str, int]) -> str:
+    """`2`, or `2 (10%), 1 (90%)`."""
+    if len(split) == 1:
+        return next(iter(split))
+    total = sum(split.values())
+    return ", ".join(f"{number} ({100 * weight / total:.3g}%)" for number, weight in split.items())
+
+
 def _aliases(found: dict[str, Any]) -> str:
-    return ", ".join(f"{alias} → {version}" for alias, version in found["aliases"].items())
+    return ", ".join(f"{name} → {shown_split(alias['split'])}" for name, alias in found["aliases"].items())

@@ -1,11 +1,11 @@
-"""A tenant's own adapters: names, versions, aliases. The tenant always comes from the key, never from the request."""
+"""A tenant's own adapters: names and versions. The tenant always comes from the key, never from the request."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any
 
 from anyio import to_thread
-from litestar import Request, Router, delete, get, post, put
+from litestar import Request, Router, delete, get, post
 from litestar.di import NamedDependency, Provide
 from litestar.params import FromPath, JSONBody, QueryParameter
 
@@ -17,7 +17,6 @@ from loraplex.platform.manage.schemas import (
     AdapterPage,
     AdapterView,
     CreateAdapter,
-    PointAlias,
     VersionList,
     VersionView,
 )
@@ -156,26 +155,6 @@ async def delete_version(
     await services.registry.delete_version(tenant_id, name, number)
 
 
-@put("/{name:str}/aliases/{alias:str}")
-async def point_alias(
-    name: FromPath[str],
-    alias: FromPath[str],
-    data: JSONBody[PointAlias],
-    services: NamedDependency[Services],
-    tenant_id: NamedDependency[str],
-) -> AdapterView:
-    """Let an alias, new or not, stand for a version. `prod` is what a name without @ means."""
-    return AdapterView.of(await services.registry.point_alias(tenant_id, name, alias, data.version))
-
-
-@delete("/{name:str}/aliases/{alias:str}")
-async def delete_alias(
-    name: FromPath[str], alias: FromPath[str], services: NamedDependency[Services], tenant_id: NamedDependency[str]
-) -> None:
-    """Delete an alias; the version stays."""
-    await services.registry.delete_alias(tenant_id, name, alias)
-
-
 def _require_served(base_model: str, served: str) -> None:
     if base_model != served:
         message = (
@@ -215,8 +194,6 @@ ADAPTER_ROUTES = [
             list_versions,
             get_version,
             delete_version,
-            point_alias,
-            delete_alias,
         ],
         dependencies={"tenant_id": Provide(provide_tenant_id, sync_to_thread=False)},
         opt={"scope": "adapters"},

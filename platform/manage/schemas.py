@@ -7,12 +7,16 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
+from loraplex.adapters.aliases import MoveInfo
+from loraplex.adapters.lookup import MAX_TARGETS, AliasInfo
 from loraplex.adapters.registry import AdapterInfo, VersionInfo
 from loraplex.engine.client import EngineClient
 from loraplex.engine.messages import Inspection, Ready, ResidentAdapter, Status
 from loraplex.platform.tenants import KeyInfo, TenantInfo
 
 Name = Annotated[str, Meta(min_length=1, max_length=63, description="a-z, 0-9, '.', '_' and '-'.")]
+VersionNumber = Annotated[int, Meta(ge=1, lt=1_000_000_000)]
+Weight = Annotated[int, Meta(ge=1, le=1_000_000, description="Share of the traffic, relative to the sum of all.")]
 Scope = Literal["inference", "adapters", "admin"]
 Tier = Literal["disk", "host", "device"]
 
@@ -25,12 +29,70 @@ class CreateAdapter(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     base_model: Annotated[str, Meta(min_length=1, max_length=127)] | None = None
 
 
-class PointAlias(Struct, frozen=True, forbid_unknown_fields=True):
-    version: Annotated[int, Meta(ge=1, lt=1_000_000_000)]
+class MoveAlias(Struct, frozen=True, forbid_unknown_fields=True):
+    """Either a version, or a split: version number -> weight, relative to the sum of all."""
+
+    version: VersionNumber | None = None
+    split: Annotated[dict[VersionNumber, Weight], Meta(min_length=1, max_length=MAX_TARGETS)] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.version is None) == (self.split is None):
+            raise ValueError("Expected either `version` or `split`")
+
+    def targets(self) -> dict[int, int]:
+        if self.version is not None:
+            return {self.version: 1}
+        assert self.split is not None
+        return self.split
+
+
+class RollBackAlias(Struct, frozen=True, forbid_unknown_fields=True):
+    """`to`: a revision of the alias's history; default is what it stood for before its last move."""
+
+    to: Annotated[int, Meta(ge=1, lt=1_000_000_000)] | None = None
+
+
+class AliasView(Struct, frozen=True, kw_only=True):
+    """`split`: version number -> weight, newest first. Every move raises `revision`."""
+
+    revision: int
+    split: dict[int, int]
+    updated_at: datetime
+
+    @classmethod
+    def of(cls, alias: AliasInfo) -> AliasView:
+        return cls(revision=alias.revision, split=alias.split, updated_at=alias.updated_at)
+
+
+class MoveView(Struct, frozen=True, kw_only=True):
+    """`split` is empty where the alias was deleted. `restores`: the revision that a rollback went back to.
+
+    `moved_by`: the id of the API key.
+    """
+
+    revision: int
+    split: dict[int, int]
+    restores: int | None
+    moved_at: datetime
+    moved_by: str | None
+
+    @classmethod
+    def of(cls, move: MoveInfo) -> MoveView:
+        return cls(
+            revision=move.revision,
+            split=move.split,
+            restores=move.restores,
+            moved_at=move.moved_at,
+            moved_by=move.moved_by,
+        )
+
+
+class AliasHistory(Struct, frozen=True):
+    data: list[MoveView]
 
 
 class AdapterView(Struct, frozen=True, kw_only=True):
-    """`versions`: their numbers, rising. `aliases`: name -> version number."""
+    """`versions`: their numbers, rising. `aliases` by name."""
 
     tenant: str
     name: str
@@ -38,7 +100,7 @@ class AdapterView(Struct, frozen=True, kw_only=True):
     description: str
     created_at: datetime
     versions: list[int]
-    aliases: dict[str, int]
+    aliases: dict[str, AliasView]
 
     @classmethod
     def of(cls, adapter: AdapterInfo) -> AdapterView:
@@ -49,7 +111,7 @@ class AdapterView(Struct, frozen=True, kw_only=True):
             description=adapter.description,
             created_at=adapter.created_at,
             versions=[version.number for version in adapter.versions],
-            aliases=adapter.aliases,
+            aliases={name: AliasView.of(alias) for name, alias in adapter.aliases.items()},
         )
 
 
@@ -180,7 +242,7 @@ class ResidentAdapterView(Struct, frozen=True, kw_only=True):
     tenant: str
     name: str
     base_model: str
-    aliases: dict[str, int]
+    aliases: dict[str, AliasView]
     versions: list[ResidentVersion]
 
     @classmethod
@@ -191,7 +253,7 @@ class ResidentAdapterView(Struct, frozen=True, kw_only=True):
             tenant=adapter.tenant,
             name=adapter.name,
             base_model=adapter.base_model,
-            aliases=adapter.aliases,
+            aliases={name: AliasView.of(alias) for name, alias in adapter.aliases.items()},
             versions=[_resident(version, host, device) for version in adapter.versions],
         )
 

@@ -87,7 +87,7 @@ def read_body(body: bytes, target: type[T]) -> T:
         for index, message in enumerate(messages if isinstance(messages, list) else ()):
             if isinstance(message, dict):
                 _drop_unserved(message, UNSERVED_IN_MESSAGES, f"messages[{index}].")
-    return msgspec.convert(document, target)
+    return msgspec.convert(document, target, str_keys=True)  # the keys of a JSON object are strings
 
 
 def _drop_unserved(fields: dict[str, Any], unserved: Mapping[str, tuple[Any, ...]], path: str) -> None:

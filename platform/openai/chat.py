@@ -46,7 +46,7 @@ async def create_chat_completion(
 ) -> Response[Any]:
     """Answer a conversation, in one piece or, with `stream`, as server-sent events of `chat.completion.chunk`."""
     principal = request.auth
-    model = await services.catalog.resolve(principal, data.model)
+    model = await services.catalog.resolve(principal, data.model, data.user)
     ready = services.engine.ready
     asked = prepare(
         data,

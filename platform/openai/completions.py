@@ -38,7 +38,7 @@ async def create_completion(
     """Continue one prompt, given as text or as token ids, in one piece or as server-sent events."""
     prompt = data.single_prompt()
     principal = request.auth
-    model = await services.catalog.resolve(principal, data.model)
+    model = await services.catalog.resolve(principal, data.model, data.user)
     ready = services.engine.ready
     asked = prepare(
         data,

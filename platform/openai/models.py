@@ -17,7 +17,8 @@ from loraplex.platform.tenants import Principal
 
 
 class Model(msgspec.Struct, frozen=True, kw_only=True):
-    """`root`: what the name stands for now, `acme/support-bot@7`. `parent`: an adapter's base model."""
+    """`root`: what the name stands for now, `acme/support-bot@7`; where versions share its traffic, the one with most.
+    `parent`: an adapter's base model."""
 
     id: str
     object: Literal["model"] = "model"
@@ -76,13 +77,14 @@ def _base(services: Services) -> Model:
 
 
 def _listed(adapter: AdapterInfo) -> Model:
-    newest = adapter.versions[-1].number
+    default = adapter.aliases.get(DEFAULT_ALIAS)
+    number = max(default.split, key=default.split.__getitem__) if default else adapter.versions[-1].number
     name = f"{adapter.tenant}/{adapter.name}"
     return Model(
         id=name,
         created=_seconds(adapter.created_at),
         owned_by=adapter.tenant,
-        root=f"{name}@{adapter.aliases.get(DEFAULT_ALIAS, newest)}",
+        root=f"{name}@{number}",
         parent=adapter.base_model,
     )
 

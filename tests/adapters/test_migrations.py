@@ -11,9 +11,9 @@ import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import Connection, inspect, text
+from sqlalchemy import Connection, inspect, select, text
 
-from loraplex.adapters.schema import Base
+from loraplex.adapters.schema import AliasMove, Base
 from loraplex.platform import schema
 from loraplex.platform.migrate import (
     MigrationError,
@@ -78,6 +78,32 @@ def test_a_downgrade_removes_every_table(empty_database_url):
 
     with locked_connection(empty_database_url) as connection:
         assert tables(connection) == {"alembic_version"}
+
+
+def test_aliases_of_before_splits_stay(empty_database_url):
+    """0002 keeps what each alias points at, as its first revision, and its downgrade keeps the version with most."""
+    with locked_connection(empty_database_url) as connection:
+        command.upgrade(alembic_config(connection), "0001")
+        for statement in (
+            "INSERT INTO tenants VALUES ('t', 'acme', 'Acme', 's', 1, NULL, '2026-01-01 00:00:00+00:00')",
+            "INSERT INTO base_models VALUES ('b', 'base', 'd', 's', '2026-01-01 00:00:00+00:00')",
+            "INSERT INTO adapters VALUES ('a', 't', 'bot', 'b', '', 2, '2026-01-01 00:00:00+00:00')",
+            "INSERT INTO adapter_versions VALUES "
+            "('v', 'a', 2, 'd', 1, 8, '[]', '[]', 'ready', '2026-01-01 00:00:00+00:00', NULL)",
+            "INSERT INTO aliases VALUES ('a', 'prod', 'v', '2026-01-01 00:00:00+00:00')",
+        ):
+            connection.execute(text(statement))
+    upgrade_database(empty_database_url)
+
+    with locked_connection(empty_database_url) as connection:
+        assert connection.execute(text("SELECT version_id, weight FROM alias_targets")).all() == [("v", 1)]
+        assert connection.execute(text("SELECT revision FROM aliases")).all() == [(1,)]
+        moves = connection.execute(select(AliasMove.revision, AliasMove.split, AliasMove.moved_at)).all()
+        assert [(move.revision, move.split, move.moved_at.year) for move in moves] == [(1, {"2": 1}, 2026)]
+        command.downgrade(alembic_config(connection), "0001")
+        assert connection.execute(text("SELECT adapter_id, name, version_id FROM aliases")).all() == [
+            ("a", "prod", "v")
+        ]
 
 
 def test_a_failed_upgrade_leaves_nothing(empty_database_url):

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from loraplex.adapters.aliases import AdapterAliases
 from loraplex.adapters.database import Database
 from loraplex.adapters.errors import (
     AdapterError,
@@ -32,6 +33,11 @@ async def registry(database: Database) -> AdapterRegistry:
     registry = AdapterRegistry(database)
     await registry.register_base_model("base", "0" * 64, "hub:base")
     return registry
+
+
+@pytest.fixture
+def aliases(database: Database) -> AdapterAliases:
+    return AdapterAliases(database)
 
 
 @pytest.fixture
@@ -120,12 +126,12 @@ async def test_an_adapter_is_created_once(registry, acme, zeta):
     await registry.create_adapter(zeta, "bot", "base")
 
 
-async def test_deleting_a_version_races_with_pointing_an_alias_at_it(registry, acme, bot):
+async def test_deleting_a_version_races_with_pointing_an_alias_at_it(registry, aliases, acme, bot):
     """Either the version goes and the alias is refused, or the alias points and the version stays: never both."""
     for number, digest in enumerate("abcdef012345", start=1):
         await publish(registry, acme, bot, digest)
         pointed, deleted = await asyncio.gather(
-            registry.point_alias(acme, bot, "prod", number),
+            aliases.move(acme, bot, "prod", {number: 1}),
             registry.delete_version(acme, bot, number),
             return_exceptions=True,
         )
@@ -136,38 +142,40 @@ async def test_deleting_a_version_races_with_pointing_an_alias_at_it(registry, a
             assert number not in {version.number for version in info.versions}
         else:
             assert isinstance(deleted, VersionInUse)
-            assert info.aliases == {"prod": number}
-        assert set(info.aliases.values()) <= {version.number for version in info.versions}
+            assert info.aliases["prod"].split == {number: 1}
+        pointed_at = {number for alias in info.aliases.values() for number in alias.split}
+        assert pointed_at <= {version.number for version in info.versions}
 
 
-async def test_an_alias_protects_its_version(registry, acme, bot):
+async def test_an_alias_protects_its_version(registry, aliases, acme, bot):
     """A version goes only when no alias points at it; the refusal names the aliases."""
     await publish(registry, acme, bot, "a")
     await publish(registry, acme, bot, "b")
     for alias in ("prod", "canary"):
-        await registry.point_alias(acme, bot, alias, 1)
+        await aliases.move(acme, bot, alias, {1: 1})
 
     with pytest.raises(VersionInUse, match="canary, prod"):
         await registry.delete_version(acme, bot, 1)
 
-    assert (await registry.point_alias(acme, bot, "prod", 2)).aliases == {"canary": 1, "prod": 2}
-    await registry.delete_alias(acme, bot, "canary")
+    await aliases.move(acme, bot, "prod", {2: 1})
+    await aliases.delete(acme, bot, "canary")
     await registry.delete_version(acme, bot, 1)
     assert [version.number for version in (await registry.get_adapter(acme, bot)).versions] == [2]
 
 
-async def test_what_a_name_resolves_to(registry, acme, bot):
+async def test_what_a_name_resolves_to(registry, aliases, acme, bot):
     """Digits are a version, words an alias, nothing is `prod` if there is one and else the newest version."""
     for digest in "abc":
         await publish(registry, acme, bot, digest)
 
     async def number(selector: str | None) -> int:
-        return (await registry.resolve(acme, bot, selector)).number
+        (target,) = await registry.resolve(acme, bot, selector)
+        return target.version.number
 
     assert [await number(None), await number("1")] == [3, 1]
-    await registry.point_alias(acme, bot, "canary", 2)
+    await aliases.move(acme, bot, "canary", {2: 1})
     assert [await number(None), await number("canary")] == [3, 2]
-    await registry.point_alias(acme, bot, "prod", 1)
+    await aliases.move(acme, bot, "prod", {1: 1})
     assert [await number(None), await number("prod"), await number("3")] == [1, 1, 3]
 
 
@@ -201,18 +209,16 @@ async def test_every_miss_reads_the_same(registry, acme, zeta, bot):
     assert len(texts) == 1
 
 
-async def test_no_call_reaches_another_tenants_adapter(registry, acme, zeta, bot):
+async def test_no_call_reaches_another_tenants_adapter(registry, aliases, acme, zeta, bot):
     """Under another tenant's id every call finds nothing and changes nothing."""
     await publish(registry, acme, bot, "a")
-    await registry.point_alias(acme, bot, "prod", 1)
+    await aliases.move(acme, bot, "prod", {1: 1})
     before = await registry.get_adapter(acme, bot)
 
     for attempt in (
         registry.get_adapter(zeta, bot),
         registry.get_version(zeta, bot, 1),
         publish(registry, zeta, bot, "b"),
-        registry.point_alias(zeta, bot, "prod", 1),
-        registry.delete_alias(zeta, bot, "prod"),
         registry.delete_version(zeta, bot, 1),
         registry.delete_adapter(zeta, bot),
     ):
@@ -229,18 +235,15 @@ async def test_a_missing_version_is_told_from_a_missing_adapter(registry, acme, 
         for attempt in (
             registry.get_version(acme, bot, number),
             registry.delete_version(acme, bot, number),
-            registry.point_alias(acme, bot, "prod", number),
         ):
             with pytest.raises(VersionNotFound, match="has no version"):
                 await attempt
-    with pytest.raises(VersionNotFound, match="has no alias 'prod'"):
-        await registry.delete_alias(acme, bot, "prod")
 
 
-async def test_a_deleted_adapter_is_gone_with_all_it_had(registry, acme, bot):
+async def test_a_deleted_adapter_is_gone_with_all_it_had(registry, aliases, acme, bot):
     """Versions, aliases and digests go with the adapter, and its name is free."""
     await publish(registry, acme, bot, "a")
-    await registry.point_alias(acme, bot, "prod", 1)
+    await aliases.move(acme, bot, "prod", {1: 1})
 
     await registry.delete_adapter(acme, bot)
 

@@ -123,7 +123,8 @@ def running_server(model: Path, data_dir: Path, **options: str | int) -> Iterato
     log = data_dir / "server.log"
     settings = {"model": model, "host": "127.0.0.1", "port": 0, "data_dir": data_dir} | options
     arguments = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
-    admin_key = json.loads(loraplex("key", "create", "--admin", "--json", f"--data-dir={data_dir}"))["secret"]
+    where = f"--database-url={options['database_url']}" if "database_url" in options else f"--data-dir={data_dir}"
+    admin_key = json.loads(loraplex("key", "create", "--admin", "--json", where))["secret"]
     with log.open("wb") as output:
         process = subprocess.Popen([*COMMAND, "serve", *arguments], stdout=output, stderr=output, env=environment())
     try:

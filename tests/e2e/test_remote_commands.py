@@ -28,7 +28,7 @@ def test_a_pushed_adapter_is_listed_shown_called_and_deleted(run, make_adapter, 
     assert "loraplex chat acme/cli@prod" in pushed.stdout
     assert "acme/cli" in run("adapter", "list").stdout
     shown = json.loads(run("adapter", "show", "cli", "--json").stdout)
-    assert shown["aliases"] == {"prod": 1}
+    assert shown["aliases"]["prod"]["split"] == {"1": 1}
     assert (shown["versions"][0]["rank"], shown["versions"][0]["targets"]) == (4, ["v_proj"])
     assert "acme/cli@1" in run("adapter", "show", "cli").stdout
 
@@ -51,6 +51,26 @@ def test_pushing_again_gives_the_next_version(run, make_adapter, tmp_path):
     listed = json.loads(run("adapter", "list", "--json").stdout)
     assert [a["versions"] for a in listed if a["name"] == "again"] == [[1, 2]]
     assert json.loads(run("adapter", "delete", "again", "--json").stdout) == {"name": "again", "deleted": True}
+
+
+def test_aliases_move_split_and_roll_back(run, make_adapter, tmp_path):
+    """Each command says what the alias stands for then; a lost race and nonsense are told in one line."""
+    for seed in (1, 2):
+        folder = make_adapter(tmp_path / str(seed), rank=2, seed=seed)
+        assert run("adapter", "push", folder, "--name", "moving").exit_code == 0
+    assert "version 1 (revision 1)" in run("alias", "move", "moving", "prod", "1").stdout
+    split = run("alias", "move", "moving", "prod", "1=90", "2=10", "--if-revision", "1")
+    assert "2 (10%), 1 (90%) (revision 2)" in split.stdout
+    assert "prod → 2 (10%), 1 (90%)" in run("adapter", "show", "moving").stdout
+    lost = run("alias", "move", "moving", "prod", "2", "--if-revision", "1")
+    assert (lost.exit_code, "(alias_moved)" in lost.stderr) == (1, True)
+    assert "version 1 (revision 3)" in run("alias", "rollback", "moving", "prod").stdout
+    assert "revision 1" in run("alias", "history", "moving", "prod").stdout
+    assert json.loads(run("alias", "history", "moving", "prod", "--json").stdout)[1]["split"] == {"1": 90, "2": 10}
+    assert run("alias", "delete", "moving", "prod").exit_code == 0
+    for nonsense in (("x",), ("1=x",), ("1", "1=2"), ()):
+        assert run("alias", "move", "moving", "prod", *nonsense).exit_code == 2
+    assert run("adapter", "delete", "moving").exit_code == 0
 
 
 def test_a_refused_adapter_tells_every_failed_check(run, make_adapter, tmp_path):

@@ -84,6 +84,6 @@ def test_kill_dash_nine_loses_nothing_acknowledged(tiny_model_dir, make_adapter,
         third = server.upload(key, "bot", folders[2])
 
     assert after == before
-    assert adapter["aliases"] == {"prod": 1}
+    assert adapter["aliases"]["prod"]["split"] == {"1": 1}
     assert [version["digest"] for version in versions] == [upload["digest"] for upload in uploads]
     assert third["version"] == 3

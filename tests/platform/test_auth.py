@@ -9,9 +9,10 @@ import pytest
 from api_running import Api, run_api
 from litestar import Litestar, get
 
+from loraplex.adapters.changes import MAX_STALE_SECONDS, ChangeFeed
 from loraplex.adapters.database import Database
 from loraplex.platform.auth import Authenticator, require_closed
-from loraplex.platform.tenants import InvalidKey, TenantDirectory
+from loraplex.platform.tenants import InvalidKey, Principal, TenantDirectory
 
 pytest_plugins = ["database_fixtures"]
 pytestmark = pytest.mark.anyio
@@ -23,6 +24,23 @@ PUBLIC = {"/livez", "/readyz", "/health", "/metrics", "/openapi.json"}
 async def api(database: Database, tmp_path: Path, tiny_model_dir: Path) -> AsyncIterator[Api]:
     async with run_api(database, tmp_path, tiny_model_dir) as running:
         yield running
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class CountingDirectory(TenantDirectory):
+    """Counts how often a key was looked up."""
+
+    asked = 0
+
+    async def authenticate(self, secret: str) -> Principal:
+        self.asked += 1
+        return await super().authenticate(secret)
 
 
 def closed_routes(app: Litestar) -> list[tuple[str, str, str]]:
@@ -110,19 +128,37 @@ async def test_a_suspended_tenant_is_refused_until_it_is_resumed(api: Api) -> No
 
 
 async def test_a_key_is_asked_for_again_after_the_ttl(database: Database) -> None:
-    """A key revoked elsewhere goes on for at most the cache's time."""
-    tenants = TenantDirectory(database)
+    """What ends without a change, as a key that expires, goes on for at most the cache's time."""
+    tenants = CountingDirectory(database)
     await tenants.create_tenant("acme")
-    key, secret = await tenants.create_key("acme", "k", ["inference"])
-    now = 0.0
-    authenticator = Authenticator(tenants, ttl_seconds=10, clock=lambda: now)
-    await authenticator.authenticate(secret)
-    await tenants.revoke_key(key.id)
-    now = 9.9
-    assert (await authenticator.authenticate(secret)).key_id == key.id
-    now = 10.1
-    with pytest.raises(InvalidKey):
+    _, secret = await tenants.create_key("acme", "k", ["inference"])
+    clock = Clock()
+    authenticator = Authenticator(tenants, ChangeFeed(database), ttl_seconds=10, clock=clock)
+    for clock.now, asked in ((0.0, 1), (9.9, 1), (10.1, 2)):
         await authenticator.authenticate(secret)
+        assert tenants.asked == asked
+
+
+async def test_a_key_revoked_elsewhere_goes_on_for_two_seconds_at_most(database: Database, database_url: str) -> None:
+    """And for none when it is revoked here."""
+    clock = Clock()
+    other_server = Database(database_url)
+    tenants, changes = TenantDirectory(database), ChangeFeed(database, clock=clock)
+    await tenants.create_tenant("acme")
+    made = [await tenants.create_key("acme", f"k{i}", ["inference"]) for i in range(2)]
+    authenticator = Authenticator(tenants, changes, ttl_seconds=300)
+    for _, secret in made:
+        await authenticator.authenticate(secret)
+    await changes.look()
+    await TenantDirectory(other_server).revoke_key(made[0][0].id)
+    await other_server.dispose()
+    clock.now = MAX_STALE_SECONDS
+    with pytest.raises(InvalidKey):
+        await authenticator.authenticate(made[0][1])
+    await authenticator.authenticate(made[1][1])
+    await tenants.revoke_key(made[1][0].id)
+    with pytest.raises(InvalidKey):
+        await authenticator.authenticate(made[1][1])
 
 
 async def test_a_key_revoked_while_it_was_checked_is_not_cached(database: Database) -> None:
@@ -135,10 +171,11 @@ async def test_a_key_revoked_while_it_was_checked_is_not_cached(database: Databa
         async def authenticate(self, secret: str):
             principal = await super().authenticate(secret)
             await self.revoke_key(key.id)
-            authenticator.forget_all()
+            await changes.look()
             return principal
 
-    authenticator = Authenticator(SlowDirectory(database), ttl_seconds=1000)
+    changes = ChangeFeed(database)
+    authenticator = Authenticator(SlowDirectory(database), changes, ttl_seconds=1000)
     await authenticator.authenticate(secret)
     with pytest.raises(InvalidKey):
         await authenticator.authenticate(secret)
@@ -146,17 +183,13 @@ async def test_a_key_revoked_while_it_was_checked_is_not_cached(database: Databa
 
 async def test_the_cache_is_bounded(database: Database) -> None:
     """The oldest key leaves when the cache is full."""
-    tenants = TenantDirectory(database)
+    tenants = CountingDirectory(database)
     await tenants.create_tenant("acme")
     made = [await tenants.create_key("acme", f"k{i}", ["inference"]) for i in range(3)]
-    authenticator = Authenticator(tenants, ttl_seconds=1000, max_entries=2)
-    for _, secret in made:
-        await authenticator.authenticate(secret)
-    await tenants.revoke_key(made[0][0].id)
-    await tenants.revoke_key(made[2][0].id)
-    assert (await authenticator.authenticate(made[2][1])).key_id == made[2][0].id
-    with pytest.raises(InvalidKey):
-        await authenticator.authenticate(made[0][1])
+    authenticator = Authenticator(tenants, ChangeFeed(database), ttl_seconds=1000, max_entries=2)
+    for number, asked in ((0, 1), (1, 2), (2, 3), (2, 3), (1, 3), (0, 4)):
+        await authenticator.authenticate(made[number][1])
+        assert tenants.asked == asked
 
 
 def test_a_handler_without_a_scope_fails_at_start() -> None:

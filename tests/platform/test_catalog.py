@@ -1,5 +1,6 @@
 """A name means the same thing every time, and nobody learns of another tenant's."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -7,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loraplex.adapters.errors import AdapterNotFound
-from loraplex.adapters.registry import VersionInfo
-from loraplex.platform.catalog import Catalog
+from loraplex.adapters.registry import Target, VersionInfo
+from loraplex.platform.catalog import Catalog, choose
 from loraplex.platform.errors import ApiError
 from loraplex.platform.tenants import Principal
 
@@ -43,7 +44,20 @@ class OneAdapter:
         self.asked += 1
         if (tenant_id, name) != ("t1", "bot") or selector not in (None, "prod", "7"):
             raise AdapterNotFound("no such adapter")
-        return self.version
+        return (Target(self.version, 1),)
+
+
+class Unchanged:
+    """A registry in which nothing changes, until a test says so."""
+
+    def __init__(self):
+        self.listeners = []
+
+    def subscribe(self, listener):
+        self.listeners.append(listener)
+
+    async def refresh(self):
+        return
 
 
 async def refusal(catalog, principal, model):
@@ -55,7 +69,7 @@ async def refusal(catalog, principal, model):
 @pytest.mark.parametrize("model", ["bot", "acme/bot", "bot@prod", "bot@7", "acme/bot@7"])
 async def test_every_spelling_of_an_adapter_means_its_version(model):
     """Bare, with the tenant, by alias or by number: responses carry the canonical name."""
-    resolved = await Catalog(OneAdapter(), "tiny").resolve(ACME, model)
+    resolved = await Catalog(OneAdapter(), Unchanged(), "tiny").resolve(ACME, model)
 
     assert resolved.name == "acme/bot@7"
     assert resolved.digest == "d" * 64
@@ -63,7 +77,7 @@ async def test_every_spelling_of_an_adapter_means_its_version(model):
 
 async def test_the_base_is_for_everybody_and_only_by_its_exact_name():
     """A tenant and an operator get the base; another spelling is a 404."""
-    catalog = Catalog(OneAdapter(), "tiny")
+    catalog = Catalog(OneAdapter(), Unchanged(), "tiny")
 
     for principal in (ACME, OPERATOR):
         resolved = await catalog.resolve(principal, "tiny")
@@ -77,7 +91,7 @@ async def test_the_base_is_for_everybody_and_only_by_its_exact_name():
 )
 async def test_a_malformed_name_is_the_same_404(model):
     """The echo is bounded, and nothing but the name differs from any other 404."""
-    status, body = await refusal(Catalog(OneAdapter(), "tiny"), ACME, model)
+    status, body = await refusal(Catalog(OneAdapter(), Unchanged(), "tiny"), ACME, model)
 
     assert status == 404
     assert body["error"]["code"] == "model_not_found"
@@ -90,8 +104,8 @@ async def test_foreign_and_absent_are_told_alike(model):
     """The answer for another tenant's adapter is the answer for none, and costs the same questions."""
     there, absent = OneAdapter(), OneAdapter(base_model="another")
 
-    first = await refusal(Catalog(there, "tiny"), OTHER, model)
-    second = await refusal(Catalog(absent, "tiny"), OPERATOR, model)
+    first = await refusal(Catalog(there, Unchanged(), "tiny"), OTHER, model)
+    second = await refusal(Catalog(absent, Unchanged(), "tiny"), OPERATOR, model)
 
     assert first == second
     assert there.asked == absent.asked == 0
@@ -99,17 +113,91 @@ async def test_foreign_and_absent_are_told_alike(model):
 
 async def test_an_adapter_of_another_base_is_refused():
     """A registry may hold adapters of a base that is not served now; they never run on the wrong one."""
-    status, body = await refusal(Catalog(OneAdapter(base_model="another"), "tiny"), ACME, "bot")
+    status, body = await refusal(Catalog(OneAdapter(base_model="another"), Unchanged(), "tiny"), ACME, "bot")
 
     assert status == 404
     assert "another" in body["error"]["message"]
+
+
+async def test_a_warm_name_asks_nothing_until_its_adapter_changes():
+    """Every spelling is asked for once; names that are not there are asked for every time."""
+    registry, changes = OneAdapter(), Unchanged()
+    catalog = Catalog(registry, changes, "tiny")
+    for _ in range(3):
+        for model in ("bot", "acme/bot", "bot@7"):
+            await catalog.resolve(ACME, model)
+    assert registry.asked == 2
+    changes.listeners[0](frozenset({"t1/bot"}))
+    await catalog.resolve(ACME, "bot")
+    assert registry.asked == 3
+    for _ in range(2):
+        await refusal(catalog, ACME, "nobody")
+    assert registry.asked == 5
+
+
+async def test_what_changes_while_it_is_asked_for_is_not_remembered():
+    """The answer stands for this request and no later one."""
+    changes = Unchanged()
+
+    class Slow(OneAdapter):
+        async def resolve(self, *question):
+            changes.listeners[0](frozenset({"t1/bot"}))
+            return await super().resolve(*question)
+
+    registry = Slow()
+    catalog = Catalog(registry, changes, "tiny")
+    for _ in range(2):
+        await catalog.resolve(ACME, "bot")
+    assert registry.asked == 2
 
 
 @given(model=st.text(max_size=200))
 async def test_any_name_is_a_model_or_the_404(model):
     """No name makes anything else happen."""
     try:
-        outcome = (await Catalog(OneAdapter(), "tiny").resolve(ACME, model)).name
+        outcome = (await Catalog(OneAdapter(), Unchanged(), "tiny").resolve(ACME, model)).name
     except ApiError as error:
         outcome = error.code
     assert outcome in ("tiny", "acme/bot@7", "model_not_found")
+
+
+def split(*weights):
+    """Targets of versions that rise with their place, newest first."""
+    version = OneAdapter().version
+    numbered = [replace(version, number=number) for number in range(1, len(weights) + 1)]
+    return [Target(version, weight) for version, weight in zip(reversed(numbered), weights, strict=True)]
+
+
+def test_every_version_gets_its_share():
+    """Of ten thousand users, within four standard deviations; each of them the same one every time."""
+    targets = split(10, 20, 70)
+    users = [f"user {number}" for number in range(10_000)]
+    chosen = [choose(targets, user).number for user in users]
+
+    assert chosen == [choose(targets, user).number for user in users]
+    for target in targets:
+        expected = target.weight / 100
+        deviation = (expected * (1 - expected) / len(users)) ** 0.5
+        assert abs(chosen.count(target.version.number) / len(users) - expected) < 4 * deviation
+
+
+@given(st.integers(1, 1000), st.integers(1, 1000), st.integers(0, 1000), st.text(max_size=20))
+def test_a_growing_canary_keeps_whom_it_has(canary, stable, more, user):
+    """Whoever got the newest version gets it while its weight rises."""
+    before, after = choose(split(canary, stable), user), choose(split(canary + more, stable), user)
+    assert (before.number, after.number) in {(1, 1), (1, 2), (2, 2)}
+
+
+async def test_the_user_decides_and_else_the_key():
+    """Two users of one key can get two versions; without a user the key's own choice stands."""
+    registry = OneAdapter()
+    registry.resolve = lambda *_: answer(split(1, 1))
+
+    async def answer(targets):
+        return targets
+
+    catalog = Catalog(registry, Unchanged(), "tiny")
+    by_user = {(await catalog.resolve(ACME, "bot", f"user {n}")).name for n in range(20)}
+    by_key = {(await catalog.resolve(ACME, "bot")).name for _ in range(20)}
+    assert by_user == {"acme/bot@1", "acme/bot@2"}
+    assert len(by_key) == 1

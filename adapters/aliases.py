@@ -1,0 +1,224 @@
+"""What the aliases of an adapter stand for, how that changes, and what it was before.
+
+Knows rows. A move is one transaction with its place in the alias's history; a request that was resolved before it keeps
+its version.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import delete, select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from loraplex.adapters.changes import names_of, record_change
+from loraplex.adapters.database import Database
+from loraplex.adapters.errors import AliasMoved, NothingToRestore, VersionNotFound
+from loraplex.adapters.lookup import AliasInfo, find_adapter, lock_adapter, no_version
+from loraplex.adapters.names import check_alias, version_number
+from loraplex.adapters.schema import Adapter, AdapterVersion, Alias, AliasMove, AliasTarget, now
+
+MAX_HISTORY = 100
+"""Moves of an alias that are remembered."""
+
+ABSENT = 0
+"""The revision of an alias that does not exist."""
+
+
+@dataclass(frozen=True, slots=True)
+class MoveInfo:
+    """One move of an alias. `split`: version number -> weight; empty: it was deleted. `restores`: a rollback's goal."""
+
+    revision: int
+    split: dict[int, int]
+    restores: int | None
+    moved_at: datetime
+    moved_by: str | None
+
+
+class AdapterAliases:
+    """Each method is one transaction.
+
+    `expected`: the revision that the alias must be at, ABSENT: it must not exist; else AliasMoved is raised and nothing
+    changes. `moved_by`: the id of the API key.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def get(self, tenant_id: str, name: str, alias: str) -> AliasInfo:
+        """Raises AdapterNotFound; VersionNotFound where the adapter has no such alias."""
+        async with self._database.read() as session:
+            return await _find(session, tenant_id, name, alias)
+
+    async def move(
+        self,
+        tenant_id: str,
+        name: str,
+        alias: str,
+        split: Mapping[int, int],
+        *,
+        expected: int | None = None,
+        moved_by: str | None = None,
+    ) -> AliasInfo:
+        """Let the alias, new or not, stand for these versions: number -> weight.
+
+        Raises InvalidName, AdapterNotFound, VersionNotFound, AliasMoved.
+        """
+        check_alias(alias)
+        async with self._database.transaction() as session:
+            adapter = await lock_adapter(session, tenant_id, name)
+            await _require_revision(session, adapter, alias, expected)
+            await _point(session, adapter, alias, split, moved_by=moved_by)
+            await record_change(session, names_of(tenant_id, name))
+            return await _find(session, tenant_id, name, alias)
+
+    async def roll_back(
+        self,
+        tenant_id: str,
+        name: str,
+        alias: str,
+        *,
+        to: int | None = None,
+        expected: int | None = None,
+        moved_by: str | None = None,
+    ) -> AliasInfo:
+        """Let the alias stand for what it stood for at the revision `to`; by default at the one before its last move.
+
+        A rollback counts as being at the revision that it restored, so that each further one goes one further back.
+        Raises AdapterNotFound, AliasMoved, NothingToRestore.
+        """
+        async with self._database.transaction() as session:
+            adapter = await lock_adapter(session, tenant_id, name)
+            await _require_revision(session, adapter, alias, expected)
+            moves = await _moves(session, adapter.id, alias)
+            goal = _goal(moves, to)
+            if goal is None:
+                wanted = "earlier revision" if to is None else f"revision {to}"
+                raise NothingToRestore(f'alias: {ascii(alias)[:70]} of "{name}" has no {wanted} to go back to')
+            restores = goal.restores or goal.revision
+            try:
+                await _point(session, adapter, alias, _numbers(goal.split), restores=restores, moved_by=moved_by)
+            except VersionNotFound as error:
+                raise NothingToRestore(f"{error}, which revision {goal.revision} of the alias stood for") from error
+            await record_change(session, names_of(tenant_id, name))
+            return await _find(session, tenant_id, name, alias)
+
+    async def delete(
+        self, tenant_id: str, name: str, alias: str, *, expected: int | None = None, moved_by: str | None = None
+    ) -> None:
+        """Raises AdapterNotFound, AliasMoved; VersionNotFound where the adapter has no such alias."""
+        async with self._database.transaction() as session:
+            adapter = await lock_adapter(session, tenant_id, name)
+            await _require_revision(session, adapter, alias, expected)
+            if await session.get(Alias, (adapter.id, alias)) is None:
+                raise VersionNotFound(_no_alias(name, alias))
+            revision = await _next_revision(session, adapter, alias)
+            await _clear(session, adapter, alias)
+            await session.execute(delete(Alias).where(Alias.adapter_id == adapter.id, Alias.name == alias))
+            session.add(AliasMove(adapter_id=adapter.id, alias=alias, revision=revision, split={}, moved_by=moved_by))
+            await record_change(session, names_of(tenant_id, name))
+
+    async def history(self, tenant_id: str, name: str, alias: str) -> list[MoveInfo]:
+        """The last MAX_HISTORY moves, newest first; none of an alias that never was. Raises AdapterNotFound."""
+        async with self._database.read() as session:
+            adapter = await find_adapter(session, tenant_id, name)
+            return [
+                MoveInfo(move.revision, _numbers(move.split), move.restores, move.moved_at, move.moved_by)
+                for move in await _moves(session, adapter.id, alias)
+            ]
+
+
+async def _find(session: AsyncSession, tenant_id: str, name: str, alias: str) -> AliasInfo:
+    found = (await find_adapter(session, tenant_id, name)).aliases.get(alias)
+    if found is None:
+        raise VersionNotFound(_no_alias(name, alias))
+    return found
+
+
+async def _require_revision(session: AsyncSession, adapter: Adapter, alias: str, expected: int | None) -> None:
+    if expected is None:
+        return
+    row = await session.get(Alias, (adapter.id, alias))
+    revision = ABSENT if row is None else row.revision
+    if revision != expected:
+        stands = "does not exist" if revision == ABSENT else f"is at revision {revision}"
+        raise AliasMoved(f"alias: {ascii(alias)[:70]} {stands} by now; look at it and decide again")
+
+
+async def _point(
+    session: AsyncSession,
+    adapter: Adapter,
+    alias: str,
+    split: Mapping[int, int],
+    *,
+    restores: int | None = None,
+    moved_by: str | None,
+) -> None:
+    """Write the alias, its targets and the move; forget moves beyond MAX_HISTORY."""
+    version_ids = await _version_ids(session, adapter, split)
+    revision, moved_at = await _next_revision(session, adapter, alias), now()
+    await session.merge(Alias(adapter_id=adapter.id, name=alias, revision=revision, updated_at=moved_at))
+    await _clear(session, adapter, alias)
+    for number, weight in split.items():
+        session.add(AliasTarget(adapter_id=adapter.id, alias=alias, version_id=version_ids[number], weight=weight))
+    session.add(
+        AliasMove(
+            adapter_id=adapter.id,
+            alias=alias,
+            revision=revision,
+            split={str(number): weight for number, weight in split.items()},
+            restores=restores,
+            moved_at=moved_at,
+            moved_by=moved_by,
+        )
+    )
+    old = AliasMove.adapter_id == adapter.id, AliasMove.alias == alias, AliasMove.revision <= revision - MAX_HISTORY
+    await session.execute(delete(AliasMove).where(*old))
+    await session.flush()
+
+
+async def _clear(session: AsyncSession, adapter: Adapter, alias: str) -> None:
+    await session.flush()
+    await session.execute(delete(AliasTarget).where(AliasTarget.adapter_id == adapter.id, AliasTarget.alias == alias))
+
+
+async def _version_ids(session: AsyncSession, adapter: Adapter, split: Mapping[int, int]) -> dict[int, str]:
+    storable = [number for number in split if version_number(str(number)) is not None]
+    wanted = AdapterVersion.adapter_id == adapter.id, AdapterVersion.number.in_(storable)
+    rows = await session.execute(select(AdapterVersion.number, AdapterVersion.id).where(*wanted))
+    found = dict(rows.all())
+    if missing := split.keys() - found.keys():
+        raise VersionNotFound(no_version(adapter.name, min(missing)))
+    return found
+
+
+async def _moves(session: AsyncSession, adapter_id: str, alias: str) -> list[AliasMove]:
+    """Newest first."""
+    wanted = select(AliasMove).where(AliasMove.adapter_id == adapter_id, AliasMove.alias == alias)
+    return list(await session.scalars(wanted.order_by(AliasMove.revision.desc())))
+
+
+async def _next_revision(session: AsyncSession, adapter: Adapter, alias: str) -> int:
+    moves = await _moves(session, adapter.id, alias)
+    return moves[0].revision + 1 if moves else ABSENT + 1
+
+
+def _goal(moves: list[AliasMove], to: int | None) -> AliasMove | None:
+    """What a rollback to that revision restores: by default the newest one before the one that counts now."""
+    if not moves:
+        return None
+    if to is not None:
+        return next((move for move in moves if move.revision == to and move.split), None)
+    now_at = moves[0].restores or moves[0].revision
+    return next((move for move in moves if move.revision < now_at and move.split), None)
+
+
+def _numbers(split: Mapping[str, int]) -> dict[int, int]:
+    return {int(number): weight for number, weight in split.items()}
+
+
+def _no_alias(name: str, alias: str) -> str:
+    return f'alias: "{name}" has no alias {ascii(alias)[:70]}'
