@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from loraplex.adapters.changes import names_of, record_change
 from loraplex.adapters.database import Database
-from loraplex.adapters.errors import AliasMoved, NothingToRestore, VersionNotFound
+from loraplex.adapters.errors import AliasMoved, NothingToRestore, VersionNotFound, VersionNotReady
 from loraplex.adapters.lookup import AliasInfo, find_adapter, lock_adapter, no_version
 from loraplex.adapters.names import check_alias, version_number
 from loraplex.adapters.schema import Adapter, AdapterVersion, Alias, AliasMove, AliasTarget, now
@@ -65,7 +65,7 @@ class AdapterAliases:
     ) -> AliasInfo:
         """Let the alias, new or not, stand for these versions: number -> weight.
 
-        Raises InvalidName, AdapterNotFound, VersionNotFound, AliasMoved.
+        Raises InvalidName, AdapterNotFound, VersionNotFound, VersionNotReady, AliasMoved.
         """
         check_alias(alias)
         async with self._database.transaction() as session:
@@ -188,11 +188,14 @@ async def _clear(session: AsyncSession, adapter: Adapter, alias: str) -> None:
 async def _version_ids(session: AsyncSession, adapter: Adapter, split: Mapping[int, int]) -> dict[int, str]:
     storable = [number for number in split if version_number(str(number)) is not None]
     wanted = AdapterVersion.adapter_id == adapter.id, AdapterVersion.number.in_(storable)
-    rows = await session.execute(select(AdapterVersion.number, AdapterVersion.id).where(*wanted))
-    found = dict(rows.all())
+    found = {version.number: version for version in await session.scalars(select(AdapterVersion).where(*wanted))}
     if missing := split.keys() - found.keys():
         raise VersionNotFound(no_version(adapter.name, min(missing)))
-    return found
+    for number, version in found.items():
+        if version.state != "ready":
+            reason = f": {version.state_reason}" if version.state_reason else ""
+            raise VersionNotReady(f'version: {number} of "{adapter.name}" is {version.state}{reason}')
+    return {number: version.id for number, version in found.items()}
 
 
 async def _moves(session: AsyncSession, adapter_id: str, alias: str) -> list[AliasMove]:

@@ -37,6 +37,10 @@ class VersionInUse(AdapterError):
     """The version cannot be deleted while an alias points at it."""
 
 
+class VersionNotReady(AdapterError):
+    """The version cannot serve: its validation has not ended, or it was rejected."""
+
+
 class AliasMoved(AdapterError):
     """The alias is not at the revision that the caller has seen: somebody else moved it."""
 

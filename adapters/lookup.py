@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Literal, cast
 
 from sqlalchemy import ColumnElement, Select, String, and_, column, select, table
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -26,9 +26,14 @@ MAX_TARGETS = 8
 tenants = table("tenants", column("id", String), column("slug", Adapter.name.type))
 
 
+VersionState = Literal["validating", "ready", "rejected"]
+"""validating: its bytes passed their checks, and the engine has not run it yet; ready: it may serve; rejected: it never
+will, for the reason that stands beside the state."""
+
+
 @dataclass(frozen=True, slots=True)
 class VersionInfo:
-    """One immutable version. `digest` names its bytes; `report` is what the upload's checks found out."""
+    """One version: immutable weights, whose bytes `digest` names, and the state that they are in."""
 
     adapter_id: str
     tenant_id: str
@@ -40,7 +45,8 @@ class VersionInfo:
     size_bytes: int
     max_rank: int
     targets: tuple[str, ...]
-    report: list[dict[str, Any]]
+    state: VersionState
+    state_reason: str
     created_at: datetime
 
     @property
@@ -113,28 +119,33 @@ def is_adapter(tenant_id: str, name: str) -> tuple[ColumnElement[bool], ColumnEl
     return Adapter.tenant_id == tenant_id, Adapter.name == name
 
 
-def select_versions(tenant_id: str, name: str) -> Select[AdapterVersion, Adapter, str, str]:
-    """Versions of one adapter, each with the adapter, the name of its base model and that of its tenant."""
+def select_all_versions() -> Select[AdapterVersion, Adapter, str, str]:
+    """Versions, each with its adapter, the name of the adapter's base model and that of its tenant."""
     return (
         select(AdapterVersion, Adapter, BaseModel.name, tenants.c.slug)
         .join(Adapter, Adapter.id == AdapterVersion.adapter_id)
         .join(BaseModel, BaseModel.id == Adapter.base_model_id)
         .join(tenants, tenants.c.id == Adapter.tenant_id)
-        .where(*is_adapter(tenant_id, name))
     )
+
+
+def select_versions(tenant_id: str, name: str) -> VersionRows:
+    """The same of one adapter."""
+    return select_all_versions().where(*is_adapter(tenant_id, name))
 
 
 VersionRows = Select[AdapterVersion, Adapter, str, str]
 
 
 async def find_targets(session: AsyncSession, tenant_id: str, name: str, selector: str | None) -> tuple[Target, ...]:
-    """What `name@selector` stands for, the newest version first; nothing where there is no such thing.
+    """What `name@selector` stands for, the newest version first; nothing where there is no such thing that is ready.
 
     Digits are a version number, other selectors an alias. None is the alias `prod`, else the newest version.
     """
     alias = DEFAULT_ALIAS if selector is None else selector
     points_here = and_(AliasTarget.version_id == AdapterVersion.id, AliasTarget.alias == alias)
-    wanted = select_versions(tenant_id, name).add_columns(AliasTarget.weight).outerjoin(AliasTarget, points_here)
+    ready = select_versions(tenant_id, name).where(AdapterVersion.state == "ready")
+    wanted = ready.add_columns(AliasTarget.weight).outerjoin(AliasTarget, points_here)
     if selector is not None and selector.isdigit():
         wanted = wanted.where(AdapterVersion.number == version_number(selector))
     elif selector is not None:
@@ -148,10 +159,13 @@ async def find_targets(session: AsyncSession, tenant_id: str, name: str, selecto
     return weighted or tuple(Target(version, 1) for version, _ in targets[:1])
 
 
+async def version_infos(session: AsyncSession, versions: VersionRows) -> list[VersionInfo]:
+    rows = await session.execute(versions)
+    return [_version_info(version, adapter, base_model, slug) for version, adapter, base_model, slug in rows]
+
+
 async def first_version(session: AsyncSession, versions: VersionRows) -> VersionInfo | None:
-    for version, adapter, base_model, slug in await session.execute(versions.limit(1)):
-        return _version_info(version, adapter, base_model, slug)
-    return None
+    return next(iter(await version_infos(session, versions.limit(1))), None)
 
 
 def adapter_info(adapter: Adapter, slug: str) -> AdapterInfo:
@@ -188,7 +202,8 @@ def _version_info(version: AdapterVersion, adapter: Adapter, base_model: str, sl
         size_bytes=version.size_bytes,
         max_rank=version.max_rank,
         targets=tuple(version.targets),
-        report=version.report,
+        state=cast("VersionState", version.state),
+        state_reason=version.state_reason,
         created_at=version.created_at,
     )
 

@@ -6,10 +6,12 @@ Knows rows. Knows no file, no HTTP and no tensor. Everything that a call returns
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import delete, select, tuple_
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import undefer
 
 from loraplex.adapters.changes import names_of, record_change
 from loraplex.adapters.database import Database
@@ -26,23 +28,28 @@ from loraplex.adapters.lookup import (
     AdapterInfo,
     Target,
     VersionInfo,
+    VersionState,
     adapter_info,
     find_adapter,
     find_targets,
     first_version,
+    is_adapter,
     lock_adapter,
     no_version,
     select_adapters,
+    select_all_versions,
     select_versions,
     tenants,
+    version_infos,
 )
 from loraplex.adapters.names import check_base_name, check_slug, check_text, version_number
-from loraplex.adapters.schema import Adapter, AdapterVersion, Alias, AliasMove, AliasTarget, BaseModel
+from loraplex.adapters.schema import Adapter, AdapterVersion, Alias, AliasMove, AliasTarget, BaseModel, now
 
 __all__ = ["AdapterInfo", "AdapterRegistry", "Target", "VersionInfo"]
 
 MAX_PAGE = 1000
 MAX_DESCRIPTION_LENGTH = 2000
+MAX_REASON_LENGTH = 500
 
 
 class AdapterRegistry:
@@ -135,12 +142,14 @@ class AdapterRegistry:
     ) -> VersionInfo:
         """The version of these bytes: a new one, numbered one above all that ever were, or the one that has them.
 
-        The bytes must be in the blob store already. Raises AdapterNotFound.
+        It is validating, and serves once `settle` has made it ready; one that was rejected is validated again. The
+        bytes must be in the blob store already. Raises AdapterNotFound.
         """
         async with self._database.transaction() as session:
             adapter = await lock_adapter(session, tenant_id, name)
             same_bytes = AdapterVersion.adapter_id == adapter.id, AdapterVersion.digest == digest
-            if await session.scalar(select(AdapterVersion.id).where(*same_bytes)) is None:
+            known = await session.scalar(select(AdapterVersion).where(*same_bytes))
+            if known is None:
                 adapter.last_number += 1
                 version = AdapterVersion(
                     adapter_id=adapter.id,
@@ -150,14 +159,60 @@ class AdapterRegistry:
                     max_rank=max_rank,
                     targets=list(targets),
                     report=list(report),
+                    state="validating",
                     created_by=created_by,
                 )
                 session.add(version)
-                await session.flush()
-                await record_change(session, names_of(tenant_id, name))
+            elif known.state == "rejected":
+                known.state, known.state_reason, known.report = "validating", "", list(report)
+            await session.flush()
             found = await first_version(session, select_versions(tenant_id, name).where(*same_bytes))
             assert found is not None, "the transaction has just seen or written it"
             return found
+
+    async def settle(
+        self,
+        version: VersionInfo,
+        state: VersionState,
+        *,
+        reason: str = "",
+        report: Sequence[dict[str, Any]] = (),
+    ) -> VersionInfo:
+        """End the validation of a version, with what it adds to the report; one that has ended stays as it is.
+
+        Raises AdapterNotFound, VersionNotFound: it was deleted meanwhile.
+        """
+        async with self._database.transaction() as session:
+            adapter = await lock_adapter(session, version.tenant_id, version.name)
+            wanted = AdapterVersion.adapter_id == adapter.id, AdapterVersion.digest == version.digest
+            row = await session.scalar(select(AdapterVersion).where(*wanted).options(undefer(AdapterVersion.report)))
+            if row is None:
+                raise VersionNotFound(no_version(version.name, version.number))
+            if row.state == "validating":
+                row.state, row.state_reason, row.report = state, reason[:MAX_REASON_LENGTH], [*row.report, *report]
+                await session.flush()
+                await record_change(session, names_of(version.tenant_id, version.name))
+            found = await first_version(session, select_versions(version.tenant_id, version.name).where(*wanted))
+            assert found is not None, "the transaction has just seen it"
+            return found
+
+    async def validating(self, base_model: str, older_than: timedelta) -> list[VersionInfo]:
+        """Versions on a base whose validation began so long ago that whoever began it must have gone; oldest first."""
+        begun = AdapterVersion.created_at < now() - older_than
+        wanted = select_all_versions().where(AdapterVersion.state == "validating", begun, BaseModel.name == base_model)
+        async with self._database.read() as session:
+            return await version_infos(session, wanted.order_by(AdapterVersion.created_at).limit(MAX_PAGE))
+
+    async def get_report(self, tenant_id: str, name: str, number: int) -> list[dict[str, Any]]:
+        """What validation found out about a version. Raises AdapterNotFound, VersionNotFound."""
+        async with self._database.read() as session:
+            wanted = *is_adapter(tenant_id, name), AdapterVersion.number == _storable(number)
+            reports = select(AdapterVersion.report).join(Adapter, Adapter.id == AdapterVersion.adapter_id)
+            report = await session.scalar(reports.where(*wanted))
+            if report is None:
+                await find_adapter(session, tenant_id, name)
+                raise VersionNotFound(no_version(name, number))
+            return list(report)
 
     async def get_version(self, tenant_id: str, name: str, number: int) -> VersionInfo:
         """Raises AdapterNotFound; VersionNotFound where the adapter has no such version."""

@@ -125,7 +125,10 @@ class Adapter(Base):
 
 
 class AdapterVersion(Base):
-    """Immutable weights, named by their digest. `created_by` is the id of the API key that published them."""
+    """Immutable weights, named by their digest. `created_by` is the id of the API key that published them.
+
+    `state`: see `lookup.VersionState`. `report`, the one large column, is read only where it is asked for.
+    """
 
     __tablename__ = "adapter_versions"
     __table_args__ = (UniqueConstraint("adapter_id", "number"), UniqueConstraint("adapter_id", "digest"))
@@ -137,8 +140,9 @@ class AdapterVersion(Base):
     size_bytes: Mapped[int] = mapped_column(BigInteger)
     max_rank: Mapped[int]
     targets: Mapped[list[str]] = mapped_column(Json)
-    report: Mapped[list[dict[str, Any]]] = mapped_column(Json)
-    state: Mapped[str] = mapped_column(String(16), default="ready")
+    report: Mapped[list[dict[str, Any]]] = mapped_column(Json, deferred=True, deferred_raiseload=True)
+    state: Mapped[str] = mapped_column(String(16))
+    state_reason: Mapped[str] = mapped_column(Text, default="")
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now)
     created_by: Mapped[str | None] = mapped_column(String(12))
 

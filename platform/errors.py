@@ -37,6 +37,7 @@ from loraplex.adapters.errors import (
     InvalidName,
     NothingToRestore,
     VersionInUse,
+    VersionNotReady,
 )
 from loraplex.engine.client import EngineUnavailable, GenerationFailed
 from loraplex.platform.logging import request_id
@@ -179,6 +180,7 @@ TRANSLATIONS: dict[type[Exception], Callable[[Any], ApiError]] = {
     AdapterExists: lambda e: ApiError(409, "adapter_exists", str(e), param="name", headers=_NO_RETRY),
     AliasMoved: lambda e: ApiError(412, "alias_moved", str(e), param="If-Match", headers=_NO_RETRY),
     NothingToRestore: lambda e: ApiError(409, "nothing_to_restore", str(e), headers=_NO_RETRY),
+    VersionNotReady: lambda e: ApiError(409, "version_not_ready", str(e), param="version", headers=_NO_RETRY),
     VersionInUse: lambda e: ApiError(409, "version_in_use", str(e), headers=_NO_RETRY),
     BaseModelConflict: lambda e: ApiError(409, "base_model_conflict", str(e), headers=_NO_RETRY),
     AdapterInvalid: lambda e: ApiError(400, "adapter_invalid", str(e), details=e.report),

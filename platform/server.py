@@ -29,9 +29,11 @@ from loraplex.platform.app import create_app
 from loraplex.platform.catalog import Catalog
 from loraplex.platform.http_protocol import BoundedHttpToolsProtocol
 from loraplex.platform.metrics import Metrics
+from loraplex.platform.proof import Prover
 from loraplex.platform.services import Services, base_shape
 from loraplex.platform.settings import Settings
 from loraplex.platform.tenants import TenantDirectory
+from loraplex.platform.validation import validate_abandoned
 
 SWEEP_SECONDS = 3600
 KEEP_ALIVE_SECONDS = 30
@@ -74,6 +76,7 @@ async def run_server(
                 tasks.create_task(_exit_without_engine(server, services.engine)),
                 tasks.create_task(_sweep_forever(services)),
                 tasks.create_task(services.changes.follow()),
+                tasks.create_task(validate_abandoned(services)),
             ]
             with _signals(server, drain):
                 await server.serve(sockets=[listener])
@@ -97,16 +100,18 @@ async def open_services(settings: Settings, model_path: Path) -> AsyncIterator[S
             await registry.register_base_model(settings.base_model_name, shape.digest, settings.model)
             metrics = Metrics()
             metrics.watch_engine(lambda: engine.status)
+            text = TextCodec(model_path)
             yield Services(
                 settings=settings,
                 engine=engine,
-                text=TextCodec(model_path),
+                text=text,
                 tenants=TenantDirectory(database),
                 registry=registry,
                 aliases=AdapterAliases(database),
                 blobs=blobs,
                 catalog=Catalog(registry, changes, settings.base_model_name),
                 changes=changes,
+                prover=Prover(engine, text),
                 metrics=metrics,
                 base_shape=shape,
                 base_model_name=settings.base_model_name,

@@ -14,6 +14,7 @@ from loraplex.engine.messages import Ready
 from loraplex.engine.text import TextCodec
 from loraplex.platform.catalog import Catalog
 from loraplex.platform.metrics import Metrics
+from loraplex.platform.proof import Prover
 from loraplex.platform.settings import Settings
 from loraplex.platform.tenants import TenantDirectory
 
@@ -31,6 +32,7 @@ class Services:
     blobs: BlobStore
     catalog: Catalog
     changes: ChangeFeed
+    prover: Prover
     metrics: Metrics
     base_shape: BaseShape
     base_model_name: str

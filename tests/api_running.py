@@ -21,12 +21,14 @@ from loraplex.adapters.registry import AdapterRegistry
 from loraplex.adapters.types import BaseShape
 from loraplex.engine.client import EngineUnavailable
 from loraplex.engine.events import Status
-from loraplex.engine.messages import Inspection, Ready, Site
+from loraplex.engine.generation import Generation
+from loraplex.engine.messages import Generate, Inspection, Ready, Site, TokenChunk
 from loraplex.engine.models.config import ModelConfig, lora_shape
 from loraplex.engine.text import TextCodec
 from loraplex.platform.app import create_app
 from loraplex.platform.catalog import Catalog
 from loraplex.platform.metrics import Metrics
+from loraplex.platform.proof import Prover
 from loraplex.platform.services import Services, base_shape
 from loraplex.platform.settings import Settings
 from loraplex.platform.tenants import TenantDirectory
@@ -40,16 +42,26 @@ IDLE = Status(
 
 @dataclass
 class StandingEngine:
-    """An engine that loaded its model and is asked for nothing: what the management API needs of one."""
+    """An engine that loaded its model and answers probes: what the management API needs of one."""
 
     ready: Ready
     status: Status | None = IDLE
     is_alive: bool = True
     progress_at: float = field(default_factory=time.monotonic)
     warmed: list[str] = field(default_factory=list)
+    asked: list[Generate] = field(default_factory=list)
 
     def seconds_since_progress(self) -> float:
         return time.monotonic() - self.progress_at
+
+    def generate(self, request: Generate) -> Generation:
+        """Greedy text of its own for every adapter."""
+        self.asked.append(request)
+        generation = Generation(request, lambda request_id: None)
+        logprob = -2.0 if request.adapter is None else -1.0
+        chunk = TokenChunk(request.request_id, [5], [logprob], "length")
+        asyncio.get_running_loop().call_soon(generation.deliver, chunk)
+        return generation
 
     def warm(self, digest: str) -> None:
         self.warmed.append(digest)
@@ -87,20 +99,21 @@ async def run_api(
     engine = engine or StandingEngine(ready_of(lora_shape(ModelConfig.from_folder(model))))
     config = Settings(data_dir=folder, served_model_name="tiny", **settings)
     registry, tenants, metrics = AdapterRegistry(database), TenantDirectory(database), Metrics()
-    changes = ChangeFeed(database)
+    changes, text = ChangeFeed(database), TextCodec(model)
     shape = base_shape(engine.ready)
     await registry.register_base_model("tiny", shape.digest, str(model))
     metrics.watch_engine(lambda: engine.status)
     services = Services(
         settings=config,
         engine=engine,
-        text=TextCodec(model),
+        text=text,
         tenants=tenants,
         registry=registry,
         aliases=AdapterAliases(database),
         blobs=BlobStore(config.adapters_dir),
         catalog=Catalog(registry, changes, "tiny"),
         changes=changes,
+        prover=Prover(engine, text),
         metrics=metrics,
         base_shape=shape,
         base_model_name="tiny",

@@ -1,4 +1,4 @@
-"""`loraplex adapter`: upload, list, show and delete a tenant's adapters, over the API of a running server."""
+"""`loraplex adapter`: upload, list, show, warm and delete a tenant's adapters, over the API of a running server."""
 
 from __future__ import annotations
 
@@ -40,11 +40,19 @@ def push(client: httpx.Client, folder: Path, name: str, alias: str | None, as_js
             raise click.ClickException(f"{folder} has no {file}; save the adapter with PEFT's save_pretrained()")
     create_if_missing(client, name)
     version = upload(client, folder, name)
-    if alias:
+    is_ready = version["state"] == "ready"
+    if alias and is_ready:
         call(client, "PUT", path(name, "aliases", alias), json={"version": version["version"]})
     if as_json:
         print_json(version)
         return
+    if not is_ready:
+        follow = f"loraplex adapter show {name}" + (
+            f"; then loraplex alias move {name} {alias} VERSION" if alias else ""
+        )
+        raise click.ClickException(
+            f"the engine has had no time to run {version['model']} yet; see when it is: {follow}"
+        )
     size = f"rank {version['rank']}, {version['size_bytes'] / 1e6:.1f} MB"
     model = f"{version['tenant']}/{name}@{alias}" if alias else version["model"]
     click.echo(f"Version {version['version']} of {name} is ready ({size}). Try it:\n")
@@ -84,10 +92,31 @@ def show(client: httpx.Client, name: str, as_json: bool) -> None:
         return
     click.echo(f"{found['tenant']}/{name} on {found['base_model']}; aliases: {_aliases(found) or 'none'}")
     rows = (
-        (v["model"], str(v["rank"]), " ".join(v["targets"]), f"{v['size_bytes'] / 1e6:.1f} MB", v["digest"][:12])
+        (
+            v["model"],
+            v["state"] + (f": {v['state_reason']}" if v["state_reason"] else ""),
+            str(v["rank"]),
+            " ".join(v["targets"]),
+            f"{v['size_bytes'] / 1e6:.1f} MB",
+            v["digest"][:12],
+        )
         for v in versions
     )
-    print_table("version", "rank", "modules", "size", "digest", rows=rows)
+    print_table("version", "state", "rank", "modules", "size", "digest", rows=rows)
+
+
+@adapter.command()
+@click.argument("name")
+@click.argument("version", type=click.IntRange(1))
+@json_option
+@server_options
+def warm(client: httpx.Client, name: str, version: int, as_json: bool) -> None:
+    """Have VERSION of the adapter NAME loaded before its first request."""
+    warmed = call(client, "POST", path(name, "versions", str(version), "warm"))
+    if as_json:
+        print_json(warmed)
+    else:
+        click.echo(f"{warmed['model']} is being loaded.")
 
 
 @adapter.command()

@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Annotated, Any
 
 from anyio import to_thread
-from litestar import Request, Router, delete, get, post
+from litestar import Request, Response, Router, delete, get, post
 from litestar.di import NamedDependency, Provide
 from litestar.params import FromPath, JSONBody, QueryParameter
 
 from loraplex.adapters.blobs import CONFIG_FILE, WEIGHTS_FILE, BlobStore, Staging
 from loraplex.adapters.peft_checks import AdapterLimits, CheckedAdapter, check_adapter
+from loraplex.adapters.registry import VersionInfo
 from loraplex.adapters.types import BaseShape
+from loraplex.engine.client import EngineUnavailable
 from loraplex.platform.errors import ApiError
 from loraplex.platform.manage.schemas import (
     AdapterPage,
     AdapterView,
     CreateAdapter,
+    VersionDetail,
     VersionList,
     VersionView,
 )
 from loraplex.platform.manage.uploads import CONFIG_BYTES, PartTarget, UploadSlots, receive_parts
 from loraplex.platform.services import Services
 from loraplex.platform.tenants import Principal
+from loraplex.platform.validation import validate
 
 MAX_PAGE = 500
+VALIDATION_SECONDS = 60
+"""How long an upload waits for the engine to run its version."""
+
 _FILE = {"type": "string", "format": "binary"}
 UPLOAD_FORM = {
     "multipart/form-data": {
@@ -94,11 +102,12 @@ async def publish_version(
     principal: NamedDependency[Principal],
     tenant_id: NamedDependency[str],
     upload_slots: NamedDependency[UploadSlots],
-) -> VersionView:
+) -> Response[VersionDetail]:
     """Upload a PEFT LoRA as the next version: `config` is adapter_config.json, `weights` is adapter_model.safetensors.
 
-    An adapter that fails its checks is refused with code `adapter_invalid` and every failed check in `details`. The
-    same bytes again give the version that has them.
+    An adapter that fails its checks, or that the engine cannot run on the probe prompts, is refused with code
+    `adapter_invalid` and every failed check in `details`. 202: the engine had no time for it yet; the version is
+    validating and will be ready or rejected later. The same bytes again give the version that has them.
     """
     adapter = await services.registry.get_adapter(tenant_id, name)
     _require_served(adapter.base_model, services.base_model_name)
@@ -116,18 +125,19 @@ async def publish_version(
         checked, digest = await to_thread.run_sync(
             _check_and_commit, services.blobs, staging, services.base_shape, limits, weights.sha256
         )
-        version = await services.registry.publish(
+        published = await services.registry.publish(
             tenant_id,
             name,
             digest=digest,
             size_bytes=weights.size_bytes,
             max_rank=checked.spec.max_rank,
             targets=sorted({module.rsplit(".", 1)[-1] for module in checked.spec.modules}),
-            report=[_statistics(checked)],
+            report=[_statistics(checked, services.base_shape)],
             created_by=principal.key_id,
         )
-    services.engine.warm(version.digest)
-    return VersionView.of(version)
+    version = await _validated(services, published)
+    report = await services.registry.get_report(tenant_id, name, version.number)
+    return Response(VersionDetail.told(version, report), status_code=201 if version.state == "ready" else 202)
 
 
 @get("/{name:str}/versions")
@@ -142,9 +152,20 @@ async def list_versions(
 @get("/{name:str}/versions/{number:int}")
 async def get_version(
     name: FromPath[str], number: FromPath[int], services: NamedDependency[Services], tenant_id: NamedDependency[str]
+) -> VersionDetail:
+    """One version, with what its validation found out."""
+    version = await services.registry.get_version(tenant_id, name, number)
+    return VersionDetail.told(version, await services.registry.get_report(tenant_id, name, number))
+
+
+@post("/{name:str}/versions/{number:int}/warm", status_code=202)
+async def warm_version(
+    name: FromPath[str], number: FromPath[int], services: NamedDependency[Services], tenant_id: NamedDependency[str]
 ) -> VersionView:
-    """One version."""
-    return VersionView.of(await services.registry.get_version(tenant_id, name, number))
+    """Bring a version to the device before its first request, where that costs no running request its place."""
+    version = await services.registry.get_version(tenant_id, name, number)
+    services.engine.warm(version.digest)
+    return VersionView.of(version)
 
 
 @delete("/{name:str}/versions/{number:int}")
@@ -172,14 +193,31 @@ def _check_and_commit(
     return checked, blobs.commit(staging, checked.spec, checked.weights_sha256)
 
 
-def _statistics(checked: CheckedAdapter) -> dict[str, Any]:
+async def _validated(services: Services, version: VersionInfo) -> VersionInfo:
+    """The version once it is ready, or still validating when the engine has no time. Raises AdapterInvalid."""
+    if version.state != "validating":
+        return version
+    try:
+        async with asyncio.timeout(VALIDATION_SECONDS):
+            return await validate(services, version)
+    except (TimeoutError, EngineUnavailable):
+        return version
+
+
+def _statistics(checked: CheckedAdapter, shape: BaseShape) -> dict[str, Any]:
     factors = [factor for module in checked.statistics.values() for factor in (module.a, module.b)]
     return {
         "code": "statistics",
         "modules": len(checked.spec.modules),
+        "share_of_modules": len(checked.spec.modules) / len(shape.modules()),
         "largest_weight": max(factor.max_abs for factor in factors),
         "largest_norm": max(factor.norm for factor in factors),
+        "norms": {name: [_short(module.a.norm), _short(module.b.norm)] for name, module in checked.statistics.items()},
     }
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.4g}")
 
 
 ADAPTER_ROUTES = [
@@ -193,6 +231,7 @@ ADAPTER_ROUTES = [
             publish_version,
             list_versions,
             get_version,
+            warm_version,
             delete_version,
         ],
         dependencies={"tenant_id": Provide(provide_tenant_id, sync_to_thread=False)},

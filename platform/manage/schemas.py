@@ -5,10 +5,10 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, structs
 
 from loraplex.adapters.aliases import MoveInfo
-from loraplex.adapters.lookup import MAX_TARGETS, AliasInfo
+from loraplex.adapters.lookup import MAX_TARGETS, AliasInfo, VersionState
 from loraplex.adapters.registry import AdapterInfo, VersionInfo
 from loraplex.engine.client import EngineClient
 from loraplex.engine.messages import Inspection, Ready, ResidentAdapter, Status
@@ -116,7 +116,7 @@ class AdapterView(Struct, frozen=True, kw_only=True):
 
 
 class VersionView(Struct, frozen=True, kw_only=True):
-    """`model` is the name to call it by. `report`: what the checks found out about the weights."""
+    """`model` is the name to call it by, once `state` is ready; `state_reason` says why it is rejected."""
 
     tenant: str
     adapter: str
@@ -127,7 +127,8 @@ class VersionView(Struct, frozen=True, kw_only=True):
     size_bytes: int
     rank: int
     targets: list[str]
-    report: list[dict[str, Any]]
+    state: VersionState
+    state_reason: str
     created_at: datetime
 
     @classmethod
@@ -142,9 +143,20 @@ class VersionView(Struct, frozen=True, kw_only=True):
             size_bytes=version.size_bytes,
             rank=version.max_rank,
             targets=list(version.targets),
-            report=version.report,
+            state=version.state,
+            state_reason=version.state_reason,
             created_at=version.created_at,
         )
+
+
+class VersionDetail(VersionView, frozen=True, kw_only=True):
+    """`report`: what the checks found out about the weights, and the engine about the version."""
+
+    report: list[dict[str, Any]]
+
+    @classmethod
+    def told(cls, version: VersionInfo, report: list[dict[str, Any]]) -> VersionDetail:
+        return cls(**structs.asdict(VersionView.of(version)), report=report)
 
 
 class AdapterPage(Struct, frozen=True):

@@ -51,9 +51,10 @@ async def acme(database: Database, registry: AdapterRegistry) -> str:
 async def make_bot(registry: AdapterRegistry, tenant: str) -> None:
     await registry.create_adapter(tenant, BOT, "base")
     for digest in "abcdef"[:VERSIONS]:
-        await registry.publish(
+        version = await registry.publish(
             tenant, BOT, digest=digest * 64, size_bytes=1, max_rank=8, targets=(), report=[], created_by=None
         )
+        await registry.settle(version, "ready")
 
 
 async def resolved(registry: AdapterRegistry, tenant: str, selector: str | None = None) -> dict[int, int]:

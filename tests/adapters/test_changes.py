@@ -84,9 +84,10 @@ async def test_everything_that_names_and_keys_depend_on_is_a_change(database):
     feed, told = await listening(database)
 
     async def publish(digest: str) -> None:
-        await registry.publish(
+        version = await registry.publish(
             acme, "bot", digest=digest * 64, size_bytes=1, max_rank=8, targets=(), report=[], created_by=None
         )
+        await registry.settle(version, "ready")
 
     bot = names_of(acme, "bot")
     for action, subject in (

@@ -18,6 +18,7 @@ from loraplex.adapters.errors import (
     InvalidName,
     VersionInUse,
     VersionNotFound,
+    VersionNotReady,
 )
 from loraplex.adapters.registry import AdapterRegistry, VersionInfo
 from loraplex.platform.tenants import TenantDirectory
@@ -26,6 +27,7 @@ pytest_plugins = ["database_fixtures"]
 pytestmark = pytest.mark.anyio
 
 CHECKS = [{"check": "rank", "value": 8}]
+PROOF = [{"code": "proof"}]
 
 
 @pytest.fixture
@@ -56,6 +58,11 @@ async def bot(registry: AdapterRegistry, acme: str) -> str:
 
 
 async def publish(registry: AdapterRegistry, tenant_id: str, name: str, digest: str) -> VersionInfo:
+    """A version that is ready."""
+    return await registry.settle(await upload(registry, tenant_id, name, digest), "ready", report=PROOF)
+
+
+async def upload(registry: AdapterRegistry, tenant_id: str, name: str, digest: str) -> VersionInfo:
     return await registry.publish(
         tenant_id,
         name,
@@ -77,7 +84,8 @@ async def test_a_version_comes_back_as_it_was_published(registry, acme, bot):
     assert version.canonical_name == "acme/bot@1"
     assert (version.tenant, version.base_model, version.digest) == ("acme", "base", "a" * 64)
     assert (version.size_bytes, version.max_rank) == (1 << 33, 8)
-    assert (version.targets, version.report) == (("q_proj", "v_proj"), CHECKS)
+    assert (version.targets, version.state, version.state_reason) == (("q_proj", "v_proj"), "ready", "")
+    assert await registry.get_report(acme, bot, 1) == CHECKS + PROOF
     assert version.created_at.tzinfo is UTC
     assert abs(datetime.now(UTC) - version.created_at) < timedelta(minutes=5)
 
@@ -177,6 +185,56 @@ async def test_what_a_name_resolves_to(registry, aliases, acme, bot):
     assert [await number(None), await number("canary")] == [3, 2]
     await aliases.move(acme, bot, "prod", {1: 1})
     assert [await number(None), await number("prod"), await number("3")] == [1, 1, 3]
+
+
+async def test_only_what_is_ready_serves(registry, aliases, acme, bot):
+    """A validating or rejected version is listed, and neither names nor aliases find it."""
+    await publish(registry, acme, bot, "a")
+    validating = await upload(registry, acme, bot, "b")
+    rejected = await registry.settle(
+        await upload(registry, acme, bot, "c"), "rejected", reason="it changes nothing", report=[{"code": "no_effect"}]
+    )
+
+    assert [version.state for version in (await registry.get_adapter(acme, bot)).versions] == [
+        "ready",
+        "validating",
+        "rejected",
+    ]
+    assert [target.version.number for target in await registry.resolve(acme, bot, None)] == [1]
+    for version in (validating, rejected):
+        with pytest.raises(AdapterNotFound):
+            await registry.resolve(acme, bot, str(version.number))
+        with pytest.raises(VersionNotReady, match=version.state):
+            await aliases.move(acme, bot, "prod", {1: 1, version.number: 1})
+    assert (await registry.get_version(acme, bot, 3)).state_reason == "it changes nothing"
+    assert await registry.get_report(acme, bot, 3) == [*CHECKS, {"code": "no_effect"}]
+
+
+async def test_a_validation_ends_once(registry, acme, bot):
+    """Whoever comes second changes nothing; the bytes of a rejected version may try again."""
+    version = await upload(registry, acme, bot, "a")
+    outcomes = await asyncio.gather(
+        registry.settle(version, "ready", report=PROOF), registry.settle(version, "rejected", reason="no")
+    )
+    assert len({(outcome.state, outcome.state_reason) for outcome in outcomes}) == 1
+
+    other = await upload(registry, acme, bot, "b")
+    await registry.settle(other, "rejected", reason="no", report=[{"code": "no"}])
+    again = await upload(registry, acme, bot, "b")
+    assert (again.number, again.state, again.state_reason) == (other.number, "validating", "")
+    assert await registry.get_report(acme, bot, other.number) == CHECKS
+    await registry.delete_version(acme, bot, other.number)
+    with pytest.raises(VersionNotFound):
+        await registry.settle(again, "ready")
+
+
+async def test_validations_that_were_left_behind_are_found(registry, acme, bot):
+    """Those that began long ago, on the base that is served."""
+    version = await upload(registry, acme, bot, "a")
+    await publish(registry, acme, bot, "b")
+    assert await registry.validating("base", timedelta(minutes=3)) == []
+    assert await registry.validating("base", timedelta(seconds=-60)) == [version]
+    assert await registry.validating("another", timedelta(seconds=-60)) == []
 
 
 async def test_every_miss_reads_the_same(registry, acme, zeta, bot):

@@ -32,6 +32,9 @@ def test_a_pushed_adapter_is_listed_shown_called_and_deleted(run, make_adapter, 
     assert (shown["versions"][0]["rank"], shown["versions"][0]["targets"]) == (4, ["v_proj"])
     assert "acme/cli@1" in run("adapter", "show", "cli").stdout
 
+    assert "ready" in run("adapter", "show", "cli").stdout
+    assert "acme/cli@1 is being loaded" in run("adapter", "warm", "cli", 1).stdout
+
     answered = run("chat", "cli", "Hello", "--max-tokens", 4)
     assert answered.exit_code == 0, answered.output
     assert run("adapter", "delete", "cli").exit_code == 0

@@ -36,7 +36,8 @@ class OneAdapter:
             size_bytes=1,
             max_rank=8,
             targets=("q_proj",),
-            report=[],
+            state="ready",
+            state_reason="",
             created_at=datetime(2026, 1, 1, tzinfo=UTC),
         )
 

@@ -114,7 +114,7 @@ class Api:
             | {
                 "engine": engine,
                 "text": ByteText(),
-                "catalog": Catalog(None, "base"),
+                "catalog": Catalog(None, SimpleNamespace(subscribe=lambda listener: None), "base"),
                 "metrics": self.metrics,
                 "base_model_name": "base",
             }

@@ -1,0 +1,144 @@
+"""No version serves before the engine has run it: what it finds is told, and what serves is left alone."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from api_running import Api, run_api
+from safetensors.torch import load_file, save_file
+
+from loraplex.adapters.database import Database
+from loraplex.engine.client import EngineClient, EngineUnavailable
+from loraplex.engine.messages import EngineSettings
+from loraplex.platform import validation
+from loraplex.platform.proof import PROBES
+
+pytest_plugins = ["database_fixtures"]
+pytestmark = pytest.mark.anyio
+
+VERSIONS = "/api/v1/adapters/bot/versions"
+
+
+@pytest.fixture
+async def engine(tmp_path: Path, tiny_model_dir: Path) -> AsyncIterator[EngineClient]:
+    settings = EngineSettings(
+        model_path=str(tiny_model_dir),
+        adapter_blobs=str(tmp_path / "adapters"),
+        kv_cache_bytes=16 << 20,
+        adapter_device_bytes=16 << 20,
+        kernels="reference",
+    )
+    client = await EngineClient.start(settings)
+    yield client
+    await client.stop()
+
+
+@pytest.fixture
+async def api(database: Database, tmp_path: Path, tiny_model_dir: Path, engine: EngineClient) -> AsyncIterator[Api]:
+    """A real engine, and acme's `bot` without a version."""
+    async with run_api(database, tmp_path, tiny_model_dir, engine=engine) as running:
+        await running.client.post("/api/v1/adapters", json={"name": "bot"}, headers=running.auth("acme"))
+        yield running
+
+
+def scaled(folder: Path, factor: float) -> Path:
+    """The adapter with every B multiplied."""
+    path = folder / "adapter_model.safetensors"
+    tensors = load_file(path)
+    save_file({name: tensor * (factor if "lora_B" in name else 1.0) for name, tensor in tensors.items()}, path)
+    return folder
+
+
+async def call(api: Api, model: str = "bot") -> Any:
+    body = {"model": model, "prompt": "Hello", "max_tokens": 2}
+    return await api.client.post("/v1/completions", json=body, headers=api.auth("acme"))
+
+
+async def get(api: Api, path: str) -> Any:
+    return (await api.client.get(path, headers=api.auth("acme"))).json()
+
+
+async def test_a_version_is_ready_with_its_proof(
+    api: Api, make_adapter: Callable[..., Path], tmp_path: Path, engine: EngineClient
+) -> None:
+    """201 when it has run; the report has norms by module, and an answer beside the base's. It is on the device."""
+    uploaded = await api.upload("acme", "bot", make_adapter(tmp_path / "peft", modules=("q_proj", "v_proj")))
+    assert (uploaded.status_code, uploaded.json()["state"]) == (201, "ready")
+    statistics, proof = uploaded.json()["report"]
+    assert statistics["share_of_modules"] == pytest.approx(2 / 7)
+    assert len(statistics["norms"]) == statistics["modules"] == 4
+    assert all(a > 0 and b > 0 for a, b in statistics["norms"].values())
+    assert (proof["code"], proof["prompts"]) == ("proof", len(PROBES))
+    assert proof["answers_changed"] > 0
+    assert proof["mean_first_logprob_change"] > 0
+    assert proof["sample"]["base"] != proof["sample"]["adapter"]
+    assert (await get(api, f"{VERSIONS}/1"))["report"] == [statistics, proof]
+    assert [adapter.digest for adapter in (await engine.inspect()).device] == [uploaded.json()["digest"]]
+    assert (await call(api)).json()["model"] == "acme/bot@1"
+
+
+@pytest.mark.parametrize(("factor", "code"), [(1e-38, "no_effect"), (1e37, "not_finite")])
+async def test_what_does_not_compute_is_rejected(
+    api: Api, make_adapter: Callable[..., Path], tmp_path: Path, factor: float, code: str
+) -> None:
+    """With the reason, at upload and afterwards; the version before it goes on serving, alias or not."""
+    assert (await api.upload("acme", "bot", make_adapter(tmp_path / "good"))).status_code == 201
+    refused = await api.upload("acme", "bot", scaled(make_adapter(tmp_path / "bad", seed=2), factor))
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "adapter_invalid")
+    assert [entry["code"] for entry in refused.json()["error"]["details"]] == [code]
+    version = await get(api, f"{VERSIONS}/2")
+    assert (version["state"], version["state_reason"]) == ("rejected", refused.json()["error"]["details"][0]["message"])
+    assert version["report"][-1]["code"] == code
+    assert (await call(api)).json()["model"] == "acme/bot@1"
+    assert (await call(api, "bot@2")).status_code == 404
+    moved = await api.client.put("/api/v1/adapters/bot/aliases/prod", json={"version": 2}, headers=api.auth("acme"))
+    assert (moved.status_code, moved.json()["error"]["code"]) == (409, "version_not_ready")
+
+
+async def test_a_version_whose_validation_was_cut_short_is_taken_up(
+    api: Api, make_adapter: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """202 while the engine cannot say; later it becomes ready by itself, and serves."""
+    prove = api.services.prover.prove
+
+    async def unavailable(digest: str) -> Any:
+        raise EngineUnavailable("the engine is restarting")
+
+    monkeypatch.setattr(api.services.prover, "prove", unavailable)
+    waiting = await api.upload("acme", "bot", make_adapter(tmp_path / "peft"))
+    assert (waiting.status_code, waiting.json()["state"]) == (202, "validating")
+    assert (await call(api)).status_code == 404
+
+    monkeypatch.setattr(api.services.prover, "prove", prove)
+    monkeypatch.setattr(validation, "ABANDONED_AFTER", timedelta(seconds=-60))
+    task = asyncio.create_task(validation.validate_abandoned(api.services))
+    async with asyncio.timeout(60):
+        while (await get(api, f"{VERSIONS}/1"))["state"] == "validating":  # noqa: ASYNC110 - what changes is a row
+            await asyncio.sleep(0.02)
+    task.cancel()
+    assert (await call(api)).json()["model"] == "acme/bot@1"
+
+
+async def test_a_version_whose_bytes_are_gone_is_rejected(
+    api: Api, make_adapter: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine's own words are the reason."""
+    proof = await api.services.prover.prove("0" * 64)
+    assert [failure["code"] for failure in proof.failures] == ["cannot_run"]
+    assert "upload it again" in proof.failures[0]["message"]
+
+
+async def test_warming_brings_a_version_back_to_the_device(
+    api: Api, make_adapter: Callable[..., Path], tmp_path: Path, engine: EngineClient
+) -> None:
+    """202 at once; unknown versions are 404."""
+    digest = (await api.upload("acme", "bot", make_adapter(tmp_path / "peft"))).json()["digest"]
+    warmed = await api.client.post(f"{VERSIONS}/1/warm", headers=api.auth("acme"))
+    assert (warmed.status_code, warmed.json()["digest"]) == (202, digest)
+    assert (await api.client.post(f"{VERSIONS}/9/warm", headers=api.auth("acme"))).status_code == 404
+    assert [adapter.digest for adapter in (await engine.inspect()).device] == [digest]
