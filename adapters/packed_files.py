@@ -35,8 +35,8 @@ PAUSE_SECONDS = 0.002
 one at once, for which every operation of a step would have to wait."""
 
 WRITE_INTERVAL_SECONDS = 1.0
-"""While steps run, between two files and between an adapter's load and its file: nobody waits for a file, and writing
-slows down what runs beside it."""
+"""Between two files, and between an adapter's load and its file: nobody waits for a file, and writing one would slow
+down the very request that its adapter was loaded for."""
 
 MAX_UNWRITTEN = 16
 """Packed adapters that wait to be written: a bound on the host memory they hold. In a rush the others are left to
@@ -57,7 +57,7 @@ class PackedFiles:
         is_busy: Callable[[], bool] = lambda: False,
     ) -> None:
         """pin_memory: put weights where a GPU can fetch them beside other work. Else they are the mapped file.
-        is_busy: whether steps run now, so that packing and writing are to be spread over time."""
+        is_busy: whether steps run now, so that packing is to be spread over time."""
         self._shape = shape
         self._dtype = dtype
         self._pin_memory = pin_memory
@@ -66,6 +66,7 @@ class PackedFiles:
         self._file_name = f"packed-{str(dtype).removeprefix('torch.')}-{self._base[:16]}.safetensors"
         self._writer = loader_threads(1, "packed-files")
         self._unwritten = threading.BoundedSemaphore(MAX_UNWRITTEN)
+        self._hurry = threading.Event()
         self._closing = threading.Event()
 
     def load(self, digest: str, stored: StoredAdapter) -> PackedAdapter:
@@ -83,12 +84,15 @@ class PackedFiles:
         return packed
 
     def flush(self) -> None:
-        """Wait until nothing waits to be written."""
+        """Write now what waits to be written."""
+        self._hurry.set()
         self._writer.submit(lambda: None).result()
+        self._hurry.clear()
 
     def close(self) -> None:
         """Drop what has not been written; the next load packs it again."""
         self._closing.set()
+        self._hurry.set()
         self._writer.shutdown(wait=True, cancel_futures=True)
 
     def _pause(self) -> None:
@@ -96,8 +100,7 @@ class PackedFiles:
             time.sleep(PAUSE_SECONDS)
 
     def _write_later(self, path: Path, digest: str, packed: PackedAdapter) -> None:
-        if self._is_busy():
-            self._closing.wait(WRITE_INTERVAL_SECONDS)
+        self._hurry.wait(WRITE_INTERVAL_SECONDS)
         if not self._closing.is_set():
             self._write(path, digest, packed)
         self._unwritten.release()

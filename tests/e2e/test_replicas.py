@@ -45,6 +45,8 @@ def seconds_until(look: Callable[[], object], expected: object) -> float:
     return time.monotonic() - started
 
 
+@pytest.mark.postgres
+@pytest.mark.parametrize("empty_database_url", ["postgres"], indirect=True)
 def test_what_one_server_does_the_other_one_sees(servers, make_adapter, tmp_path):
     """A new adapter at once; a move, a rollback, a deletion and a revocation within the stated bound."""
     first, second = servers
