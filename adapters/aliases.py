@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import delete, select
+from sqlalchemy import delete, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from loraplex.adapters.changes import names_of, record_change
@@ -205,8 +205,8 @@ async def _moves(session: AsyncSession, adapter_id: str, alias: str) -> list[Ali
 
 
 async def _next_revision(session: AsyncSession, adapter: Adapter, alias: str) -> int:
-    moves = await _moves(session, adapter.id, alias)
-    return moves[0].revision + 1 if moves else ABSENT + 1
+    wanted = AliasMove.adapter_id == adapter.id, AliasMove.alias == alias
+    return (await session.scalar(select(func.max(AliasMove.revision)).where(*wanted)) or ABSENT) + 1
 
 
 def _goal(moves: list[AliasMove], to: int | None) -> AliasMove | None:

@@ -11,6 +11,7 @@ from litestar.di import NamedDependency, Provide
 from litestar.params import FromPath, JSONBody, QueryParameter
 
 from loraplex.adapters.blobs import CONFIG_FILE, WEIGHTS_FILE, BlobStore, Staging
+from loraplex.adapters.errors import VersionNotReady
 from loraplex.adapters.peft_checks import AdapterLimits, CheckedAdapter, check_adapter
 from loraplex.adapters.registry import VersionInfo
 from loraplex.adapters.types import BaseShape
@@ -164,6 +165,8 @@ async def warm_version(
 ) -> VersionView:
     """Bring a version to the device before its first request, where that costs no running request its place."""
     version = await services.registry.get_version(tenant_id, name, number)
+    if version.state != "ready":
+        raise VersionNotReady(f'version: {number} of "{name}" is {version.state}')
     services.engine.warm(version.digest)
     return VersionView.of(version)
 
