@@ -240,10 +240,12 @@ def attention_args(
     kv_heads: int,
     head_dim: int,
     window: int | None = None,
+    sharpness: float = 1.0,
 ) -> tuple[Any, ...]:
     """(query, key_pages, value_pages, batch, scale, window); sequences are (new tokens, context length) pairs.
 
-    Pages lie in random order. What the op must not read (page 0, the tail of last pages) holds huge values.
+    sharpness: times the usual scale; at 8 a later key often outweighs all before it by many powers of two. Pages lie in
+    random order. What the op must not read (page 0, the tail of last pages) holds huge values.
     """
     random = Random(device, dtype, seed)
     query_lens = [query_len for query_len, _ in sequences]
@@ -271,7 +273,7 @@ def attention_args(
         max_query_len=max(query_lens, default=0),
         max_context_len=max(context_lens, default=0),
     )
-    return query, *pages, batch, head_dim**-0.5, window
+    return query, *pages, batch, sharpness * head_dim**-0.5, window
 
 
 # LoRA
@@ -444,6 +446,13 @@ def _attention_cases() -> list[Case]:
                 name = f"{shape_name}-{batch_name}" + ("" if window is None else f"-window{window}")
                 longest = max((context_len for _, context_len in batch), default=1)
                 cases.append(Case("paged_attention", name, partial(build, window=window), (), head_dim + longest))
+        sharp = partial(
+            attention_args, sequences=((1, 700), (150, 300)), heads=heads, kv_heads=kv_heads, sharpness=16.0
+        )
+        name = f"{shape_name}-sharp"
+        cases.append(
+            Case("paged_attention", name, partial(sharp, head_dim=head_dim), (), 32 * (head_dim + 700))
+        )  # scores are in exponents
     return cases
 
 
