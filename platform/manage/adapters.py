@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Annotated, Any
 
-from anyio import to_thread
 from litestar import Request, Response, Router, delete, get, post
 from litestar.di import NamedDependency, Provide
 from litestar.params import FromPath, JSONBody, QueryParameter
 
-from loraplex.adapters.blobs import CONFIG_FILE, WEIGHTS_FILE, BlobStore, Staging
+from loraplex.adapters.blobs import CONFIG_FILE, WEIGHTS_FILE
 from loraplex.adapters.errors import VersionNotReady
-from loraplex.adapters.peft_checks import AdapterLimits, CheckedAdapter, check_adapter
-from loraplex.adapters.registry import VersionInfo
-from loraplex.adapters.types import BaseShape
-from loraplex.engine.client import EngineUnavailable
-from loraplex.platform.errors import ApiError
 from loraplex.platform.manage.schemas import (
     AdapterPage,
     AdapterView,
@@ -25,15 +18,12 @@ from loraplex.platform.manage.schemas import (
     VersionList,
     VersionView,
 )
-from loraplex.platform.manage.uploads import CONFIG_BYTES, PartTarget, UploadSlots, receive_parts
+from loraplex.platform.manage.uploads import PartTarget, UploadSlots, receive_parts
+from loraplex.platform.publishing import adapter_limits, publish_staged, require_served, validate_now
 from loraplex.platform.services import Services
 from loraplex.platform.tenants import Principal
-from loraplex.platform.validation import validate
 
 MAX_PAGE = 500
-VALIDATION_SECONDS = 60
-"""How long an upload waits for the engine to run its version."""
-
 _FILE = {"type": "string", "format": "binary"}
 UPLOAD_FORM = {
     "multipart/form-data": {
@@ -110,33 +100,16 @@ async def publish_version(
     `adapter_invalid` and every failed check in `details`. 202: the engine had no time for it yet; the version is
     validating and will be ready or rejected later. The same bytes again give the version that has them.
     """
-    adapter = await services.registry.get_adapter(tenant_id, name)
-    _require_served(adapter.base_model, services.base_model_name)
-    limits = AdapterLimits(
-        max_rank=services.settings.max_adapter_rank,
-        max_config_bytes=CONFIG_BYTES,
-        max_weights_bytes=services.settings.max_adapter_bytes,
-    )
+    await require_served(services, tenant_id, name)
+    limits = adapter_limits(services)
     with upload_slots.take(tenant_id), services.blobs.stage() as staging:
         targets = {
             "config": PartTarget(staging.path(CONFIG_FILE), limits.max_config_bytes),
             "weights": PartTarget(staging.path(WEIGHTS_FILE), limits.max_weights_bytes),
         }
         weights = (await receive_parts(request, targets))["weights"]
-        checked, digest = await to_thread.run_sync(
-            _check_and_commit, services.blobs, staging, services.base_shape, limits, weights.sha256
-        )
-        published = await services.registry.publish(
-            tenant_id,
-            name,
-            digest=digest,
-            size_bytes=weights.size_bytes,
-            max_rank=checked.spec.max_rank,
-            targets=sorted({module.rsplit(".", 1)[-1] for module in checked.spec.modules}),
-            report=[_statistics(checked, services.base_shape)],
-            created_by=principal.key_id,
-        )
-    version = await _validated(services, published)
+        published = await publish_staged(services, staging, tenant_id, name, weights.sha256, principal.key_id)
+    version = await validate_now(services, published)
     report = await services.registry.get_report(tenant_id, name, version.number)
     return Response(VersionDetail.told(version, report), status_code=201 if version.state == "ready" else 202)
 
@@ -177,50 +150,6 @@ async def delete_version(
 ) -> None:
     """Delete a version that no alias points at; else 409 with code `version_in_use`."""
     await services.registry.delete_version(tenant_id, name, number)
-
-
-def _require_served(base_model: str, served: str) -> None:
-    if base_model != served:
-        message = (
-            f"The adapter is for the base model `{base_model}`; this server serves `{served}` now and cannot check it."
-        )
-        raise ApiError(400, "base_model_not_served", message)
-
-
-def _check_and_commit(
-    blobs: BlobStore, staging: Staging, shape: BaseShape, limits: AdapterLimits, received_sha256: str
-) -> tuple[CheckedAdapter, str]:
-    checked = check_adapter(staging.path(CONFIG_FILE), staging.path(WEIGHTS_FILE), shape, limits)
-    if checked.weights_sha256 != received_sha256:
-        raise OSError("the bytes on disk are not those that were received")
-    return checked, blobs.commit(staging, checked.spec, checked.weights_sha256)
-
-
-async def _validated(services: Services, version: VersionInfo) -> VersionInfo:
-    """The version once it is ready, or still validating when the engine has no time. Raises AdapterInvalid."""
-    if version.state != "validating":
-        return version
-    try:
-        async with asyncio.timeout(VALIDATION_SECONDS):
-            return await validate(services, version)
-    except (TimeoutError, EngineUnavailable):
-        return version
-
-
-def _statistics(checked: CheckedAdapter, shape: BaseShape) -> dict[str, Any]:
-    factors = [factor for module in checked.statistics.values() for factor in (module.a, module.b)]
-    return {
-        "code": "statistics",
-        "modules": len(checked.spec.modules),
-        "share_of_modules": len(checked.spec.modules) / len(shape.modules()),
-        "largest_weight": max(factor.max_abs for factor in factors),
-        "largest_norm": max(factor.norm for factor in factors),
-        "norms": {name: [_short(module.a.norm), _short(module.b.norm)] for name, module in checked.statistics.items()},
-    }
-
-
-def _short(value: float) -> float:
-    return float(f"{value:.4g}")
 
 
 ADAPTER_ROUTES = [

@@ -27,7 +27,6 @@ from multipart import (  # type: ignore[import-untyped]  # it has no annotations
 
 from loraplex.platform.errors import ApiError
 
-CONFIG_BYTES = 64 << 10
 FRAMING_BYTES = 64 << 10
 BLOCK_BYTES = 1 << 20
 IDLE_SECONDS = 60

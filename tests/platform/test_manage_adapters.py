@@ -13,7 +13,8 @@ from api_running import Api, run_api
 
 from loraplex.adapters.database import Database
 from loraplex.platform.errors import ApiError
-from loraplex.platform.manage.uploads import CONFIG_BYTES, PartTarget, UploadSink, UploadSlots
+from loraplex.platform.manage.uploads import PartTarget, UploadSink, UploadSlots
+from loraplex.platform.publishing import CONFIG_BYTES
 
 pytest_plugins = ["database_fixtures"]
 pytestmark = pytest.mark.anyio
