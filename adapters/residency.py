@@ -150,6 +150,10 @@ class AdapterResidency:
             for digest in list(islice(chain(self._wanted, self._warming), LOOK_AHEAD)):
                 self._prefetch(digest)
 
+    def is_ready(self, digest: str) -> bool:
+        """Whether the adapter is on the device."""
+        return self._pool.is_ready(digest)
+
     def lacks_room(self, digest: str) -> bool:
         """Whether the adapter, which a sequence wants, waits for leases of others to end."""
         return digest in self._lacking_room

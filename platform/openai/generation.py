@@ -5,6 +5,7 @@ Knows the bounds that depend on the model, and when text is written. The endpoin
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import time
 from collections.abc import Callable, Iterable
@@ -16,7 +17,8 @@ import msgspec
 from litestar import Response
 from litestar.types import Receive
 
-from loraplex.engine.messages import Generate, Ready, SamplingParams, only
+from loraplex.adapters.names import WeightedName
+from loraplex.engine.messages import AdapterUse, Generate, Ready, SamplingParams
 from loraplex.platform.catalog import Catalog, ResolvedModel
 from loraplex.platform.errors import ApiError
 from loraplex.platform.openai.answer import Answer
@@ -28,8 +30,8 @@ from loraplex.platform.tenants import Principal
 INLINE_TOKENISE_CHARS = 4096
 """About a millisecond of tokenising. More goes to a thread, so that the event loop turns."""
 
-ADAPTER_FIELDS = ("adapter_id", "lora_path")
-"""Fields beside `model` that name an adapter."""
+ADAPTER_FIELDS = ("adapters", "adapter_id", "lora_path")
+"""Fields beside `model` that name adapters."""
 
 
 class Shape(Protocol):
@@ -49,21 +51,25 @@ class Shape(Protocol):
 
 
 async def choose_model(catalog: Catalog, principal: Principal, request: GenerationRequest) -> ResolvedModel:
-    """What `model` names or, where that is the base, what LoRAX's `adapter_id` or SGLang's `lora_path` names.
+    """What `model` names or, where that is the base, what `adapters`, LoRAX's `adapter_id` or SGLang's `lora_path` do.
 
     Raises ApiError: 404 for a name that means nothing to the caller, 400 where two of them name different versions.
     """
     chosen = await catalog.resolve(principal, request.model, request.user)
     for field in ADAPTER_FIELDS:
-        name = getattr(request, field)
-        if name is None:
+        names = getattr(request, field)
+        if names is None:
             continue
         try:
-            named = await catalog.resolve(principal, name, request.user)
+            if isinstance(names, str):
+                named = await catalog.resolve(principal, names, request.user)
+            else:
+                terms = [WeightedName(adapter.model, adapter.weight) for adapter in names]
+                named = await catalog.resolve_sum(principal, terms, request.user)
         except ApiError as error:
             error.param = field
             raise
-        if chosen.digest is not None and chosen.name != named.name:
+        if chosen.adapters and chosen.name != named.name:
             message = (
                 f"The request names two models: `{chosen.name}`, and `{named.name}` in '{field}'. Send one of them."
             )
@@ -106,27 +112,36 @@ def prepare(
         request_id=request_id,
         prompt=prompt,
         sampling=_sampling(request, max_tokens or room),
-        adapters=only(model.digest),
+        adapters=tuple(AdapterUse(adapter.version.digest, adapter.weight) for adapter in model.adapters),
         salt=_salt(principal, request.cache_salt),
     )
 
 
 def heading(asked: Generate, model: ResolvedModel, ready: Ready) -> Heading:
-    """What all parts of an answer begin with. `system_fingerprint` tells the weights, of base and adapter."""
-    adapter = f"_{model.digest[:8]}" if model.digest else ""
+    """What all parts of an answer begin with. `system_fingerprint` tells the weights, of base and adapters."""
     return Heading(
         id=asked.request_id,
         created=int(time.time()),
         model=model.name,
-        system_fingerprint=f"fp_{ready.model_digest[:8]}{adapter}",
+        system_fingerprint=f"fp_{ready.model_digest[:8]}{_fingerprint(model)}",
     )
+
+
+def _fingerprint(model: ResolvedModel) -> str:
+    """The beginning of the adapter's digest; of adapters that are weighted or added up, of a hash over all of it."""
+    if not model.adapters:
+        return ""
+    if len(model.adapters) == 1 and model.adapters[0].weight == 1:
+        return f"_{model.adapters[0].version.digest[:8]}"
+    terms = [f"{adapter.version.digest}*{adapter.weight!r}" for adapter in model.adapters]
+    return f"_{hashlib.sha256('+'.join(terms).encode()).hexdigest()[:8]}"
 
 
 async def respond(
     receive: Receive, answer: Answer, shape: Shape, *, stream: bool, model: ResolvedModel
 ) -> Response[Any]:
     """Wait for the whole answer or, of a stream, for the first token: what fails until then has its own HTTP status."""
-    headers = {"x-adapter-version": model.name} if model.digest else {}
+    headers = {"x-adapter-version": model.name} if model.adapters else {}
     try:
         if stream:
             await while_connected(receive, answer.begin())

@@ -10,6 +10,8 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from loraplex.adapters.names import MAX_WEIGHT
+from loraplex.engine.messages import MAX_ADAPTERS
 from loraplex.platform.errors import ApiError
 
 # -- what is read --------------------------------------------------------------------------------------------------
@@ -52,6 +54,13 @@ class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     include_obfuscation: bool = False
 
 
+class WeightedAdapter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One adapter, by any of its names, of those whose weighted sum a request runs with."""
+
+    model: ModelRef
+    weight: Annotated[float, Meta(ge=-MAX_WEIGHT, le=MAX_WEIGHT)] = 1.0
+
+
 class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What chat and completions have in common. None is the same as leaving the field out, as in OpenAI's clients."""
 
@@ -60,6 +69,8 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     """LoRAX's field: the adapter, where `model` is the base."""
     lora_path: ModelRef | None = None
     """SGLang's field for the same."""
+    adapters: Annotated[list[WeightedAdapter], Meta(min_length=1, max_length=MAX_ADAPTERS)] | None = None
+    """Several adapters, where `model` is the base; as text it is `model: "a*0.7+b*0.3"`."""
     max_tokens: TokenCount | None = None
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
     top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
