@@ -24,7 +24,7 @@ MAX_HISTORY = 100
 """Moves of an alias that are remembered."""
 
 ABSENT = 0
-"""The revision of an alias that does not exist."""
+"""The revision of an alias, or of anything else with revisions, that does not exist."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,8 @@ from loraplex.adapters.types import AdapterSpec, adapter_digest
 SPEC_FILE = "adapter.json"
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
+TEMPLATE_FILE = "chat_template.jinja"
+TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -46,8 +48,9 @@ class Staging:
     directory: Path
 
     def path(self, name: str) -> Path:
-        """Where to write CONFIG_FILE or WEIGHTS_FILE. Nothing else may be staged."""
-        if name not in (CONFIG_FILE, WEIGHTS_FILE):
+        """Where to write CONFIG_FILE or WEIGHTS_FILE, or a file that says how to prompt, which is removed before the
+        commit. Nothing else may be staged."""
+        if name not in (CONFIG_FILE, WEIGHTS_FILE, TEMPLATE_FILE, TOKENIZER_CONFIG_FILE):
             raise ValueError(f"{name!r} is no file of an adapter")
         return self.directory / name
 

@@ -45,6 +45,10 @@ class AliasMoved(AdapterError):
     """The alias is not at the revision that the caller has seen: somebody else moved it."""
 
 
+class ProfileChanged(AdapterError):
+    """The profile is not at the revision that the caller has seen: somebody else changed it."""
+
+
 class NothingToRestore(AdapterError):
     """There is no revision of the alias to go back to, or a version of it is gone."""
 

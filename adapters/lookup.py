@@ -33,7 +33,10 @@ will, for the reason that stands beside the state."""
 
 @dataclass(frozen=True, slots=True)
 class VersionInfo:
-    """One version: immutable weights, whose bytes `digest` names, and the state that they are in."""
+    """One version: immutable weights, whose bytes `digest` names, and the state that they are in.
+
+    `profile_digest` names its serving profile; None: it has none.
+    """
 
     adapter_id: str
     tenant_id: str
@@ -48,6 +51,7 @@ class VersionInfo:
     state: VersionState
     state_reason: str
     created_at: datetime
+    profile_digest: str | None = None
 
     @property
     def canonical_name(self) -> str:
@@ -205,6 +209,7 @@ def _version_info(version: AdapterVersion, adapter: Adapter, base_model: str, sl
         state=cast("VersionState", version.state),
         state_reason=version.state_reason,
         created_at=version.created_at,
+        profile_digest=version.profile_digest,
     )
 
 

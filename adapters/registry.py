@@ -43,6 +43,7 @@ from loraplex.adapters.lookup import (
     version_infos,
 )
 from loraplex.adapters.names import check_base_name, check_slug, check_text, version_number
+from loraplex.adapters.profile_store import set_template
 from loraplex.adapters.schema import Adapter, AdapterVersion, Alias, AliasMove, AliasTarget, BaseModel, now
 
 __all__ = ["AdapterInfo", "AdapterRegistry", "Target", "VersionInfo"]
@@ -139,17 +140,19 @@ class AdapterRegistry:
         targets: Sequence[str],
         report: Sequence[dict[str, Any]],
         created_by: str | None,
+        chat_template: str | None = None,
     ) -> VersionInfo:
         """The version of these bytes: a new one, numbered one above all that ever were, or the one that has them.
 
         It is validating, and serves once `settle` has made it ready; one that was rejected is validated again. The
-        bytes must be in the blob store already. Raises AdapterNotFound.
+        bytes must be in the blob store already. chat_template: goes into its profile. Raises AdapterNotFound.
         """
         async with self._database.transaction() as session:
             adapter = await lock_adapter(session, tenant_id, name)
             same_bytes = AdapterVersion.adapter_id == adapter.id, AdapterVersion.digest == digest
-            known = await session.scalar(select(AdapterVersion).where(*same_bytes))
-            if known is None:
+            known = select(AdapterVersion).where(*same_bytes)
+            version = await session.scalar(known.options(undefer(AdapterVersion.profile)))
+            if version is None:
                 adapter.last_number += 1
                 version = AdapterVersion(
                     adapter_id=adapter.id,
@@ -163,9 +166,12 @@ class AdapterRegistry:
                     created_by=created_by,
                 )
                 session.add(version)
-            elif known.state == "rejected":
-                known.state, known.state_reason, known.report = "validating", "", list(report)
+            elif version.state == "rejected":
+                version.state, version.state_reason, version.report = "validating", "", list(report)
+            profile_changed = chat_template is not None and set_template(version, chat_template)
             await session.flush()
+            if profile_changed:
+                await record_change(session, names_of(tenant_id, name))
             found = await first_version(session, select_versions(tenant_id, name).where(*same_bytes))
             assert found is not None, "the transaction has just seen or written it"
             return found

@@ -164,7 +164,7 @@ class AdapterResidency:
         Raises AdapterUnavailable if all of them together are larger than the pool.
         """
         is_loading = any(isinstance(load, _Copying) or not load.job.done() for load in self._loads.values())
-        if digest not in self._lacking_room or is_loading or self._pool.num_leases > len(leases):
+        if not leases or digest not in self._lacking_room or is_loading or self._pool.num_leases > len(leases):
             return False
         if sum(lease.size_bytes for lease in leases) + self._lacking_room[digest] > self._pool.capacity_bytes:
             raise AdapterUnavailable(

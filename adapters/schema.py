@@ -28,6 +28,7 @@ from sqlalchemy.types import TypeDecorator, TypeEngine
 from loraplex.adapters.names import MAX_BASE_NAME_LENGTH, MAX_SLUG_LENGTH
 
 Json = JSON().with_variant(JSONB(), "postgresql")
+JsonOrNull = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
 RowId = String(32)
 
 
@@ -127,7 +128,9 @@ class Adapter(Base):
 class AdapterVersion(Base):
     """Immutable weights, named by their digest. `created_by` is the id of the API key that published them.
 
-    `state`: see `lookup.VersionState`. `report`, the one large column, is read only where it is asked for.
+    `state`: see `lookup.VersionState`. `profile` is a ServingProfile, `profile_digest` names it; both are NULL where
+    there is none, and every change raises `profile_revision`. `report` and `profile`, which can be large, are read only
+    where they are asked for.
     """
 
     __tablename__ = "adapter_versions"
@@ -145,6 +148,9 @@ class AdapterVersion(Base):
     state_reason: Mapped[str] = mapped_column(Text, default="")
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now)
     created_by: Mapped[str | None] = mapped_column(String(12))
+    profile: Mapped[dict[str, Any] | None] = mapped_column(JsonOrNull, deferred=True, deferred_raiseload=True)
+    profile_digest: Mapped[str | None] = mapped_column(String(64))
+    profile_revision: Mapped[int] = mapped_column(default=0)
 
     adapter: Mapped[Adapter] = relationship(viewonly=True, lazy="raise", back_populates="versions")
 

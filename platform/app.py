@@ -18,6 +18,7 @@ from loraplex.platform.manage.adapters import ADAPTER_ROUTES
 from loraplex.platform.manage.admin import ADMIN_ROUTES
 from loraplex.platform.manage.aliases import ALIAS_ROUTES
 from loraplex.platform.manage.lora_adapters import LORA_ROUTES
+from loraplex.platform.manage.profiles import PROFILE_ROUTES
 from loraplex.platform.manage.uploads import UploadSlots
 from loraplex.platform.openai.body import JsonRequest
 from loraplex.platform.openai.routes import OPENAI_ROUTES
@@ -36,6 +37,7 @@ def create_app(services: Services, drain: asyncio.Event | None = None) -> Litest
             *HEALTH_ROUTES,
             *OPENAI_ROUTES,
             *ADAPTER_ROUTES,
+            *PROFILE_ROUTES,
             *ALIAS_ROUTES,
             *LORA_ROUTES,
             *ADMIN_ROUTES,

@@ -40,6 +40,11 @@ class ResolvedModel:
     name: str
     adapters: tuple[WeightedVersion, ...] = ()
 
+    @property
+    def version(self) -> VersionInfo | None:
+        """The one that says how to ask: the first of a sum."""
+        return self.adapters[0].version if self.adapters else None
+
 
 def model_not_found(model: str) -> ApiError:
     """The same answer for a name that is malformed, absent, or another tenant's."""

@@ -36,6 +36,7 @@ from loraplex.adapters.errors import (
     BaseModelUnknown,
     InvalidName,
     NothingToRestore,
+    ProfileChanged,
     VersionInUse,
     VersionNotReady,
 )
@@ -179,6 +180,7 @@ TRANSLATIONS: dict[type[Exception], Callable[[Any], ApiError]] = {
     AdapterNotFound: lambda e: ApiError(404, "adapter_not_found", str(e)),
     AdapterExists: lambda e: ApiError(409, "adapter_exists", str(e), param="name", headers=_NO_RETRY),
     AliasMoved: lambda e: ApiError(412, "alias_moved", str(e), param="If-Match", headers=_NO_RETRY),
+    ProfileChanged: lambda e: ApiError(412, "profile_changed", str(e), param="If-Match", headers=_NO_RETRY),
     NothingToRestore: lambda e: ApiError(409, "nothing_to_restore", str(e), headers=_NO_RETRY),
     VersionNotReady: lambda e: ApiError(409, "version_not_ready", str(e), param="version", headers=_NO_RETRY),
     VersionInUse: lambda e: ApiError(409, "version_in_use", str(e), headers=_NO_RETRY),

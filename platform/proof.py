@@ -1,19 +1,24 @@
 """Run a version beside the base on stored prompts before it may serve: it loads, computes, and makes a difference.
 
-Knows the engine and text; knows no row. What it finds goes into the version's report.
+A version with a chat template of its own is asked as that writes questions, and so is the base beside it. Knows the
+engine and text; knows no row. What it finds goes into the version's report.
 """
 
 from __future__ import annotations
 
 import math
 import uuid
+from collections import OrderedDict
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
 from loraplex.engine.client import EngineClient, EngineUnavailable, GenerationFailed
 from loraplex.engine.messages import Generate, SamplingParams, only
+from loraplex.engine.templates import TemplateError
 from loraplex.engine.text import TextCodec
+from loraplex.engine.untrusted_templates import UntrustedTemplates
+from loraplex.platform.prompts import chat_prompt
 
 PROBES = (
     "Write a short note about the weather.",
@@ -21,6 +26,14 @@ PROBES = (
     "The capital of France is",
 )
 PROBE_TOKENS = 16
+MAX_PROMPT_TOKENS = 1024
+"""Of a probe as a chat template writes it: its end is used."""
+
+Prompts = tuple[tuple[int, ...], ...]
+"""The probes as they are put to the engine."""
+
+KEPT_ANSWERS = 16
+"""Ways to write the probes of which the base's answers are kept."""
 
 LASTING_FAILURES = frozenset({"adapter_load_failed", "adapter_quarantined"})
 """Of a generation: they are the adapter's own, and trying again later would not help."""
@@ -43,18 +56,23 @@ class Proof:
 
 
 class Prover:
-    """Remembers the base's answers, which are the same for every version."""
+    """Remembers the base's answers, which are the same for every version that is asked in the same way."""
 
-    def __init__(self, engine: EngineClient, text: TextCodec) -> None:
+    def __init__(self, engine: EngineClient, text: TextCodec, templates: UntrustedTemplates) -> None:
         self._engine = engine
         self._text = text
-        self._base: tuple[str, list[Sample]] | None = None  # digest of the model that gave them
+        self._templates = templates
+        self._base: OrderedDict[tuple[str, Prompts], list[Sample]] = OrderedDict()  # by the digest of its model, too
 
-    async def prove(self, digest: str) -> Proof:
-        """Raises EngineUnavailable when the engine cannot say now."""
-        base = await self._base_samples()
+    async def prove(self, digest: str, template: str | None = None, owner: str = "") -> Proof:
+        """template: the version's own, of this owner. Raises EngineUnavailable when the engine cannot say now."""
         try:
-            adapted = await self._answers(digest)
+            prompts = await self._prompts(template, owner)
+        except TemplateError as error:
+            return Proof([_failure("chat_template_invalid", str(error))])
+        base = await self._base_samples(prompts)
+        try:
+            adapted = await self._answers(digest, prompts)
         except GenerationFailed as error:
             if error.code not in LASTING_FAILURES:
                 raise EngineUnavailable(f"the engine could not run the version: {error}", 5) from error
@@ -66,27 +84,41 @@ class Prover:
             return Proof([_failure("no_effect", reason)])
         return Proof(report=[self._report(base, adapted)])
 
-    async def _base_samples(self) -> list[Sample]:
-        model_digest = self._engine.ready.model_digest
-        if self._base is None or self._base[0] != model_digest:
+    async def _prompts(self, template: str | None, owner: str) -> Prompts:
+        if template is None:
+            prompts = [self._text.encode(probe) for probe in PROBES]
+        else:
+            prompts = [
+                await chat_prompt(self._text, self._templates, [_question(probe)], template=template, owner=owner)
+                for probe in PROBES
+            ]
+        most = min(MAX_PROMPT_TOKENS, self._engine.ready.max_model_len // 2)
+        return tuple(tuple(prompt[-most:]) for prompt in prompts)
+
+    async def _base_samples(self, prompts: Prompts) -> list[Sample]:
+        asked = self._engine.ready.model_digest, prompts
+        if asked not in self._base:
             try:
-                self._base = model_digest, await self._answers(None)
+                self._base[asked] = await self._answers(None, prompts)
             except GenerationFailed as error:
                 raise EngineUnavailable(f"the engine could not run the base: {error}", 5) from error
-        return self._base[1]
+        self._base.move_to_end(asked)
+        if len(self._base) > KEPT_ANSWERS:
+            self._base.popitem(last=False)
+        return self._base[asked]
 
-    async def _answers(self, adapter: str | None) -> list[Sample]:
-        """To every probe, one after the other: on an idle engine equal weights then give numbers equal to the last bit.
+    async def _answers(self, adapter: str | None, prompts: Prompts) -> list[Sample]:
+        """To every prompt, one after the other: on an idle engine equal weights then give numbers equal to the bit.
 
         Raises GenerationFailed, EngineUnavailable.
         """
-        return [await self._answer(probe, adapter) for probe in PROBES]
+        return [await self._answer(prompt, adapter) for prompt in prompts]
 
-    async def _answer(self, probe: str, adapter: str | None) -> Sample:
+    async def _answer(self, prompt: tuple[int, ...], adapter: str | None) -> Sample:
         generation = self._engine.generate(
             Generate(
                 request_id=f"probe-{uuid.uuid4().hex}",
-                prompt=self._text.encode(probe)[: self._engine.ready.max_model_len // 2],
+                prompt=list(prompt),
                 sampling=SamplingParams(max_tokens=PROBE_TOKENS, temperature=0.0, ignore_eos=True, logprobs=True),
                 adapters=only(adapter),
                 salt=b"probe",
@@ -121,6 +153,10 @@ class Prover:
     def _written(self, sample: Sample) -> str:
         detokenizer = self._text.detokenizer()
         return detokenizer.push(sample.tokens) + detokenizer.flush()
+
+
+def _question(probe: str) -> dict[str, str]:
+    return {"role": "user", "content": probe}
 
 
 def _failure(code: str, message: str) -> dict[str, Any]:

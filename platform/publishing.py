@@ -17,6 +17,7 @@ from loraplex.adapters.types import BaseShape
 from loraplex.engine.client import EngineUnavailable
 from loraplex.platform.errors import ApiError
 from loraplex.platform.services import Services
+from loraplex.platform.template_checks import check_brought_template, take_template
 from loraplex.platform.validation import validate
 
 CONFIG_BYTES = 64 << 10
@@ -50,8 +51,12 @@ async def publish_staged(
 ) -> VersionInfo:
     """The next version of an adapter, from staged files, not run yet; or the version that has these bytes.
 
-    received_sha256: of the weights as they came in. Raises AdapterInvalid with every failed check, AdapterNotFound.
+    received_sha256: of the weights as they came in. A chat template among the files goes into the version's profile.
+    Raises AdapterInvalid with every failed check, AdapterNotFound; EngineUnavailable.
     """
+    template = await to_thread.run_sync(take_template, staging)
+    if template is not None:
+        await check_brought_template(services.text, services.templates, tenant_id, template)
     checked = await to_thread.run_sync(_check, services, staging, received_sha256)
     digest = await to_thread.run_sync(services.blobs.commit, staging, checked.spec, checked.weights_sha256)
     return await services.registry.publish(
@@ -63,6 +68,7 @@ async def publish_staged(
         targets=sorted({module.rsplit(".", 1)[-1] for module in checked.spec.modules}),
         report=[_statistics(checked, services.base_shape)],
         created_by=created_by,
+        chat_template=template,
     )
 
 

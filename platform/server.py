@@ -22,14 +22,17 @@ from loraplex.adapters.aliases import AdapterAliases
 from loraplex.adapters.blobs import BlobStore
 from loraplex.adapters.changes import ChangeFeed
 from loraplex.adapters.database import Database
+from loraplex.adapters.profile_store import ProfileStore
 from loraplex.adapters.registry import AdapterRegistry
 from loraplex.engine.client import EngineClient
 from loraplex.engine.text import TextCodec
+from loraplex.engine.untrusted_templates import UntrustedTemplates
 from loraplex.platform.app import create_app
 from loraplex.platform.catalog import Catalog
 from loraplex.platform.http_protocol import BoundedHttpToolsProtocol
 from loraplex.platform.lora_modules import publish_lora_modules
 from loraplex.platform.metrics import Metrics
+from loraplex.platform.profile_cache import ProfileCache
 from loraplex.platform.proof import Prover
 from loraplex.platform.services import Services, base_shape
 from loraplex.platform.settings import Settings
@@ -97,28 +100,33 @@ async def open_services(settings: Settings, model_path: Path) -> AsyncIterator[S
         engine = await EngineClient.start(
             settings.engine_settings(model_path), max_pending=settings.max_queued_requests
         )
+        templates = UntrustedTemplates()
         try:
             shape = base_shape(engine.ready)
             await registry.register_base_model(settings.base_model_name, shape.digest, settings.model)
             metrics = Metrics()
             metrics.watch_engine(lambda: engine.status)
-            text = TextCodec(model_path)
+            text, profiles = TextCodec(model_path), ProfileStore(database)
             yield Services(
                 settings=settings,
                 engine=engine,
                 text=text,
+                templates=templates,
                 tenants=TenantDirectory(database),
                 registry=registry,
                 aliases=AdapterAliases(database),
+                profiles=profiles,
+                profile_cache=ProfileCache(profiles),
                 blobs=blobs,
                 catalog=Catalog(registry, changes, settings.base_model_name),
                 changes=changes,
-                prover=Prover(engine, text),
+                prover=Prover(engine, text, templates),
                 metrics=metrics,
                 base_shape=shape,
                 base_model_name=settings.base_model_name,
             )
         finally:
+            await templates.close()
             await engine.stop()
     finally:
         await database.dispose()

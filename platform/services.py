@@ -7,13 +7,16 @@ from dataclasses import dataclass
 from loraplex.adapters.aliases import AdapterAliases
 from loraplex.adapters.blobs import BlobStore
 from loraplex.adapters.changes import ChangeFeed
+from loraplex.adapters.profile_store import ProfileStore
 from loraplex.adapters.registry import AdapterRegistry
 from loraplex.adapters.types import BaseShape, LoraSite, LoraSlice
 from loraplex.engine.client import EngineClient
 from loraplex.engine.messages import Ready
 from loraplex.engine.text import TextCodec
+from loraplex.engine.untrusted_templates import UntrustedTemplates
 from loraplex.platform.catalog import Catalog
 from loraplex.platform.metrics import Metrics
+from loraplex.platform.profile_cache import ProfileCache
 from loraplex.platform.proof import Prover
 from loraplex.platform.settings import Settings
 from loraplex.platform.tenants import TenantDirectory
@@ -26,9 +29,12 @@ class Services:
     settings: Settings
     engine: EngineClient
     text: TextCodec
+    templates: UntrustedTemplates
     tenants: TenantDirectory
     registry: AdapterRegistry
     aliases: AdapterAliases
+    profiles: ProfileStore
+    profile_cache: ProfileCache
     blobs: BlobStore
     catalog: Catalog
     changes: ChangeFeed

@@ -27,7 +27,8 @@ logger = structlog.get_logger(__name__)
 async def validate(services: Services, version: VersionInfo) -> VersionInfo:
     """The version as it is afterwards: ready. Raises AdapterInvalid, with the report, when it is rejected;
     EngineUnavailable when the engine cannot say now, and AdapterNotFound when it was deleted meanwhile."""
-    proof = await services.prover.prove(version.digest)
+    profile = await services.profile_cache.of(version)
+    proof = await services.prover.prove(version.digest, profile.chat_template, version.tenant_id)
     if proof.failures:
         reason = proof.failures[0]["message"]
         settled = await services.registry.settle(version, "rejected", reason=reason, report=proof.failures)

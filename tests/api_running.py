@@ -17,6 +17,7 @@ from loraplex.adapters.aliases import AdapterAliases
 from loraplex.adapters.blobs import BlobStore
 from loraplex.adapters.changes import ChangeFeed
 from loraplex.adapters.database import Database
+from loraplex.adapters.profile_store import ProfileStore
 from loraplex.adapters.registry import AdapterRegistry
 from loraplex.adapters.types import BaseShape
 from loraplex.engine.client import EngineUnavailable
@@ -25,9 +26,11 @@ from loraplex.engine.generation import Generation
 from loraplex.engine.messages import Generate, Inspection, Ready, Site, TokenChunk
 from loraplex.engine.models.config import ModelConfig, lora_shape
 from loraplex.engine.text import TextCodec
+from loraplex.engine.untrusted_templates import UntrustedTemplates
 from loraplex.platform.app import create_app
 from loraplex.platform.catalog import Catalog
 from loraplex.platform.metrics import Metrics
+from loraplex.platform.profile_cache import ProfileCache
 from loraplex.platform.proof import Prover
 from loraplex.platform.services import Services, base_shape
 from loraplex.platform.settings import Settings
@@ -83,10 +86,12 @@ class Api:
     def auth(self, who: str) -> dict[str, str]:
         return {"authorization": f"Bearer {self.keys[who]}"}
 
-    async def upload(self, who: str, name: str, folder: Path) -> Any:
+    async def upload(self, who: str, name: str, folder: Path, **more: bytes) -> Any:
+        """`more`: optional parts of the form."""
         files = {
             "config": ("adapter_config.json", (folder / "adapter_config.json").read_bytes()),
             "weights": ("adapter_model.safetensors", (folder / "adapter_model.safetensors").read_bytes()),
+            **more,
         }
         return await self.client.post(f"/api/v1/adapters/{name}/versions", files=files, headers=self.auth(who))
 
@@ -99,7 +104,8 @@ async def run_api(
     engine = engine or StandingEngine(ready_of(lora_shape(ModelConfig.from_folder(model))))
     config = Settings(data_dir=folder, served_model_name="tiny", **settings)
     registry, tenants, metrics = AdapterRegistry(database), TenantDirectory(database), Metrics()
-    changes, text = ChangeFeed(database), TextCodec(model)
+    changes, text, templates = ChangeFeed(database), TextCodec(model), UntrustedTemplates()
+    profiles = ProfileStore(database)
     shape = base_shape(engine.ready)
     await registry.register_base_model("tiny", shape.digest, str(model))
     metrics.watch_engine(lambda: engine.status)
@@ -107,13 +113,16 @@ async def run_api(
         settings=config,
         engine=engine,
         text=text,
+        templates=templates,
         tenants=tenants,
         registry=registry,
         aliases=AdapterAliases(database),
+        profiles=profiles,
+        profile_cache=ProfileCache(profiles),
         blobs=BlobStore(config.adapters_dir),
         catalog=Catalog(registry, changes, "tiny"),
         changes=changes,
-        prover=Prover(engine, text),
+        prover=Prover(engine, text, templates),
         metrics=metrics,
         base_shape=shape,
         base_model_name="tiny",
@@ -124,6 +133,7 @@ async def run_api(
     # In this loop, where Litestar's own test client would run the app in another one, apart from the engine's socket.
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://api") as client:
         yield Api(app, client, services, drain, keys)
+    await templates.close()
 
 
 async def _make_keys(tenants: TenantDirectory) -> dict[str, str]:

@@ -1,11 +1,12 @@
-"""`loraplex adapter`: upload, list, show, warm and delete a tenant's adapters, over the API of a running server."""
+"""`loraplex adapter`: upload, list, show, warm and delete a tenant's adapters, and how they are asked, over the API."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import quote
 
 import click
@@ -18,6 +19,8 @@ from loraplex.platform.cli.remote import call, refusal, server_options
 
 ADAPTERS = "/api/v1/adapters"
 FILES = {"config": "adapter_config.json", "weights": "adapter_model.safetensors"}
+TEMPLATE_FILES = {"chat_template": "chat_template.jinja", "tokenizer_config": "tokenizer_config.json"}
+"""The first of them that is there goes with the adapter, which is then served with its chat template."""
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
@@ -34,7 +37,10 @@ def adapter() -> None:
 @json_option
 @server_options
 def push(client: httpx.Client, folder: Path, name: str, alias: str | None, as_json: bool) -> None:
-    """Upload the PEFT LoRA in DIR (adapter_config.json and adapter_model.safetensors) as a new version."""
+    """Upload the PEFT LoRA in DIR (adapter_config.json and adapter_model.safetensors) as a new version.
+
+    It is served with the chat template in DIR (chat_template.jinja, or in tokenizer_config.json) where there is one.
+    """
     for file in FILES.values():
         if not (folder / file).is_file():
             raise click.ClickException(f"{folder} has no {file}; save the adapter with PEFT's save_pretrained()")
@@ -132,6 +138,51 @@ def delete(client: httpx.Client, name: str, as_json: bool) -> None:
         click.echo(f"Adapter {name} is deleted.")
 
 
+@adapter.group()
+def profile() -> None:
+    """What a version is served with where a request does not say: chat template, system prompt, sampling, ..."""
+
+
+@profile.command("show")
+@click.argument("name")
+@click.argument("version", type=click.IntRange(1))
+@json_option
+@server_options
+def show_profile(client: httpx.Client, name: str, version: int, as_json: bool) -> None:
+    """Show the profile of VERSION of the adapter NAME."""
+    _tell_profile(call(client, "GET", _profile_path(name, version)), as_json)
+
+
+@profile.command("set")
+@click.argument("name")
+@click.argument("version", type=click.IntRange(1))
+@click.option(
+    "--from", "source", required=True, metavar="FILE.json", type=click.File("rb"),
+    help="The profile, a JSON object; - is standard input.",
+)  # fmt: skip
+@json_option
+@server_options
+def set_profile(client: httpx.Client, name: str, version: int, source: BinaryIO, as_json: bool) -> None:
+    """Set the profile of VERSION of the adapter NAME as a whole; a chat_template that is left out stays as it is."""
+    headers = {"content-type": "application/json"}
+    changed = call(client, "PUT", _profile_path(name, version), content=source.read(), headers=headers)
+    _tell_profile(changed, as_json)
+
+
+@profile.command("clear")
+@click.argument("name")
+@click.argument("version", type=click.IntRange(1))
+@json_option
+@server_options
+def clear_profile(client: httpx.Client, name: str, version: int, as_json: bool) -> None:
+    """Serve VERSION of the adapter NAME with the base's chat template and the server's defaults again."""
+    call(client, "DELETE", _profile_path(name, version))
+    if as_json:
+        print_json({"name": name, "version": version, "cleared": True})
+    else:
+        click.echo(f"Version {version} of {name} is served with the defaults of the base.")
+
+
 def path(*parts: str) -> str:
     """Whatever stands in a name stays one part of the path."""
     return "/".join([ADAPTERS, *(quote(part, safe="") for part in parts)])
@@ -144,13 +195,15 @@ def create_if_missing(client: httpx.Client, name: str) -> None:
 
 
 def upload(client: httpx.Client, folder: Path, name: str) -> dict[str, Any]:
-    """Stream both files, with a progress bar on stderr; returns the version."""
+    """Stream the files, with a progress bar on stderr; returns the version."""
+    template = [part for part, file in TEMPLATE_FILES.items() if (folder / file).is_file()][:1]
+    files = FILES | {part: TEMPLATE_FILES[part] for part in template}
     columns = [TextColumn("Uploading"), BarColumn(), DownloadColumn(), TransferSpeedColumn()]
     with ExitStack() as stack:
         progress = stack.enter_context(Progress(*columns, console=Console(stderr=True)))
         parts = {
             part: (file, stack.enter_context(progress.open(folder / file, "rb", description=file)))
-            for part, file in FILES.items()
+            for part, file in files.items()
         }
         version: dict[str, Any] = call(client, "POST", path(name, "versions"), files=parts)
     return version
@@ -162,6 +215,20 @@ def shown_split(split: Mapping[str, int]) -> str:
         return next(iter(split))
     total = sum(split.values())
     return ", ".join(f"{number} ({100 * weight / total:.3g}%)" for number, weight in split.items())
+
+
+def _profile_path(name: str, version: int) -> str:
+    return path(name, "versions", str(version), "profile")
+
+
+def _tell_profile(found: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print_json(found)
+        return
+    template = found.pop("chat_template", None)
+    click.echo(f"chat_template: {'its own' if template else 'that of the base'}")
+    for field, value in found.items():
+        click.echo(f"{field}: {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}")
 
 
 def _aliases(found: dict[str, Any]) -> str:

@@ -8,8 +8,9 @@ from litestar import Request, Response, Router, delete, get, post
 from litestar.di import NamedDependency, Provide
 from litestar.params import FromPath, JSONBody, QueryParameter
 
-from loraplex.adapters.blobs import CONFIG_FILE, WEIGHTS_FILE
+from loraplex.adapters.blobs import CONFIG_FILE, TEMPLATE_FILE, TOKENIZER_CONFIG_FILE, WEIGHTS_FILE
 from loraplex.adapters.errors import VersionNotReady
+from loraplex.adapters.registry import VersionInfo
 from loraplex.platform.manage.schemas import (
     AdapterPage,
     AdapterView,
@@ -21,6 +22,7 @@ from loraplex.platform.manage.schemas import (
 from loraplex.platform.manage.uploads import PartTarget, UploadSlots, receive_parts
 from loraplex.platform.publishing import adapter_limits, publish_staged, require_served, validate_now
 from loraplex.platform.services import Services
+from loraplex.platform.template_checks import TEMPLATE_BYTES, TOKENIZER_CONFIG_BYTES
 from loraplex.platform.tenants import Principal
 
 MAX_PAGE = 500
@@ -30,7 +32,7 @@ UPLOAD_FORM = {
         "schema": {
             "type": "object",
             "required": ["config", "weights"],
-            "properties": {"config": _FILE, "weights": _FILE},
+            "properties": {"config": _FILE, "weights": _FILE, "chat_template": _FILE, "tokenizer_config": _FILE},
         }
     }
 }
@@ -96,6 +98,8 @@ async def publish_version(
 ) -> Response[VersionDetail]:
     """Upload a PEFT LoRA as the next version: `config` is adapter_config.json, `weights` is adapter_model.safetensors.
 
+    `chat_template` (chat_template.jinja) or else the one in `tokenizer_config` (tokenizer_config.json), where they are
+    sent, goes into the version's profile: it is served with that instead of the base's.
     An adapter that fails its checks, or that the engine cannot run on the probe prompts, is refused with code
     `adapter_invalid` and every failed check in `details`. 202: the engine had no time for it yet; the version is
     validating and will be ready or rejected later. The same bytes again give the version that has them.
@@ -106,12 +110,13 @@ async def publish_version(
         targets = {
             "config": PartTarget(staging.path(CONFIG_FILE), limits.max_config_bytes),
             "weights": PartTarget(staging.path(WEIGHTS_FILE), limits.max_weights_bytes),
+            "chat_template": PartTarget(staging.path(TEMPLATE_FILE), TEMPLATE_BYTES, required=False),
+            "tokenizer_config": PartTarget(staging.path(TOKENIZER_CONFIG_FILE), TOKENIZER_CONFIG_BYTES, required=False),
         }
         weights = (await receive_parts(request, targets))["weights"]
         published = await publish_staged(services, staging, tenant_id, name, weights.sha256, principal.key_id)
     version = await validate_now(services, published)
-    report = await services.registry.get_report(tenant_id, name, version.number)
-    return Response(VersionDetail.told(version, report), status_code=201 if version.state == "ready" else 202)
+    return Response(await _detail(services, version), status_code=201 if version.state == "ready" else 202)
 
 
 @get("/{name:str}/versions")
@@ -127,9 +132,8 @@ async def list_versions(
 async def get_version(
     name: FromPath[str], number: FromPath[int], services: NamedDependency[Services], tenant_id: NamedDependency[str]
 ) -> VersionDetail:
-    """One version, with what its validation found out."""
-    version = await services.registry.get_version(tenant_id, name, number)
-    return VersionDetail.told(version, await services.registry.get_report(tenant_id, name, number))
+    """One version, with what its validation found out and what it is served with."""
+    return await _detail(services, await services.registry.get_version(tenant_id, name, number))
 
 
 @post("/{name:str}/versions/{number:int}/warm", status_code=202)
@@ -150,6 +154,12 @@ async def delete_version(
 ) -> None:
     """Delete a version that no alias points at; else 409 with code `version_in_use`."""
     await services.registry.delete_version(tenant_id, name, number)
+
+
+async def _detail(services: Services, version: VersionInfo) -> VersionDetail:
+    where = version.tenant_id, version.name, version.number
+    report, profile = await services.registry.get_report(*where), (await services.profiles.get(*where)).profile
+    return VersionDetail.told(version, report, profile)
 
 
 ADAPTER_ROUTES = [

@@ -5,10 +5,11 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from msgspec import Meta, Struct, structs
+from msgspec import UNSET, Meta, Struct, UnsetType, structs
 
 from loraplex.adapters.aliases import MoveInfo
 from loraplex.adapters.lookup import MAX_TARGETS, AliasInfo, VersionState
+from loraplex.adapters.profile import ChatTemplate, ProfileSettings, ServingProfile
 from loraplex.adapters.registry import AdapterInfo, VersionInfo
 from loraplex.engine.client import EngineClient
 from loraplex.engine.messages import Inspection, Ready, ResidentAdapter, Status
@@ -150,13 +151,27 @@ class VersionView(Struct, frozen=True, kw_only=True):
 
 
 class VersionDetail(VersionView, frozen=True, kw_only=True):
-    """`report`: what the checks found out about the weights, and the engine about the version."""
+    """`report`: what the checks found out about the weights, and the engine about the version. `profile`: null where it
+    is served with the defaults of the base."""
 
     report: list[dict[str, Any]]
+    profile: ServingProfile | None
 
     @classmethod
-    def told(cls, version: VersionInfo, report: list[dict[str, Any]]) -> VersionDetail:
-        return cls(**structs.asdict(VersionView.of(version)), report=report)
+    def told(cls, version: VersionInfo, report: list[dict[str, Any]], profile: ServingProfile | None) -> VersionDetail:
+        return cls(**structs.asdict(VersionView.of(version)), report=report, profile=profile)
+
+
+class SetProfile(ProfileSettings, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """`chat_template`: left out, the version keeps the one it has, which may have come with its weights."""
+
+    chat_template: ChatTemplate | UnsetType | None = UNSET
+
+    def onto(self, old: ServingProfile | None) -> ServingProfile:
+        settings = structs.asdict(self)
+        if self.chat_template is UNSET:
+            settings["chat_template"] = None if old is None else old.chat_template
+        return ServingProfile(**settings)
 
 
 class AdapterPage(Struct, frozen=True):

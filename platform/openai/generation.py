@@ -8,16 +8,16 @@ from __future__ import annotations
 import hashlib
 import hmac
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
-import anyio.to_thread
 import msgspec
 from litestar import Response
 from litestar.types import Receive
 
 from loraplex.adapters.names import WeightedName
+from loraplex.adapters.profile import ServingProfile
 from loraplex.engine.messages import AdapterUse, Generate, Ready, SamplingParams
 from loraplex.platform.catalog import Catalog, ResolvedModel
 from loraplex.platform.errors import ApiError
@@ -27,8 +27,7 @@ from loraplex.platform.openai.sse import DONE, EventStream, TextFrame, Write, er
 from loraplex.platform.openai.types import GenerationRequest, Heading
 from loraplex.platform.tenants import Principal
 
-INLINE_TOKENISE_CHARS = 4096
-"""About a millisecond of tokenising. More goes to a thread, so that the event loop turns."""
+T = TypeVar("T")
 
 ADAPTER_FIELDS = ("adapters", "adapter_id", "lora_path")
 """Fields beside `model` that name adapters."""
@@ -78,11 +77,6 @@ async def choose_model(catalog: Catalog, principal: Principal, request: Generati
     return chosen
 
 
-async def tokenise(encode: Callable[[], list[int]], chars: int) -> list[int]:
-    """Run `encode`, which turns `chars` characters into token ids."""
-    return encode() if chars <= INLINE_TOKENISE_CHARS else await anyio.to_thread.run_sync(encode)
-
-
 def prepare(
     request: GenerationRequest,
     *,
@@ -90,28 +84,34 @@ def prepare(
     prompt: list[int],
     prompt_field: str,
     max_tokens: int | None,
+    default_max_tokens: int | None,
     model: ResolvedModel,
+    profile: ServingProfile,
     principal: Principal,
     ready: Ready,
 ) -> Generate:
-    """What the engine is asked. `max_tokens` None: as many as fit. Raises ApiError for a prompt that cannot run."""
+    """What the engine is asked. Without `max_tokens`, the default or as many as fit; a default is cut to what fits.
+
+    Raises ApiError for a prompt that cannot run.
+    """
     if not prompt:
         raise ApiError(400, "invalid_value", f"'{prompt_field}' has no tokens; send some text.", param=prompt_field)
     if max(prompt) >= ready.vocab_size:
         message = f"'{prompt_field}' has a token id outside of the vocabulary of {ready.vocab_size}."
         raise ApiError(400, "invalid_value", message, param=prompt_field)
-    room = ready.max_model_len - len(prompt)
+    limit = min(ready.max_model_len, profile.context_limit or ready.max_model_len)
+    room = limit - len(prompt)
     if room < 1 or (max_tokens is not None and max_tokens > room):
         asked = "" if max_tokens is None else f" and {max_tokens} in the completion"
         message = (
-            f"This model's maximum context length is {ready.max_model_len} tokens. However, you asked for "
+            f"This model's maximum context length is {limit} tokens. However, you asked for "
             f"{len(prompt)} tokens in the {prompt_field}{asked}. Send less, or ask for less."
         )
         raise ApiError(400, "context_length_exceeded", message, param=prompt_field)
     return Generate(
         request_id=request_id,
         prompt=prompt,
-        sampling=_sampling(request, max_tokens or room),
+        sampling=_sampling(request, profile, max_tokens or min(default_max_tokens or room, room)),
         adapters=tuple(AdapterUse(adapter.version.digest, adapter.weight) for adapter in model.adapters),
         salt=_salt(principal, request.cache_salt),
     )
@@ -171,17 +171,26 @@ async def _stream(answer: Answer, shape: Shape, write: Write) -> None:
     await write(due + DONE, more=False)
 
 
-def _sampling(request: GenerationRequest, max_tokens: int) -> SamplingParams:
+def stop_strings(request: GenerationRequest, profile: ServingProfile) -> tuple[str, ...]:
+    """The request's and the profile's."""
+    return tuple(dict.fromkeys((*request.stop_strings, *profile.stop)))
+
+
+def _sampling(request: GenerationRequest, profile: ServingProfile, max_tokens: int) -> SamplingParams:
     return SamplingParams(
         max_tokens=max_tokens,
-        temperature=1.0 if request.temperature is None else request.temperature,
-        top_p=1.0 if request.top_p is None else request.top_p,
-        top_k=max(request.top_k or 0, 0),
-        min_p=request.min_p or 0.0,
+        temperature=_first_given(request.temperature, profile.temperature, 1.0),
+        top_p=_first_given(request.top_p, profile.top_p, 1.0),
+        top_k=max(_first_given(request.top_k, profile.top_k, 0), 0),
+        min_p=_first_given(request.min_p, profile.min_p, 0.0),
         seed=None if request.seed is None else request.seed % (1 << 63),
-        stop_token_ids=tuple(request.stop_token_ids or ()),
+        stop_token_ids=tuple(dict.fromkeys((*(request.stop_token_ids or ()), *profile.stop_token_ids))),
         ignore_eos=bool(request.ignore_eos),
     )
+
+
+def _first_given(asked: T | None, profiled: T | None, default: T) -> T:
+    return asked if asked is not None else profiled if profiled is not None else default
 
 
 def _salt(principal: Principal, cache_salt: str | None) -> bytes:

@@ -76,6 +76,29 @@ def test_aliases_move_split_and_roll_back(run, make_adapter, tmp_path):
     assert run("adapter", "delete", "moving").exit_code == 0
 
 
+def test_a_folders_chat_template_comes_along_and_a_profile_is_set_shown_and_cleared(run, make_adapter, tmp_path):
+    """chat_template.jinja before tokenizer_config.json, as Transformers reads a folder; sampling beside it."""
+    folder = make_adapter(tmp_path / "lora", rank=2, seed=9)
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": "from the config"}))
+    pushed = json.loads(run("adapter", "push", folder, "--name", "styled", "--json").stdout)
+    assert pushed["profile"] == {"chat_template": "from the config"}
+    (folder / "chat_template.jinja").write_text("{{ messages[-1].content }}!")
+    pushed = json.loads(run("adapter", "push", folder, "--name", "styled", "--json").stdout)
+    assert (pushed["version"], pushed["profile"]) == (1, {"chat_template": "{{ messages[-1].content }}!"})
+    assert json.loads(run("chat", "styled", "abc", "--json").stdout)["usage"]["prompt_tokens"] == len("abc!")
+
+    (tmp_path / "profile.json").write_text(json.dumps({"temperature": 0.5, "max_tokens": 3, "system_prompt": "Grüß!"}))
+    changed = run("adapter", "profile", "set", "styled", 1, "--from", tmp_path / "profile.json")
+    assert (changed.exit_code, changed.stdout) == (0, run("adapter", "profile", "show", "styled", 1).stdout)
+    assert changed.stdout == "chat_template: its own\nsystem_prompt: Grüß!\ntemperature: 0.5\nmax_tokens: 3\n"
+    assert json.loads(run("chat", "styled", "abc", "--json").stdout)["usage"]["completion_tokens"] == 3
+    refused = run("adapter", "profile", "set", "styled", 1, "--from", "-", input='{"temperature": 9}')
+    assert (refused.exit_code, "'temperature'" in refused.stderr) == (1, True)
+    assert run("adapter", "profile", "clear", "styled", 1).exit_code == 0
+    assert "has none" in run("adapter", "profile", "show", "styled", 1).stderr
+    assert run("adapter", "delete", "styled").exit_code == 0
+
+
 def test_a_refused_adapter_tells_every_failed_check(run, make_adapter, tmp_path):
     """Code, place and remedy of each, one a line."""
     folder = make_adapter(tmp_path / "lora", rank=2)

@@ -12,6 +12,8 @@ from api_running import Api, run_api
 
 from loraplex.adapters.database import Database
 
+OPTIONAL_PARTS = {"chat_template", "tokenizer_config"}
+
 pytest_plugins = ["database_fixtures"]
 pytestmark = pytest.mark.anyio
 
@@ -74,7 +76,7 @@ async def test_bodies_are_documented(document: dict[str, Any]) -> None:
                 assert item[method]["requestBody"]["content"], (method, path)
     assert bodiless == {("post", "/api/v1/adapters/{name}/versions/{number}/warm")}
     upload = document["paths"]["/api/v1/adapters/{name}/versions"]["post"]["requestBody"]["content"]
-    assert set(upload["multipart/form-data"]["schema"]["properties"]) == {"config", "weights"}
+    assert set(upload["multipart/form-data"]["schema"]["properties"]) == {"config", "weights", *OPTIONAL_PARTS}
 
 
 async def test_references_lead_somewhere(document: dict[str, Any]) -> None:
