@@ -5,12 +5,13 @@ The only reader of the environment. Knows no other module.
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, ByteSize, Field, SecretStr, TypeAdapter, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BeforeValidator, ByteSize, Field, SecretStr, TypeAdapter, ValidationInfo, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from loraplex.engine.settings import EngineSettings, Quantization
 
@@ -25,13 +26,26 @@ Bytes = Annotated[int, BeforeValidator(_parse_size), Field(ge=1, le=1 << 50)]
 """A size in bytes: 1048576, "512MiB" or "2GB"."""
 
 
+def _split_words(value: object) -> object:
+    return value.replace(",", " ").split() if isinstance(value, str) else value
+
+
+Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_words), Field(max_length=1000)]
+"""Words; as one text they are separated by commas or spaces."""
+
+Endpoint = Annotated[str, Field(pattern=r"^https?://[A-Za-z0-9.\[\]:-]+(/[\w.~/-]*)?$", max_length=500)]
+"""Where a service is: no credentials and no query in it."""
+
+_SOURCES = re.compile(r"hf://(\*|[\w.-]+(/[\w.-]+)?(/\*?)?)|s3://(\*|[\w.-]+(/[\w.=+@-]+)*(/\*?)?)", re.ASCII)
+
+
 class Settings(BaseSettings):
     """Read from `LORAPLEX_<NAME>` variables; arguments of the constructor win over them.
 
     Raises `pydantic.ValidationError`, which names the setting, for a value out of bounds or an unknown argument.
     """
 
-    model_config = SettingsConfigDict(env_prefix="LORAPLEX_", frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(env_prefix="LORAPLEX_", frozen=True, extra="forbid", hide_input_in_errors=True)
 
     host: str = Field("127.0.0.1", min_length=1, description="Address to listen on. Loopback unless you say otherwise.")
     port: int = Field(8000, ge=0, le=65535, description="TCP port; 0 takes a free one.")
@@ -74,6 +88,24 @@ class Settings(BaseSettings):
     auth_cache_seconds: float = Field(10, ge=0, le=300, description="How long a checked key is trusted unasked.")
     orphan_blob_seconds: float = Field(24 * 3600, ge=60, description="Age at which unreferenced adapter files go.")
 
+    import_sources: Words = Field(
+        (),
+        description="What tenants may import from, with the server's credentials: hf://org/, hf://org/repo, hf://*, "
+        "s3://bucket/prefix; {tenant} stands for the caller's own name. Default: nothing.",
+    )
+    max_running_imports: int = Field(2, ge=1, le=100, description="Imports that this server runs at the same time.")
+    max_imports_per_tenant: int = Field(20, ge=1, le=1000, description="Imports of one tenant that have not ended.")
+    hf_endpoint: Endpoint = Field("https://huggingface.co", description="The Hugging Face hub, or a mirror of it.")
+    hf_token: SecretStr | None = Field(None, description="Token for the hub. Tenants reach with it what it may read.")
+    s3_endpoint: Endpoint | None = Field(None, description="URL of an S3-compatible service; default: AWS.")
+    s3_region: str = Field("us-east-1", pattern=r"^[a-z0-9-]{1,50}$", description="Region of the buckets.")
+    s3_access_key_id: SecretStr | None = Field(
+        None, description="Key id for S3; default: as AWS's tools find it, in AWS_... variables or the machine's role."
+    )
+    s3_secret_access_key: SecretStr | None = Field(
+        None, validate_default=True, description="The secret that belongs to `s3_access_key_id`."
+    )
+
     engine_stall_seconds: float = Field(30, ge=1, le=3600, description="Silence of the engine that fails /readyz.")
     drain_seconds: float = Field(30, ge=0, le=3600, description="How long running streams may finish after SIGTERM.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe line logged.")
@@ -83,6 +115,23 @@ class Settings(BaseSettings):
     @classmethod
     def _expand_data_dir(cls, value: Path) -> Path:
         return value.expanduser().absolute()
+
+    @field_validator("import_sources")
+    @classmethod
+    def _check_import_sources(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for source in value:
+            if not _SOURCES.fullmatch(source.replace("{tenant}", "tenant")):
+                raise ValueError(f"{ascii(source)[:100]} is not of the form hf://org/, hf://* or s3://bucket/prefix")
+            if source.startswith("s3://") and importlib.util.find_spec("obstore") is None:
+                raise ValueError(f"{source} needs the package obstore; install it with: pip install 'loraplex[s3]'")
+        return value
+
+    @field_validator("s3_secret_access_key")
+    @classmethod
+    def _check_s3_credentials(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        if (value is None) != (info.data.get("s3_access_key_id") is None):
+            raise ValueError("set it and s3_access_key_id, or neither")
+        return value
 
     @property
     def resolved_database_url(self) -> str:

@@ -42,6 +42,10 @@ OPTIONS = (
     "adapter_host_bytes",
     "max_adapter_bytes",
     "max_adapter_rank",
+    "import_sources",
+    "hf_endpoint",
+    "s3_endpoint",
+    "s3_region",
     "drain_seconds",
     "log_level",
     "log_format",
@@ -52,7 +56,7 @@ OPTIONS = (
 def _setting_options(command: click.Command) -> click.Command:
     for name in OPTIONS:
         field = Settings.model_fields[name]
-        default = "" if field.default is None else f" [default: {field.default}]"
+        default = "" if field.default in (None, ()) else f" [default: {field.default}]"
         command.params.append(
             click.Option([f"--{name.replace('_', '-')}", name], metavar="VALUE", help=f"{field.description}{default}")
         )

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from e2e.server import BASE, Server, running_server
+from hub_server import Hub, running_hub
 
 
 @dataclass
@@ -23,11 +24,19 @@ class Site:
 
 
 @pytest.fixture(scope="session")
+def hub() -> Iterator[Hub]:
+    """What the server may import from: `hf://acme/`."""
+    with running_hub() as hub:
+        yield hub
+
+
+@pytest.fixture(scope="session")
 def site(
-    tiny_model_dir: Path, make_adapter: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+    tiny_model_dir: Path, make_adapter: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory, hub: Hub
 ) -> Iterator[Site]:
     folder = tmp_path_factory.mktemp("site")
     options = {"served_model_name": BASE, "kv_cache_bytes": 32 << 20, "adapter_device_bytes": 32 << 20}
+    options |= {"import_sources": "hf://acme/", "hf_endpoint": hub.url}
     with running_server(tiny_model_dir, folder / "data", **options) as server:
         site = Site(server, server.create_tenant("acme"), server.create_tenant("globex"))
         tickets = server.upload(site.acme, "tickets", make_adapter(folder / "a", rank=8, seed=1))
