@@ -69,5 +69,21 @@ class AdapterInvalid(AdapterError):
         self.report = list(report)
 
 
+class ImportNotFound(AdapterError):
+    """No such import for this caller. Absent and foreign read the same."""
+
+
+class ImportEnded(AdapterError):
+    """The import cannot be cancelled: it has ended, or its version is published."""
+
+
+class TooManyImports(AdapterError):
+    """The tenant has as many imports open as it may have."""
+
+
+class LeaseLost(AdapterError):
+    """An import is not its server's any more: it was cancelled, or another server has taken it up."""
+
+
 class AdapterUnavailable(AdapterError):
     """A registered version cannot be used now: its bytes are missing, damaged, or do not fit in memory."""

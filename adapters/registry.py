@@ -5,12 +5,13 @@ Knows rows. Knows no file, no HTTP and no tensor. Everything that a call returns
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import delete, select, tuple_
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import undefer
 
 from loraplex.adapters.changes import names_of, record_change
@@ -44,13 +45,25 @@ from loraplex.adapters.lookup import (
 )
 from loraplex.adapters.names import check_base_name, check_slug, check_text, version_number
 from loraplex.adapters.profile_store import set_template
-from loraplex.adapters.schema import Adapter, AdapterVersion, Alias, AliasMove, AliasTarget, BaseModel, now
+from loraplex.adapters.schema import (
+    Adapter,
+    AdapterVersion,
+    Alias,
+    AliasMove,
+    AliasTarget,
+    BaseModel,
+    ImportJob,
+    now,
+)
 
 __all__ = ["AdapterInfo", "AdapterRegistry", "Target", "VersionInfo"]
 
 MAX_PAGE = 1000
 MAX_DESCRIPTION_LENGTH = 2000
 MAX_REASON_LENGTH = 500
+
+Recorder = Callable[[AsyncSession, VersionInfo], Awaitable[None]]
+"""Writes down elsewhere that a version is published, in the same transaction: what it raises undoes both."""
 
 
 class AdapterRegistry:
@@ -121,10 +134,10 @@ class AdapterRegistry:
             return [adapter_info(adapter, slug) for adapter, slug in (await session.execute(page))]
 
     async def delete_adapter(self, tenant_id: str, name: str) -> None:
-        """Delete it with its versions and aliases. Raises AdapterNotFound."""
+        """Delete it with its versions, aliases and imports. Raises AdapterNotFound."""
         async with self._database.transaction() as session:
             adapter = await lock_adapter(session, tenant_id, name)
-            for rows in (AliasTarget, AliasMove, Alias, AdapterVersion):
+            for rows in (AliasTarget, AliasMove, Alias, AdapterVersion, ImportJob):
                 await session.execute(delete(rows).where(rows.adapter_id == adapter.id))
             await session.execute(delete(Adapter).where(Adapter.id == adapter.id))
             await record_change(session, names_of(tenant_id, name))
@@ -141,11 +154,13 @@ class AdapterRegistry:
         report: Sequence[dict[str, Any]],
         created_by: str | None,
         chat_template: str | None = None,
+        record: Recorder | None = None,
     ) -> VersionInfo:
         """The version of these bytes: a new one, numbered one above all that ever were, or the one that has them.
 
         It is validating, and serves once `settle` has made it ready; one that was rejected is validated again. The
-        bytes must be in the blob store already. chat_template: goes into its profile. Raises AdapterNotFound.
+        bytes must be in the blob store already. chat_template: goes into its profile. Raises AdapterNotFound, and what
+        `record` raises.
         """
         async with self._database.transaction() as session:
             adapter = await lock_adapter(session, tenant_id, name)
@@ -174,6 +189,8 @@ class AdapterRegistry:
                 await record_change(session, names_of(tenant_id, name))
             found = await first_version(session, select_versions(tenant_id, name).where(*same_bytes))
             assert found is not None, "the transaction has just seen or written it"
+            if record is not None:
+                await record(session, found)
             return found
 
     async def settle(

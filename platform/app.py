@@ -17,6 +17,7 @@ from loraplex.platform.logging import response_hook
 from loraplex.platform.manage.adapters import ADAPTER_ROUTES
 from loraplex.platform.manage.admin import ADMIN_ROUTES
 from loraplex.platform.manage.aliases import ALIAS_ROUTES
+from loraplex.platform.manage.imports import IMPORT_ROUTES
 from loraplex.platform.manage.lora_adapters import LORA_ROUTES
 from loraplex.platform.manage.profiles import PROFILE_ROUTES
 from loraplex.platform.manage.uploads import UploadSlots
@@ -40,6 +41,7 @@ def create_app(services: Services, drain: asyncio.Event | None = None) -> Litest
             *PROFILE_ROUTES,
             *ALIAS_ROUTES,
             *LORA_ROUTES,
+            *IMPORT_ROUTES,
             *ADMIN_ROUTES,
             openapi_json,
         ],

@@ -34,9 +34,12 @@ from loraplex.adapters.errors import (
     AliasMoved,
     BaseModelConflict,
     BaseModelUnknown,
+    ImportEnded,
+    ImportNotFound,
     InvalidName,
     NothingToRestore,
     ProfileChanged,
+    TooManyImports,
     VersionInUse,
     VersionNotReady,
 )
@@ -187,6 +190,9 @@ TRANSLATIONS: dict[type[Exception], Callable[[Any], ApiError]] = {
     BaseModelConflict: lambda e: ApiError(409, "base_model_conflict", str(e), headers=_NO_RETRY),
     AdapterInvalid: lambda e: ApiError(400, "adapter_invalid", str(e), details=e.report),
     BaseModelUnknown: lambda e: ApiError(400, "base_model_unknown", str(e), param="base_model"),
+    ImportNotFound: lambda e: ApiError(404, "import_not_found", str(e)),
+    ImportEnded: lambda e: ApiError(409, "import_ended", str(e), headers=_NO_RETRY),
+    TooManyImports: lambda e: ApiError(429, "too_many_imports", str(e), type="requests", headers={"retry-after": "30"}),
     AdapterUnavailable: lambda e: unavailable("adapter_unavailable", str(e), retry_after_seconds=5),
     # the database: down, locked, or all its connections in use
     OperationalError: _from_database_outage,

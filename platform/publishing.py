@@ -6,19 +6,23 @@ However the files came, they go this way. Knows services and files; knows no req
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar, TypeVarTuple
 
 from anyio import to_thread
 
 from loraplex.adapters.blobs import CONFIG_FILE, WEIGHTS_FILE, Staging
 from loraplex.adapters.peft_checks import AdapterLimits, CheckedAdapter, check_adapter
-from loraplex.adapters.registry import VersionInfo
+from loraplex.adapters.registry import Recorder, VersionInfo
 from loraplex.adapters.types import BaseShape
 from loraplex.engine.client import EngineUnavailable
 from loraplex.platform.errors import ApiError
 from loraplex.platform.services import Services
 from loraplex.platform.template_checks import check_brought_template, take_template
 from loraplex.platform.validation import validate
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 CONFIG_BYTES = 64 << 10
 
@@ -47,18 +51,25 @@ async def require_served(services: Services, tenant_id: str, name: str) -> None:
 
 
 async def publish_staged(
-    services: Services, staging: Staging, tenant_id: str, name: str, received_sha256: str, created_by: str | None
+    services: Services,
+    staging: Staging,
+    tenant_id: str,
+    name: str,
+    received_sha256: str,
+    created_by: str | None,
+    record: Recorder | None = None,
 ) -> VersionInfo:
     """The next version of an adapter, from staged files, not run yet; or the version that has these bytes.
 
     received_sha256: of the weights as they came in. A chat template among the files goes into the version's profile.
-    Raises AdapterInvalid with every failed check, AdapterNotFound; EngineUnavailable.
+    record: see `AdapterRegistry.publish`. Raises AdapterInvalid with every failed check, AdapterNotFound;
+    EngineUnavailable.
     """
-    template = await to_thread.run_sync(take_template, staging)
+    template = await _in_thread(take_template, staging)
     if template is not None:
         await check_brought_template(services.text, services.templates, tenant_id, template)
-    checked = await to_thread.run_sync(_check, services, staging, received_sha256)
-    digest = await to_thread.run_sync(services.blobs.commit, staging, checked.spec, checked.weights_sha256)
+    checked = await _in_thread(_check, services, staging, received_sha256)
+    digest = await _in_thread(services.blobs.commit, staging, checked.spec, checked.weights_sha256)
     return await services.registry.publish(
         tenant_id,
         name,
@@ -69,6 +80,7 @@ async def publish_staged(
         report=[_statistics(checked, services.base_shape)],
         created_by=created_by,
         chat_template=template,
+        record=record,
     )
 
 
@@ -81,6 +93,16 @@ async def validate_now(services: Services, version: VersionInfo) -> VersionInfo:
             return await validate(services, version)
     except (TimeoutError, EngineUnavailable):
         return version
+
+
+async def _in_thread(function: Callable[[*Ts], T], *arguments: *Ts) -> T:
+    """Its result. A caller that is cancelled waits for its end all the same: it works on files that then go."""
+    running = asyncio.create_task(to_thread.run_sync(function, *arguments))
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await asyncio.gather(running, return_exceptions=True)
+        raise
 
 
 def _check(services: Services, staging: Staging, received_sha256: str) -> CheckedAdapter:

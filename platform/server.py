@@ -22,6 +22,8 @@ from loraplex.adapters.aliases import AdapterAliases
 from loraplex.adapters.blobs import BlobStore
 from loraplex.adapters.changes import ChangeFeed
 from loraplex.adapters.database import Database
+from loraplex.adapters.import_jobs import ImportJobs
+from loraplex.adapters.import_leases import ImportLeases
 from loraplex.adapters.profile_store import ProfileStore
 from loraplex.adapters.registry import AdapterRegistry
 from loraplex.engine.client import EngineClient
@@ -30,6 +32,7 @@ from loraplex.engine.untrusted_templates import UntrustedTemplates
 from loraplex.platform.app import create_app
 from loraplex.platform.catalog import Catalog
 from loraplex.platform.http_protocol import BoundedHttpToolsProtocol
+from loraplex.platform.imports.worker import run_imports
 from loraplex.platform.lora_modules import publish_lora_modules
 from loraplex.platform.metrics import Metrics
 from loraplex.platform.profile_cache import ProfileCache
@@ -82,6 +85,7 @@ async def run_server(
                 tasks.create_task(_sweep_forever(services)),
                 tasks.create_task(services.changes.follow()),
                 tasks.create_task(validate_abandoned(services)),
+                tasks.create_task(run_imports(services, drain)),
             ]
             with _signals(server, drain):
                 await server.serve(sockets=[listener])
@@ -117,6 +121,8 @@ async def open_services(settings: Settings, model_path: Path) -> AsyncIterator[S
                 aliases=AdapterAliases(database),
                 profiles=profiles,
                 profile_cache=ProfileCache(profiles),
+                imports=ImportJobs(database),
+                import_leases=ImportLeases(database),
                 blobs=blobs,
                 catalog=Catalog(registry, changes, settings.base_model_name),
                 changes=changes,

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from loraplex.adapters.aliases import AdapterAliases
 from loraplex.adapters.blobs import BlobStore
 from loraplex.adapters.changes import ChangeFeed
+from loraplex.adapters.import_jobs import ImportJobs
+from loraplex.adapters.import_leases import ImportLeases
 from loraplex.adapters.profile_store import ProfileStore
 from loraplex.adapters.registry import AdapterRegistry
 from loraplex.adapters.types import BaseShape, LoraSite, LoraSlice
@@ -35,6 +37,8 @@ class Services:
     aliases: AdapterAliases
     profiles: ProfileStore
     profile_cache: ProfileCache
+    imports: ImportJobs
+    import_leases: ImportLeases
     blobs: BlobStore
     catalog: Catalog
     changes: ChangeFeed

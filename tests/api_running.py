@@ -17,6 +17,8 @@ from loraplex.adapters.aliases import AdapterAliases
 from loraplex.adapters.blobs import BlobStore
 from loraplex.adapters.changes import ChangeFeed
 from loraplex.adapters.database import Database
+from loraplex.adapters.import_jobs import ImportJobs
+from loraplex.adapters.import_leases import ImportLeases
 from loraplex.adapters.profile_store import ProfileStore
 from loraplex.adapters.registry import AdapterRegistry
 from loraplex.adapters.types import BaseShape
@@ -101,6 +103,20 @@ async def run_api(
     database: Database, folder: Path, model: Path, *, engine: Any = None, **settings: Any
 ) -> AsyncIterator[Api]:
     """Tenants acme and globex, with keys `acme`, `globex` (both scopes), `acme-chat` (inference) and `operator`."""
+    services = await make_services(database, folder, model, engine=engine, **settings)
+    drain = asyncio.Event()
+    app = create_app(services, drain)
+    keys = await _make_keys(services.tenants)
+    # In this loop, where Litestar's own test client would run the app in another one, apart from the engine's socket.
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://api") as client:
+        yield Api(app, client, services, drain, keys)
+    await services.templates.close()
+
+
+async def make_services(
+    database: Database, folder: Path, model: Path, *, engine: Any = None, **settings: Any
+) -> Services:
+    """The parts of a server, whose database and folder another one may have used before."""
     engine = engine or StandingEngine(ready_of(lora_shape(ModelConfig.from_folder(model))))
     config = Settings(data_dir=folder, served_model_name="tiny", **settings)
     registry, tenants, metrics = AdapterRegistry(database), TenantDirectory(database), Metrics()
@@ -109,7 +125,7 @@ async def run_api(
     shape = base_shape(engine.ready)
     await registry.register_base_model("tiny", shape.digest, str(model))
     metrics.watch_engine(lambda: engine.status)
-    services = Services(
+    return Services(
         settings=config,
         engine=engine,
         text=text,
@@ -119,6 +135,8 @@ async def run_api(
         aliases=AdapterAliases(database),
         profiles=profiles,
         profile_cache=ProfileCache(profiles),
+        imports=ImportJobs(database),
+        import_leases=ImportLeases(database),
         blobs=BlobStore(config.adapters_dir),
         catalog=Catalog(registry, changes, "tiny"),
         changes=changes,
@@ -127,13 +145,6 @@ async def run_api(
         base_shape=shape,
         base_model_name="tiny",
     )
-    drain = asyncio.Event()
-    app = create_app(services, drain)
-    keys = await _make_keys(tenants)
-    # In this loop, where Litestar's own test client would run the app in another one, apart from the engine's socket.
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://api") as client:
-        yield Api(app, client, services, drain, keys)
-    await templates.close()
 
 
 async def _make_keys(tenants: TenantDirectory) -> dict[str, str]:

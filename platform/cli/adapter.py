@@ -1,4 +1,4 @@
-"""`loraplex adapter`: upload, list, show, warm and delete a tenant's adapters, and how they are asked, over the API."""
+"""`loraplex adapter`: upload, import, list, show, warm and delete a tenant's adapters, and how they are asked."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ import httpx
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
+from loraplex.platform.cli import imports
 from loraplex.platform.cli.database import print_json, print_table
-from loraplex.platform.cli.remote import call, refusal, server_options
+from loraplex.platform.cli.remote import call, decode, refusal, server_options
 
 ADAPTERS = "/api/v1/adapters"
 FILES = {"config": "adapter_config.json", "weights": "adapter_model.safetensors"}
@@ -63,6 +64,57 @@ def push(client: httpx.Client, folder: Path, name: str, alias: str | None, as_js
     model = f"{version['tenant']}/{name}@{alias}" if alias else version["model"]
     click.echo(f"Version {version['version']} of {name} is ready ({size}). Try it:\n")
     click.echo(f'  loraplex chat {model} --url {str(client.base_url).rstrip("/")} "Hello"')
+
+
+@adapter.command("import")
+@click.argument("source")
+@click.argument("name")
+@click.option("--detach", is_flag=True, help="Do not wait for its end.")
+@json_option
+@server_options
+def import_adapter(client: httpx.Client, source: str, name: str, detach: bool, as_json: bool) -> None:
+    """Have the server fetch SOURCE and publish it as a version of the adapter NAME, which is made if it is new.
+
+    SOURCE is hf://org/repo@COMMIT, hf://org/repo@BRANCH or s3://bucket/prefix, of the places that the operator allows.
+    """
+    wanted = {"adapter": name, "source": source}
+    response = client.post(imports.IMPORTS, json=wanted)
+    if response.status_code == httpx.codes.NOT_FOUND:
+        create_if_missing(client, name)
+        response = client.post(imports.IMPORTS, json=wanted)
+    if response.is_error:
+        raise refusal(response)
+    job = decode(response.content)
+    imports.tell(job if detach else imports.follow(client, job), as_json)
+
+
+@adapter.command("imports")
+@click.argument("import_id", metavar="[ID]", required=False)
+@click.option("--cancel", is_flag=True, help="Cancel the import ID.")
+@json_option
+@server_options
+def show_imports(client: httpx.Client, import_id: str | None, cancel: bool, as_json: bool) -> None:
+    """Follow the import ID to its end; without ID list the last 100."""
+    if import_id is None:
+        if cancel:
+            raise click.UsageError("--cancel needs the ID of an import")
+        jobs = call(client, "GET", imports.IMPORTS)["data"]
+        if as_json:
+            print_json(jobs)
+        else:
+            rows = (
+                (job["id"], job["adapter"], str(job["version"] or ""), job["source"], imports.doing(job))
+                for job in jobs
+            )
+            print_table("import", "adapter", "version", "source", "state", rows=rows)
+    elif cancel:
+        cancelled = call(client, "DELETE", imports.path(import_id))
+        if as_json:
+            print_json(cancelled)
+        else:
+            click.echo("The import is cancelled.")
+    else:
+        imports.tell(imports.follow(client, call(client, "GET", imports.path(import_id))), as_json)
 
 
 @adapter.command("list")

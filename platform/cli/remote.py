@@ -65,11 +65,16 @@ def call(client: httpx.Client, method: str, path: str, **options: Any) -> Any:
 
 
 def refusal(response: httpx.Response) -> click.ClickException:
-    """The server's own words, and every entry of the report that came with them. The body has been read."""
+    """The server's own words, as `refused` tells them. The body has been read."""
     try:
         error = msgspec.json.decode(response.content)["error"]
     except (msgspec.DecodeError, KeyError, TypeError):
         return click.ClickException(f"the server answered {response.status_code} {response.reason_phrase}")
+    return refused(error)
+
+
+def refused(error: dict[str, Any]) -> click.ClickException:
+    """An error object, and every entry of the report that came with it."""
     failed = error.get("details") or []
     if not failed:
         return click.ClickException(told(error))
