@@ -14,7 +14,7 @@ from functools import partial
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
-from loraplex.adapters.blobs import CONFIG_FILE, WEIGHTS_FILE
+from loraplex.adapters.blobs import CONFIG_FILE, TEMPLATE_FILE, TOKENIZER_CONFIG_FILE, WEIGHTS_FILE, Staging
 from loraplex.adapters.errors import AdapterInvalid, LeaseLost
 from loraplex.adapters.import_jobs import Progress
 from loraplex.adapters.import_leases import Lease
@@ -27,6 +27,7 @@ from loraplex.platform.imports.source_names import HubRepo, SourceName, parse_so
 from loraplex.platform.publishing import adapter_limits, publish_staged, require_served, validate_now
 from loraplex.platform.services import Services
 from loraplex.platform.settings import Settings
+from loraplex.platform.template_checks import TEMPLATE_BYTES, TOKENIZER_CONFIG_BYTES
 
 LOOK_SECONDS = 1.0
 RENEW_SECONDS = 2.0
@@ -144,6 +145,7 @@ async def _published(services: Services, lease: Lease, downloads: list[Download]
     limits = adapter_limits(services)
     with services.blobs.stage() as staging:
         async with _open_source(services.settings, name) as source:
+            await _fetch_template(source, staging)
             for file, max_bytes in ((CONFIG_FILE, limits.max_config_bytes), (WEIGHTS_FILE, limits.max_weights_bytes)):
                 with Download(staging.path(file), max_bytes) as download:
                     downloads.append(download)
@@ -152,6 +154,18 @@ async def _published(services: Services, lease: Lease, downloads: list[Download]
         record = partial(services.import_leases.record_version, lease)
         sha256 = downloads[-1].sha256
         return await publish_staged(services, staging, job.tenant_id, job.adapter, sha256, job.created_by, record)
+
+
+async def _fetch_template(source: Source, staging: Staging) -> None:
+    """The chat template, where the source has one."""
+    for file, max_bytes in ((TEMPLATE_FILE, TEMPLATE_BYTES), (TOKENIZER_CONFIG_FILE, TOKENIZER_CONFIG_BYTES)):
+        try:
+            with Download(staging.path(file), max_bytes) as download:
+                return await source.fetch(file, download)
+        except ApiError as error:
+            staging.path(file).unlink()
+            if error.status != 404:
+                raise
 
 
 async def _pinned_name(services: Services, lease: Lease) -> SourceName:

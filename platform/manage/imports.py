@@ -21,7 +21,8 @@ async def create_import(
     principal: NamedDependency[Principal],
     tenant_id: NamedDependency[str],
 ) -> ImportView:
-    """Have the server fetch adapter_config.json and adapter_model.safetensors and publish them as the next version.
+    """Have the server fetch adapter_config.json, adapter_model.safetensors and, where there is one, the chat template, and
+    publish them as the next version.
 
     The adapter must exist. Off unless the operator has set `import_sources`; 403 for a source that lies in none of
     them. What is fetched goes the way of an upload: `adapter_invalid` in the job's `error` has every failed check.

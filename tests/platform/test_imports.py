@@ -113,6 +113,15 @@ async def test_an_import_becomes_a_version_like_an_upload(api: Api, hub: Hub, fo
     assert listed == {"data": [ended], "next": None}
 
 
+async def test_an_import_brings_the_adapters_own_chat_template(api: Api, hub: Hub) -> None:
+    """As an upload of the same folder would; from a repository without one the version has the base's."""
+    hub.repos["acme/bot", COMMIT]["chat_template.jinja"] = b"{% for m in messages %}{{ m.content }};{% endfor %}"
+    assert (await run(api))["state"] == "succeeded"
+
+    profile = (await api.client.get("/api/v1/adapters/bot/versions/1/profile", headers=api.auth("acme"))).json()
+    assert profile["chat_template"] == "{% for m in messages %}{{ m.content }};{% endfor %}"
+
+
 async def test_a_branch_is_kept_as_the_commit_that_it_stood_for(api: Api, hub: Hub) -> None:
     """`@main`, the default, is looked up when the job begins; a repeated attempt then asks for the commit."""
     hub.cuts = [0]
