@@ -21,7 +21,7 @@ async def create_import(
     principal: NamedDependency[Principal],
     tenant_id: NamedDependency[str],
 ) -> ImportView:
-    """Have the server fetch adapter_config.json, adapter_model.safetensors and, where there is one, the chat template, and
+    """Have the server fetch adapter_config.json, adapter_model.safetensors and a chat template, where there is one, and
     publish them as the next version.
 
     The adapter must exist. Off unless the operator has set `import_sources`; 403 for a source that lies in none of
