@@ -38,7 +38,7 @@ class VersionInUse(AdapterError):
 
 
 class VersionNotReady(AdapterError):
-    """The version cannot serve: its validation has not ended, or it was rejected."""
+    """The version cannot serve: its validation has not ended, or it was rejected or quarantined."""
 
 
 class AliasMoved(AdapterError):
@@ -63,6 +63,26 @@ class AdapterInvalid(AdapterError):
     def __init__(self, report: Sequence[dict[str, Any]]) -> None:
         super().__init__("; ".join(str(check.get("message", check)) for check in report))
         self.report = list(report)
+
+
+class UploadNotFound(AdapterError):
+    """No such upload, or no such file of it, for this caller. It may have expired."""
+
+
+class UploadLimitReached(AdapterError):
+    """The tenant has as many uploads open, or as many bytes announced in them, as it may."""
+
+
+class UploadBusy(AdapterError):
+    """Another request is writing to the upload."""
+
+
+class UploadIncomplete(AdapterError):
+    """Bytes of the upload are still to come."""
+
+
+class ChecksumMismatch(AdapterError):
+    """A file of the upload is not the one that was announced."""
 
 
 class AdapterUnavailable(AdapterError):

@@ -43,7 +43,7 @@ from loraplex.adapters.lookup import (
     version_infos,
 )
 from loraplex.adapters.names import check_base_name, check_slug, check_text, version_number
-from loraplex.adapters.schema import Adapter, AdapterVersion, Alias, AliasMove, AliasTarget, BaseModel, now
+from loraplex.adapters.schema import Adapter, AdapterVersion, Alias, AliasMove, AliasTarget, BaseModel, Upload, now
 
 __all__ = ["AdapterInfo", "AdapterRegistry", "Target", "VersionInfo"]
 
@@ -120,10 +120,10 @@ class AdapterRegistry:
             return [adapter_info(adapter, slug) for adapter, slug in (await session.execute(page))]
 
     async def delete_adapter(self, tenant_id: str, name: str) -> None:
-        """Delete it with its versions and aliases. Raises AdapterNotFound."""
+        """Delete it with its versions, aliases and uploads. Raises AdapterNotFound."""
         async with self._database.transaction() as session:
             adapter = await lock_adapter(session, tenant_id, name)
-            for rows in (AliasTarget, AliasMove, Alias, AdapterVersion):
+            for rows in (AliasTarget, AliasMove, Alias, AdapterVersion, Upload):
                 await session.execute(delete(rows).where(rows.adapter_id == adapter.id))
             await session.execute(delete(Adapter).where(Adapter.id == adapter.id))
             await record_change(session, names_of(tenant_id, name))
@@ -139,11 +139,13 @@ class AdapterRegistry:
         targets: Sequence[str],
         report: Sequence[dict[str, Any]],
         created_by: str | None,
+        received_sha256: str | None = None,
     ) -> VersionInfo:
         """The version of these bytes: a new one, numbered one above all that ever were, or the one that has them.
 
         It is validating, and serves once `settle` has made it ready; one that was rejected is validated again. The
-        bytes must be in the blob store already. Raises AdapterNotFound.
+        bytes must be in the blob store already. received_sha256: by which `find_received` finds it. Raises
+        AdapterNotFound.
         """
         async with self._database.transaction() as session:
             adapter = await lock_adapter(session, tenant_id, name)
@@ -161,14 +163,28 @@ class AdapterRegistry:
                     report=list(report),
                     state="validating",
                     created_by=created_by,
+                    received_sha256=received_sha256,
                 )
                 session.add(version)
-            elif known.state == "rejected":
-                known.state, known.state_reason, known.report = "validating", "", list(report)
+            else:
+                known.received_sha256 = received_sha256 or known.received_sha256
+                if known.state == "rejected":
+                    known.state, known.state_reason, known.report = "validating", "", list(report)
             await session.flush()
             found = await first_version(session, select_versions(tenant_id, name).where(*same_bytes))
             assert found is not None, "the transaction has just seen or written it"
             return found
+
+    async def find_received(self, tenant_id: str, name: str, received_sha256: str) -> VersionInfo | None:
+        """The version of this adapter that files with this `types.received_digest` last became, rejected ones aside.
+
+        Raises AdapterNotFound. No other adapter is looked at: what others have uploaded must not show.
+        """
+        received = AdapterVersion.received_sha256 == received_sha256, AdapterVersion.state != "rejected"
+        async with self._database.read() as session:
+            await find_adapter(session, tenant_id, name)
+            newest_first = select_versions(tenant_id, name).where(*received).order_by(AdapterVersion.number.desc())
+            return await first_version(session, newest_first)
 
     async def settle(
         self,

@@ -17,6 +17,8 @@ from loraplex.platform.logging import response_hook
 from loraplex.platform.manage.adapters import ADAPTER_ROUTES
 from loraplex.platform.manage.admin import ADMIN_ROUTES
 from loraplex.platform.manage.aliases import ALIAS_ROUTES
+from loraplex.platform.manage.idempotency import provide_once
+from loraplex.platform.manage.resumable import UPLOAD_ROUTES
 from loraplex.platform.manage.uploads import UploadSlots
 from loraplex.platform.openai.body import JsonRequest
 from loraplex.platform.openai.routes import OPENAI_ROUTES
@@ -30,12 +32,21 @@ def create_app(services: Services, drain: asyncio.Event | None = None) -> Litest
     authenticator = Authenticator(services.tenants, services.changes, ttl_seconds=services.settings.auth_cache_seconds)
     upload_slots = UploadSlots(services.settings.max_uploads_per_tenant)
     app = Litestar(
-        route_handlers=[*HEALTH_ROUTES, *OPENAI_ROUTES, *ADAPTER_ROUTES, *ALIAS_ROUTES, *ADMIN_ROUTES, openapi_json],
+        route_handlers=[
+            *HEALTH_ROUTES,
+            *OPENAI_ROUTES,
+            *ADAPTER_ROUTES,
+            *UPLOAD_ROUTES,
+            *ALIAS_ROUTES,
+            *ADMIN_ROUTES,
+            openapi_json,
+        ],
         dependencies={
             "services": Provide(lambda: services, sync_to_thread=False),
             "drain": Provide(lambda: draining, sync_to_thread=False),
             "upload_slots": Provide(lambda: upload_slots, sync_to_thread=False),
             "principal": Provide(provide_principal, sync_to_thread=False),
+            "once": Provide(provide_once, sync_to_thread=False),
         },
         guards=[make_guard(authenticator), make_drain_guard(draining)],
         exception_handlers=EXCEPTION_HANDLERS,

@@ -6,6 +6,7 @@ However the files came, they go this way. Knows services and files; knows no req
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from typing import Any
 
 from anyio import to_thread
@@ -13,7 +14,7 @@ from anyio import to_thread
 from loraplex.adapters.blobs import CONFIG_FILE, WEIGHTS_FILE, Staging
 from loraplex.adapters.peft_checks import AdapterLimits, CheckedAdapter, check_adapter
 from loraplex.adapters.registry import VersionInfo
-from loraplex.adapters.types import BaseShape
+from loraplex.adapters.types import BaseShape, received_digest
 from loraplex.engine.client import EngineUnavailable
 from loraplex.platform.errors import ApiError
 from loraplex.platform.services import Services
@@ -34,6 +35,12 @@ def adapter_limits(services: Services) -> AdapterLimits:
     )
 
 
+def max_file_bytes(services: Services) -> dict[str, int]:
+    """How large each of ADAPTER_FILES may be."""
+    limits = adapter_limits(services)
+    return {CONFIG_FILE: limits.max_config_bytes, WEIGHTS_FILE: limits.max_weights_bytes}
+
+
 async def require_served(services: Services, tenant_id: str, name: str) -> None:
     """Raises AdapterNotFound; ApiError 400 where the adapter's base is not the one that this server can check it on."""
     adapter = await services.registry.get_adapter(tenant_id, name)
@@ -52,7 +59,8 @@ async def publish_staged(
 
     received_sha256: of the weights as they came in. Raises AdapterInvalid with every failed check, AdapterNotFound.
     """
-    checked = await to_thread.run_sync(_check, services, staging, received_sha256)
+    checked = await check_staged(services, staging, received_sha256)
+    config_sha256 = hashlib.sha256(staging.path(CONFIG_FILE).read_bytes()).hexdigest()
     digest = await to_thread.run_sync(services.blobs.commit, staging, checked.spec, checked.weights_sha256)
     return await services.registry.publish(
         tenant_id,
@@ -60,10 +68,16 @@ async def publish_staged(
         digest=digest,
         size_bytes=services.blobs.open(digest).size_bytes,
         max_rank=checked.spec.max_rank,
-        targets=sorted({module.rsplit(".", 1)[-1] for module in checked.spec.modules}),
-        report=[_statistics(checked, services.base_shape)],
+        targets=checked.targets,
+        report=[statistics(checked, services.base_shape)],
         created_by=created_by,
+        received_sha256=received_digest({CONFIG_FILE: config_sha256, WEIGHTS_FILE: checked.weights_sha256}),
     )
+
+
+async def check_staged(services: Services, staging: Staging, received_sha256: str) -> CheckedAdapter:
+    """Everything that can be checked without running it. Raises AdapterInvalid with every failed check."""
+    return await to_thread.run_sync(_check, services, staging, received_sha256)
 
 
 async def validate_now(services: Services, version: VersionInfo) -> VersionInfo:
@@ -85,7 +99,8 @@ def _check(services: Services, staging: Staging, received_sha256: str) -> Checke
     return checked
 
 
-def _statistics(checked: CheckedAdapter, shape: BaseShape) -> dict[str, Any]:
+def statistics(checked: CheckedAdapter, shape: BaseShape) -> dict[str, Any]:
+    """The entry of a version's report that its checks make."""
     factors = [factor for module in checked.statistics.values() for factor in (module.a, module.b)]
     return {
         "code": "statistics",
