@@ -38,7 +38,7 @@ class VersionInUse(AdapterError):
 
 
 class VersionNotReady(AdapterError):
-    """The version cannot serve: its validation has not ended, or it was rejected."""
+    """The version cannot serve: its validation has not ended, or it was rejected or quarantined."""
 
 
 class AliasMoved(AdapterError):
@@ -83,6 +83,26 @@ class TooManyImports(AdapterError):
 
 class LeaseLost(AdapterError):
     """An import is not its server's any more: it was cancelled, or another server has taken it up."""
+
+
+class UploadNotFound(AdapterError):
+    """No such upload, or no such file of it, for this caller. It may have expired."""
+
+
+class UploadLimitReached(AdapterError):
+    """The tenant has as many uploads open, or as many bytes announced in them, as it may."""
+
+
+class UploadBusy(AdapterError):
+    """Another request is writing to the upload."""
+
+
+class UploadIncomplete(AdapterError):
+    """Bytes of the upload are still to come."""
+
+
+class ChecksumMismatch(AdapterError):
+    """A file of the upload is not the one that was announced."""
 
 
 class AdapterUnavailable(AdapterError):

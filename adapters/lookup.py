@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal, cast
 
-from sqlalchemy import ColumnElement, Select, String, and_, column, select, table
+from sqlalchemy import ColumnElement, Select, String, and_, column, exists, or_, select, table
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import joinedload, selectinload
 
@@ -26,9 +26,10 @@ MAX_TARGETS = 8
 tenants = table("tenants", column("id", String), column("slug", Adapter.name.type))
 
 
-VersionState = Literal["validating", "ready", "rejected"]
-"""validating: its bytes passed their checks, and the engine has not run it yet; ready: it may serve; rejected: it never
-will, for the reason that stands beside the state."""
+VersionState = Literal["validating", "ready", "rejected", "quarantined"]
+"""validating: its bytes passed their checks, and the engine has not run it yet; ready: it may serve; rejected: it
+failed when it was run; quarantined: an operator took it out, or the engine crashed with it. Why it is rejected or
+quarantined stands beside the state."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +145,8 @@ VersionRows = Select[AdapterVersion, Adapter, str, str]
 async def find_targets(session: AsyncSession, tenant_id: str, name: str, selector: str | None) -> tuple[Target, ...]:
     """What `name@selector` stands for, the newest version first; nothing where there is no such thing that is ready.
 
-    Digits are a version number, other selectors an alias. None is the alias `prod`, else the newest version.
+    Digits are a version number, other selectors an alias. None is the alias `prod` if there is one, else the newest
+    version: one that was taken out is not replaced by one that nobody chose.
     """
     alias = DEFAULT_ALIAS if selector is None else selector
     points_here = and_(AliasTarget.version_id == AdapterVersion.id, AliasTarget.alias == alias)
@@ -154,6 +156,9 @@ async def find_targets(session: AsyncSession, tenant_id: str, name: str, selecto
         wanted = wanted.where(AdapterVersion.number == version_number(selector))
     elif selector is not None:
         wanted = wanted.where(AliasTarget.weight.is_not(None))
+    else:
+        has_default = exists().where(Alias.adapter_id == Adapter.id, Alias.name == DEFAULT_ALIAS)
+        wanted = wanted.where(or_(AliasTarget.weight.is_not(None), ~has_default))
     newest_first = wanted.order_by(AliasTarget.weight.is_(None), AdapterVersion.number.desc()).limit(MAX_TARGETS)
     targets = [
         (_version_info(version, adapter, base_model, slug), weight)
@@ -219,3 +224,7 @@ def no_adapter(name: str) -> str:
 
 def no_version(name: str, number: int) -> str:
     return f'version: "{name}" has no version {str(number)[:12]}'
+
+
+def not_ready(name: str, number: int, state: str, reason: str) -> str:
+    return f'version: {number} of "{name}" is {state}' + (f": {reason}" if reason else "")

@@ -53,6 +53,7 @@ from loraplex.adapters.schema import (
     AliasTarget,
     BaseModel,
     ImportJob,
+    Upload,
     now,
 )
 
@@ -134,10 +135,10 @@ class AdapterRegistry:
             return [adapter_info(adapter, slug) for adapter, slug in (await session.execute(page))]
 
     async def delete_adapter(self, tenant_id: str, name: str) -> None:
-        """Delete it with its versions, aliases and imports. Raises AdapterNotFound."""
+        """Delete it with its versions, aliases, imports and uploads. Raises AdapterNotFound."""
         async with self._database.transaction() as session:
             adapter = await lock_adapter(session, tenant_id, name)
-            for rows in (AliasTarget, AliasMove, Alias, AdapterVersion, ImportJob):
+            for rows in (AliasTarget, AliasMove, Alias, AdapterVersion, ImportJob, Upload):
                 await session.execute(delete(rows).where(rows.adapter_id == adapter.id))
             await session.execute(delete(Adapter).where(Adapter.id == adapter.id))
             await record_change(session, names_of(tenant_id, name))
@@ -155,12 +156,13 @@ class AdapterRegistry:
         created_by: str | None,
         chat_template: str | None = None,
         record: Recorder | None = None,
+        received_sha256: str | None = None,
     ) -> VersionInfo:
         """The version of these bytes: a new one, numbered one above all that ever were, or the one that has them.
 
         It is validating, and serves once `settle` has made it ready; one that was rejected is validated again. The
-        bytes must be in the blob store already. chat_template: goes into its profile. Raises AdapterNotFound, and what
-        `record` raises.
+        bytes must be in the blob store already. received_sha256: by which `find_received` finds it. chat_template: goes
+        into its profile. Raises AdapterNotFound, and what `record` raises.
         """
         async with self._database.transaction() as session:
             adapter = await lock_adapter(session, tenant_id, name)
@@ -179,10 +181,13 @@ class AdapterRegistry:
                     report=list(report),
                     state="validating",
                     created_by=created_by,
+                    received_sha256=received_sha256,
                 )
                 session.add(version)
-            elif version.state == "rejected":
-                version.state, version.state_reason, version.report = "validating", "", list(report)
+            else:
+                version.received_sha256 = received_sha256 or version.received_sha256
+                if version.state == "rejected":
+                    version.state, version.state_reason, version.report = "validating", "", list(report)
             profile_changed = chat_template is not None and set_template(version, chat_template)
             await session.flush()
             if profile_changed:
@@ -192,6 +197,17 @@ class AdapterRegistry:
             if record is not None:
                 await record(session, found)
             return found
+
+    async def find_received(self, tenant_id: str, name: str, received_sha256: str) -> VersionInfo | None:
+        """The version of this adapter that files with this `types.received_digest` last became, rejected ones aside.
+
+        Raises AdapterNotFound. No other adapter is looked at: what others have uploaded must not show.
+        """
+        received = AdapterVersion.received_sha256 == received_sha256, AdapterVersion.state != "rejected"
+        async with self._database.read() as session:
+            await find_adapter(session, tenant_id, name)
+            newest_first = select_versions(tenant_id, name).where(*received).order_by(AdapterVersion.number.desc())
+            return await first_version(session, newest_first)
 
     async def settle(
         self,

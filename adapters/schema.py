@@ -131,7 +131,8 @@ class AdapterVersion(Base):
 
     `state`: see `lookup.VersionState`. `profile` is a ServingProfile, `profile_digest` names it; both are NULL where
     there is none, and every change raises `profile_revision`. `report` and `profile`, which can be large, are read only
-    where they are asked for.
+    where they are asked for. `received_sha256`: `types.received_digest` of the files that last became this version;
+    none before there was one.
     """
 
     __tablename__ = "adapter_versions"
@@ -147,6 +148,7 @@ class AdapterVersion(Base):
     report: Mapped[list[dict[str, Any]]] = mapped_column(Json, deferred=True, deferred_raiseload=True)
     state: Mapped[str] = mapped_column(String(16))
     state_reason: Mapped[str] = mapped_column(Text, default="")
+    received_sha256: Mapped[str | None] = mapped_column(String(64))
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now)
     created_by: Mapped[str | None] = mapped_column(String(12))
     profile: Mapped[dict[str, Any] | None] = mapped_column(JsonOrNull, deferred=True, deferred_raiseload=True)
@@ -225,6 +227,33 @@ class ImportJob(Base):
     started_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     finished_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     created_by: Mapped[str | None] = mapped_column(String(12))
+
+
+class Upload(Base):
+    """Files that come in pieces: `files` has name, size_bytes and sha256 of each, `size_bytes` is their sum.
+
+    `version_number`: of the version that they became; none while bytes are still to come.
+    """
+
+    __tablename__ = "uploads"
+
+    id: Mapped[str] = mapped_column(RowId, primary_key=True, default=new_id)
+    adapter_id: Mapped[str] = mapped_column(ForeignKey("adapters.id"), index=True)
+    files: Mapped[list[dict[str, Any]]] = mapped_column(Json)
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    version_number: Mapped[int | None]
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now)
+    created_by: Mapped[str | None] = mapped_column(String(12))
+    expires_at: Mapped[datetime] = mapped_column(UtcDateTime, index=True)
+
+
+class Lease(Base):
+    """Work that one server at a time does, and until when whoever does it has it for itself."""
+
+    __tablename__ = "leases"
+
+    name: Mapped[str] = mapped_column(String(32), primary_key=True)
+    expires_at: Mapped[datetime] = mapped_column(UtcDateTime)
 
 
 class RegistryState(Base):

@@ -137,9 +137,15 @@ class Settings(BaseSettings):
     max_adapter_bytes: Bytes = Field(512 << 20, description="Largest adapter weights file that is accepted.")
     max_adapter_rank: int = Field(256, ge=1, le=4096, description="Largest rank that is accepted.")
     max_uploads_per_tenant: int = Field(2, ge=1, le=1000, description="Uploads of one tenant at the same time.")
+    max_open_uploads: int = Field(8, ge=1, le=1000, description="Uploads in pieces that a tenant may have open.")
+    max_open_upload_bytes: Bytes = Field(4 << 30, description="Sum of the sizes of a tenant's open uploads.")
+    upload_expiry_seconds: float = Field(
+        24 * 3600, ge=60, le=30 * 24 * 3600, description="Age at which an upload in pieces is dropped."
+    )
     max_body_bytes: Bytes = Field(4 << 20, description="Largest JSON body.")
     auth_cache_seconds: float = Field(10, ge=0, le=300, description="How long a checked key is trusted unasked.")
     orphan_blob_seconds: float = Field(24 * 3600, ge=60, description="Age at which unreferenced adapter files go.")
+    sweep_seconds: float = Field(600, ge=10, le=24 * 3600, description="Time between two looks for what is to go.")
 
     lora_modules: Annotated[tuple[LoraModule, ...], NoDecode, BeforeValidator(_split_words)] = Field(
         (), description="Adapters to publish from folders at start: NAME=PATH or JSON with name and path, one or more."

@@ -1,27 +1,22 @@
-"""`loraplex adapter`: upload, import, list, show, warm and delete a tenant's adapters, and how they are asked."""
+"""`loraplex adapter`: push, import, list, show, warm and delete a tenant's adapters, and how they are asked."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import quote
 
 import click
 import httpx
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from loraplex.platform.cli import imports
 from loraplex.platform.cli.database import print_json, print_table
+from loraplex.platform.cli.push import FILES, upload
 from loraplex.platform.cli.remote import call, decode, refusal, server_options
 
 ADAPTERS = "/api/v1/adapters"
-FILES = {"config": "adapter_config.json", "weights": "adapter_model.safetensors"}
-TEMPLATE_FILES = {"chat_template": "chat_template.jinja", "tokenizer_config": "tokenizer_config.json"}
-"""The first of them that is there goes with the adapter, which is then served with its chat template."""
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
@@ -32,19 +27,22 @@ def adapter() -> None:
 
 
 @adapter.command()
-@click.argument("folder", metavar="DIR", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--name", required=True, help="Name to call it by; made if it is new, else given a new version.")
+@click.argument("folder", metavar="FOLDER", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("name", required=False)
 @click.option("--alias", help="Let this alias, for instance prod, stand for the new version.")
 @json_option
 @server_options
-def push(client: httpx.Client, folder: Path, name: str, alias: str | None, as_json: bool) -> None:
-    """Upload the PEFT LoRA in DIR (adapter_config.json and adapter_model.safetensors) as a new version.
+def push(client: httpx.Client, folder: Path, name: str | None, alias: str | None, as_json: bool) -> None:
+    """Upload the PEFT LoRA in FOLDER as the next version of the adapter NAME, by default that of the folder.
 
-    It is served with the chat template in DIR (chat_template.jinja, or in tokenizer_config.json) where there is one.
+    FOLDER has adapter_config.json and adapter_model.safetensors. The adapter is made if it is new. When the connection
+    breaks the upload goes on by itself; when the command was ended, run it again and it goes on where it was. It is
+    served with the chat template in FOLDER (chat_template.jinja, or in tokenizer_config.json) where there is one.
     """
-    for file in FILES.values():
+    for file in FILES:
         if not (folder / file).is_file():
             raise click.ClickException(f"{folder} has no {file}; save the adapter with PEFT's save_pretrained()")
+    name = name or folder.resolve().name
     create_if_missing(client, name)
     version = upload(client, folder, name)
     is_ready = version["state"] == "ready"
@@ -52,18 +50,25 @@ def push(client: httpx.Client, folder: Path, name: str, alias: str | None, as_js
         call(client, "PUT", path(name, "aliases", alias), json={"version": version["version"]})
     if as_json:
         print_json(version)
-        return
-    if not is_ready:
-        follow = f"loraplex adapter show {name}" + (
-            f"; then loraplex alias move {name} {alias} VERSION" if alias else ""
-        )
-        raise click.ClickException(
-            f"the engine has had no time to run {version['model']} yet; see when it is: {follow}"
-        )
-    size = f"rank {version['rank']}, {version['size_bytes'] / 1e6:.1f} MB"
+    elif is_ready:
+        tell_ready(client, version, alias)
+    else:
+        raise click.ClickException(why_not_ready(version, alias))
+
+
+def tell_ready(client: httpx.Client, version: dict[str, Any], alias: str | None) -> None:
+    name, size = version["adapter"], f"rank {version['rank']}, {version['size_bytes'] / 1e6:.1f} MB"
     model = f"{version['tenant']}/{name}@{alias}" if alias else version["model"]
     click.echo(f"Version {version['version']} of {name} is ready ({size}). Try it:\n")
     click.echo(f'  loraplex chat {model} --url {str(client.base_url).rstrip("/")} "Hello"')
+
+
+def why_not_ready(version: dict[str, Any], alias: str | None) -> str:
+    if version["state"] != "validating":
+        return f"{version['model']} is {version['state']}: {version['state_reason']}"
+    name = version["adapter"]
+    follow = f"loraplex adapter show {name}" + (f"; then loraplex alias move {name} {alias} VERSION" if alias else "")
+    return f"the engine has had no time to run {version['model']} yet; see when it is: {follow}"
 
 
 @adapter.command("import")
@@ -244,21 +249,6 @@ def create_if_missing(client: httpx.Client, name: str) -> None:
     response = client.post(ADAPTERS, json={"name": name})
     if response.is_error and response.status_code != httpx.codes.CONFLICT:
         raise refusal(response)
-
-
-def upload(client: httpx.Client, folder: Path, name: str) -> dict[str, Any]:
-    """Stream the files, with a progress bar on stderr; returns the version."""
-    template = [part for part, file in TEMPLATE_FILES.items() if (folder / file).is_file()][:1]
-    files = FILES | {part: TEMPLATE_FILES[part] for part in template}
-    columns = [TextColumn("Uploading"), BarColumn(), DownloadColumn(), TransferSpeedColumn()]
-    with ExitStack() as stack:
-        progress = stack.enter_context(Progress(*columns, console=Console(stderr=True)))
-        parts = {
-            part: (file, stack.enter_context(progress.open(folder / file, "rb", description=file)))
-            for part, file in files.items()
-        }
-        version: dict[str, Any] = call(client, "POST", path(name, "versions"), files=parts)
-    return version
 
 
 def shown_split(split: Mapping[str, int]) -> str:

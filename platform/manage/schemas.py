@@ -10,8 +10,11 @@ from msgspec import UNSET, Meta, Struct, UnsetType, convert, structs
 from loraplex.adapters.aliases import MoveInfo
 from loraplex.adapters.import_jobs import ImportInfo, ImportState
 from loraplex.adapters.lookup import MAX_TARGETS, AliasInfo, VersionState
+from loraplex.adapters.peft_checks import CheckedAdapter
 from loraplex.adapters.profile import ChatTemplate, ProfileSettings, ServingProfile
+from loraplex.adapters.quarantine import MAX_REASON_LENGTH
 from loraplex.adapters.registry import AdapterInfo, VersionInfo
+from loraplex.adapters.types import adapter_digest
 from loraplex.engine.client import EngineClient
 from loraplex.engine.messages import Inspection, Ready, ResidentAdapter, Status
 from loraplex.platform.tenants import KeyInfo, TenantInfo
@@ -118,7 +121,7 @@ class AdapterView(Struct, frozen=True, kw_only=True):
 
 
 class VersionView(Struct, frozen=True, kw_only=True):
-    """`model` is the name to call it by, once `state` is ready; `state_reason` says why it is rejected."""
+    """`model` is the name to call it by, once `state` is ready; `state_reason` says why it does not serve."""
 
     tenant: str
     adapter: str
@@ -173,6 +176,26 @@ class SetProfile(ProfileSettings, frozen=True, kw_only=True, forbid_unknown_fiel
         if self.chat_template is UNSET:
             settings["chat_template"] = None if old is None else old.chat_template
         return ServingProfile(**settings)
+
+
+class CheckedView(Struct, frozen=True, kw_only=True):
+    """The version that files would be, which were checked and not kept. `report`: what the checks found out."""
+
+    digest: str
+    size_bytes: int
+    rank: int
+    targets: list[str]
+    report: list[dict[str, Any]]
+
+    @classmethod
+    def of(cls, checked: CheckedAdapter, size_bytes: int, report: list[dict[str, Any]]) -> CheckedView:
+        return cls(
+            digest=adapter_digest(checked.spec, checked.weights_sha256),
+            size_bytes=size_bytes,
+            rank=checked.spec.max_rank,
+            targets=checked.targets,
+            report=report,
+        )
 
 
 class AdapterPage(Struct, frozen=True):
@@ -319,6 +342,12 @@ class KeyView(Struct, frozen=True, kw_only=True):
 
 class KeyList(Struct, frozen=True):
     data: list[KeyView]
+
+
+class Quarantine(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`reason`: the tenant sees it."""
+
+    reason: Annotated[str, Meta(min_length=1, max_length=MAX_REASON_LENGTH)]
 
 
 class ResidentVersion(Struct, frozen=True, kw_only=True):

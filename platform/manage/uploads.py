@@ -150,11 +150,11 @@ async def receive_parts(request: Request[Any, Any, Any], targets: dict[str, Part
     malformed, cut off, or not the parts that were asked for. Files that were begun stay for the caller to drop.
     """
     limit = FRAMING_BYTES + sum(target.max_bytes for target in targets.values())
-    if (_content_length(request) or 0) > limit:
+    if (content_length(request) or 0) > limit:
         raise _too_large("upload", limit)
     with UploadSink(_boundary(request), targets) as sink:
         received_bytes = 0
-        async for block in _blocks(request):
+        async for block in blocks(request):
             received_bytes += len(block)
             if received_bytes > limit:
                 raise _too_large("upload", limit)
@@ -162,15 +162,23 @@ async def receive_parts(request: Request[Any, Any, Any], targets: dict[str, Part
         return sink.finish()
 
 
-async def _blocks(request: Request[Any, Any, Any]) -> AsyncIterator[bytes]:
-    """The body in pieces of about BLOCK_BYTES, so that few of them cross to the thread that writes."""
+async def blocks(request: Request[Any, Any, Any]) -> AsyncIterator[bytes]:
+    """The body in pieces of about BLOCK_BYTES, so that few of them cross to the thread that writes.
+
+    When the body stalls or breaks off, what came of it is yielded before ApiError 408 or 400 is raised.
+    """
     block = bytearray()
     stream = aiter(request.stream())
-    while chunk := await _next_chunk(stream):
-        block += chunk
-        if len(block) >= BLOCK_BYTES:
+    try:
+        while chunk := await _next_chunk(stream):
+            block += chunk
+            if len(block) >= BLOCK_BYTES:
+                yield bytes(block)
+                block.clear()
+    except ApiError:
+        if block:
             yield bytes(block)
-            block.clear()
+        raise
     if block:
         yield bytes(block)
 
@@ -185,7 +193,8 @@ async def _next_chunk(stream: AsyncIterator[bytes]) -> bytes:
         raise _malformed("the connection was closed before its end") from error
 
 
-def _content_length(request: Request[Any, Any, Any]) -> int | None:
+def content_length(request: Request[Any, Any, Any]) -> int | None:
+    """What the request announces, if that is a number."""
     try:
         return request.content_length
     except HTTPException:
