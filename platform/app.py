@@ -25,7 +25,7 @@ from loraplex.platform.manage.resumable import UPLOAD_ROUTES
 from loraplex.platform.manage.uploads import UploadSlots
 from loraplex.platform.openai.body import JsonRequest
 from loraplex.platform.openai.routes import OPENAI_ROUTES
-from loraplex.platform.openapi import build_document, openapi_config, openapi_json
+from loraplex.platform.openapi import openapi_config, openapi_json
 from loraplex.platform.services import Services
 
 
@@ -65,5 +65,4 @@ def create_app(services: Services, drain: asyncio.Event | None = None) -> Litest
         logging_config=None,
     )
     require_closed(app)
-    app.state.openapi_json = build_document(app)
     return app
