@@ -72,7 +72,7 @@ def openapi_config() -> OpenAPIConfig:
 
 @get("/openapi.json", opt={"public": True}, include_in_schema=False, sync_to_thread=True)
 def openapi_json(request: Request[Any, Any, Any]) -> Response[bytes]:
-    """This document. It is built when it is first asked for: that takes as long as all else that an app takes to make."""
+    """This document, built when it is first asked for: it takes longer than all else that an app is made of."""
     state = request.app.state
     if "openapi_json" not in state:
         state.openapi_json = build_document(request.app)
