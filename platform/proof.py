@@ -83,13 +83,14 @@ class Prover:
         return [await self._answer(probe, adapter) for probe in PROBES]
 
     async def _answer(self, probe: str, adapter: str | None) -> Sample:
+        request_id = f"probe-{uuid.uuid4().hex}"
         generation = self._engine.generate(
             Generate(
-                request_id=f"probe-{uuid.uuid4().hex}",
+                request_id=request_id,
                 prompt=self._text.encode(probe)[: self._engine.ready.max_model_len // 2],
                 sampling=SamplingParams(max_tokens=PROBE_TOKENS, temperature=0.0, ignore_eos=True, logprobs=True),
                 adapter=adapter,
-                salt=b"probe",
+                salt=request_id.encode(),  # what an earlier run left in the prefix cache would change the last bits
             )
         )
         tokens: list[int] = []

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import httpx
 from litestar import Litestar
@@ -25,7 +26,7 @@ from loraplex.engine.generation import Generation
 from loraplex.engine.messages import Generate, Inspection, Ready, Site, TokenChunk
 from loraplex.engine.models.config import ModelConfig, lora_shape
 from loraplex.engine.text import TextCodec
-from loraplex.platform.app import create_app
+from loraplex.platform import app as application
 from loraplex.platform.catalog import Catalog
 from loraplex.platform.metrics import Metrics
 from loraplex.platform.proof import Prover
@@ -91,6 +92,16 @@ class Api:
         return await self.client.post(f"/api/v1/adapters/{name}/versions", files=files, headers=self.auth(who))
 
 
+_documents: list[bytes] = []
+
+
+def document_once(app: Litestar, build: Callable[[Litestar], bytes] = application.build_document) -> bytes:
+    """The OpenAPI document, the same of every app, takes most of the time in which one is made."""
+    if not _documents:
+        _documents.append(build(app))
+    return _documents[0]
+
+
 @asynccontextmanager
 async def run_api(
     database: Database, folder: Path, model: Path, *, engine: Any = None, **settings: Any
@@ -119,7 +130,8 @@ async def run_api(
         base_model_name="tiny",
     )
     drain = asyncio.Event()
-    app = create_app(services, drain)
+    with patch.object(application, "build_document", document_once):
+        app = application.create_app(services, drain)
     keys = await _make_keys(tenants)
     # In this loop, where Litestar's own test client would run the app in another one, apart from the engine's socket.
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://api") as client:
