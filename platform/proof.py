@@ -115,13 +115,14 @@ class Prover:
         return [await self._answer(prompt, adapter) for prompt in prompts]
 
     async def _answer(self, prompt: tuple[int, ...], adapter: str | None) -> Sample:
+        request_id = f"probe-{uuid.uuid4().hex}"
         generation = self._engine.generate(
             Generate(
-                request_id=f"probe-{uuid.uuid4().hex}",
+                request_id=request_id,
                 prompt=list(prompt),
                 sampling=SamplingParams(max_tokens=PROBE_TOKENS, temperature=0.0, ignore_eos=True, logprobs=True),
                 adapters=only(adapter),
-                salt=b"probe",
+                salt=request_id.encode(),  # what an earlier run left in the prefix cache would change the last bits
             )
         )
         tokens: list[int] = []

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ from typing import Any
 import pytest
 
 # Tests share their cores with servers that they started; engine/process.py says what this is about. Read by torch.
+# One thread each, of which two would spend much of their time waiting for each other; tests/kernels/ asks for more.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 
@@ -42,7 +45,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("filterwarnings", "ignore:`is_gradient_checkpointing`:FutureWarning")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def anyio_backend() -> str:
     return "asyncio"
 
@@ -65,11 +68,16 @@ def base_model_dir() -> Path:
 
 
 @pytest.fixture(scope="session")
-def make_adapter(tiny_model_dir: Path) -> Callable[..., Path]:
+def make_adapter(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """`make_adapter(path, *, base=…, rank=8, alpha=16, modules=ALL_MODULES, seed=0, std=0.1, …)` -> path."""
+    written: dict[str, Path] = {}
 
     def make(path: Path, *, base: Path = tiny_model_dir, **options: Any) -> Path:
-        write_adapter(path, base, **options)
+        wanted = repr((base, sorted(options.items())))
+        if wanted not in written:
+            written[wanted] = tmp_path_factory.mktemp("adapter")
+            write_adapter(written[wanted], base, **options)
+        shutil.copytree(written[wanted], path, dirs_exist_ok=True)
         return path
 
     return make

@@ -43,13 +43,26 @@ Weighted = tuple[tuple[Path, float], ...]
 
 
 class Oracle:
-    """One base model with any number of PEFT adapters. quantization: as in EngineSettings, from weights in dtype."""
+    """One base model with any number of PEFT adapters. quantization, dtype: as `use_weights` takes them."""
 
     def __init__(self, base: Path, quantization: str = "none", dtype: torch.dtype = torch.float32) -> None:
         self._base = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
-        if quantization != "none":
-            self._replace_weights(int(quantization.removeprefix("int")), dtype)
+        linears = {name: module for name, module in self._base.named_modules() if isinstance(module, torch.nn.Linear)}
+        self._linears = [(name, module, module.weight) for name, module in linears.items()]
         self._peft: PeftModel | None = None
+        self.use_weights(quantization, dtype)
+
+    def use_weights(self, quantization: str, dtype: torch.dtype = torch.float32) -> None:
+        """Judge an engine whose base weights are quantised so, from weights in dtype; quantization: as in
+        EngineSettings."""
+        for name, module, weight in self._linears:
+            if quantization == "none":
+                module.weight = weight
+                continue
+            bits = int(quantization.removeprefix("int"))
+            quantized = quantize(weight.detach().to(dtype), max(bits, HEAD_BITS) if name == "lm_head" else bits)
+            # a parameter of its own, so that the embedding keeps what it shares with the head
+            module.weight = torch.nn.Parameter(quantized.dequantized(torch.float32))
 
     def judge(self, answer: Answer, adapter: Path | Weighted | None, epsilon: float) -> Verdict:
         """Compare a greedy answer, position by position, feeding the oracle the engine's own tokens."""
@@ -61,15 +74,6 @@ class Oracle:
         logprobs = logits.log_softmax(-1).gather(1, chosen.unsqueeze(1)).flatten()
         error = (logprobs - torch.tensor(answer.logprobs)).abs().max()
         return Verdict(int(decided.sum()), int(wrong.sum()), float(error))
-
-    def _replace_weights(self, bits: int, dtype: torch.dtype) -> None:
-        for name, module in self._base.named_modules():
-            if isinstance(module, torch.nn.Linear):
-                quantized = quantize(
-                    module.weight.detach().to(dtype), max(bits, HEAD_BITS) if name == "lm_head" else bits
-                )
-                # a parameter of its own, so that the embedding keeps what it shares with the head
-                module.weight = torch.nn.Parameter(quantized.dequantized(torch.float32))
 
     @torch.inference_mode()
     def logits(self, tokens: list[int], adapter: Path | Weighted | None) -> torch.Tensor:

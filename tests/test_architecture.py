@@ -37,7 +37,7 @@ def test_pythons_own_platform_module_is_found_from_the_root():
 
 def test_the_api_process_imports_no_torch():
     """Importing the whole server loads neither torch nor transformers."""
-    modules = "loraplex.platform.server, loraplex.platform.cli.main"
+    modules = "loraplex.platform.server, loraplex.platform.cli.serve, loraplex.platform.cli.main"
     code = f"import sys, {modules}; print({{'torch', 'transformers'}} & {{*sys.modules}})"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
 

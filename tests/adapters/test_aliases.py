@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from loraplex.adapters.aliases import ABSENT, MAX_HISTORY, AdapterAliases
+from loraplex.adapters.aliases import ABSENT, MAX_HISTORY
 from loraplex.adapters.database import Database
 from loraplex.adapters.errors import (
     AdapterNotFound,
@@ -26,18 +26,6 @@ pytestmark = pytest.mark.anyio
 
 BOT = "bot"
 VERSIONS = 4
-
-
-@pytest.fixture
-def aliases(database: Database) -> AdapterAliases:
-    return AdapterAliases(database)
-
-
-@pytest.fixture
-async def registry(database: Database) -> AdapterRegistry:
-    registry = AdapterRegistry(database)
-    await registry.register_base_model("base", "0" * 64, "hub:base")
-    return registry
 
 
 @pytest.fixture

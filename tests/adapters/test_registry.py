@@ -7,7 +7,6 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from loraplex.adapters.aliases import AdapterAliases
 from loraplex.adapters.database import Database
 from loraplex.adapters.errors import (
     AdapterError,
@@ -28,18 +27,6 @@ pytestmark = pytest.mark.anyio
 
 CHECKS = [{"check": "rank", "value": 8}]
 PROOF = [{"code": "proof"}]
-
-
-@pytest.fixture
-async def registry(database: Database) -> AdapterRegistry:
-    registry = AdapterRegistry(database)
-    await registry.register_base_model("base", "0" * 64, "hub:base")
-    return registry
-
-
-@pytest.fixture
-def aliases(database: Database) -> AdapterAliases:
-    return AdapterAliases(database)
 
 
 @pytest.fixture

@@ -17,8 +17,10 @@ from typing import Any, TypeVar
 
 import httpx
 import msgspec
+from click.testing import CliRunner
 from openai import AsyncOpenAI, OpenAI
 
+from loraplex.platform.cli.main import main
 from loraplex.platform.manage.schemas import EngineView
 
 BASE = "tiny"
@@ -149,15 +151,17 @@ COMMAND = [sys.executable, "-c", "from loraplex.platform.cli.main import main; m
 
 
 def loraplex(*arguments: str) -> str:
-    """Run one command of the CLI; what it prints."""
-    return subprocess.run(
-        [*COMMAND, *arguments], check=True, stdout=subprocess.PIPE, text=True, env=environment()
-    ).stdout
+    """Run one command of the CLI, in this process; what it prints."""
+    unset = dict.fromkeys(name for name in os.environ if name.startswith("LORAPLEX_"))
+    done = CliRunner(env=unset).invoke(main, arguments, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.stdout
 
 
 def environment() -> dict[str, str]:
-    """Ours without settings of the server in it; one thread, since many tests share the machine."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("LORAPLEX_")}
+    """Ours without settings of the server in it, nor of coverage, whose tracer would double what these servers take: it
+    measures the same code in other tests. One thread, since many tests share the machine."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("LORAPLEX_", "COVERAGE_"))}
     return {"OMP_NUM_THREADS": "1"} | kept
 
 

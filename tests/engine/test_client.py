@@ -17,11 +17,16 @@ pytestmark = pytest.mark.anyio
 DEADLINE_SECONDS = 60
 
 
-@pytest.fixture
-def settings(tiny_model_dir, tmp_path):
+@pytest.fixture(scope="module")
+def blobs(tmp_path_factory):
+    return tmp_path_factory.mktemp("blobs")
+
+
+@pytest.fixture(scope="module")
+def settings(tiny_model_dir, blobs):
     return EngineSettings(
         model_path=str(tiny_model_dir),
-        adapter_blobs=str(tmp_path / "blobs"),
+        adapter_blobs=str(blobs),
         kv_cache_bytes=8 << 20,
         adapter_device_bytes=8 << 20,
         kernels="reference",
@@ -30,6 +35,15 @@ def settings(tiny_model_dir, tmp_path):
 
 @pytest.fixture
 async def client(settings):
+    """Whose engine process is the test's to kill."""
+    running = await EngineClient.start(settings)
+    yield running
+    await running.stop()
+
+
+@pytest.fixture(scope="module")
+async def shared(settings):
+    """One client for all tests that leave its process alive."""
     running = await EngineClient.start(settings, max_pending=4)
     yield running
     await running.stop()
@@ -53,53 +67,53 @@ async def until(condition) -> None:
             await asyncio.sleep(0.02)
 
 
-async def test_tokens_arrive_as_from_the_engine_itself(client, settings, tiny_model_dir, tmp_path):
+async def test_tokens_arrive_as_from_the_engine_itself(shared, tiny_model_dir, blobs):
     """What crosses the process border is what the engine says, and the model is described truly."""
-    answer = await tokens_of(client.generate(request("a")))
-    built = start_engine(tiny_model_dir, tmp_path / "blobs", kernels="reference")
+    answer = await tokens_of(shared.generate(request("a")))
+    built = start_engine(tiny_model_dir, blobs, kernels="reference")
     built.engine.submit("a", [5, 6, 7], greedy(8, ignore_eos=True))
     expected = [token for _ in range(9) for chunk in built.engine.step().chunks for token in chunk.token_ids]
     built.engine.close()
 
     assert answer == expected
-    assert client.ready.vocab_size == 288
-    assert client.ready.model_digest == built.model_digest
-    assert client.pending == 0
+    assert shared.ready.vocab_size == 288
+    assert shared.ready.model_digest == built.model_digest
+    assert shared.pending == 0
 
 
-async def test_abort_frees_the_pages(client):
+async def test_abort_frees_the_pages(shared):
     """A request that nobody wants any more leaves the engine."""
-    generation = client.generate(request("long", max_tokens=400))
+    generation = shared.generate(request("long", max_tokens=400))
     await anext(generation)
     generation.abort()
     generation.abort()
 
     async def is_idle() -> bool:
-        status = (await client.inspect()).status
+        status = (await shared.inspect()).status
         return status.running == 0 and status.pages_used == 0
 
     await until(is_idle)
-    assert client.pending == 0
+    assert shared.pending == 0
 
 
-async def test_an_inspection_that_nobody_waits_for_harms_nothing(client):
+async def test_an_inspection_that_nobody_waits_for_harms_nothing(shared):
     """A caller that goes away while it waits leaves the client as it was."""
-    waiting = asyncio.create_task(client.inspect())
+    waiting = asyncio.create_task(shared.inspect())
     await asyncio.sleep(0)
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
 
-    assert (await client.inspect()).status.running == 0
-    assert client.is_alive
+    assert (await shared.inspect()).status.running == 0
+    assert shared.is_alive
 
 
-async def test_too_many_requests_are_refused_at_once(client):
+async def test_too_many_requests_are_refused_at_once(shared):
     """The bound on requests in hand holds, and says when to come back."""
-    generations = [client.generate(request(f"r{i}", max_tokens=300)) for i in range(4)]
+    generations = [shared.generate(request(f"r{i}", max_tokens=300)) for i in range(4)]
 
     with pytest.raises(EngineUnavailable) as refusal:
-        client.generate(request("one more"))
+        shared.generate(request("one more"))
     assert refusal.value.retry_after_seconds >= 1
     for generation in generations:
         generation.abort()
@@ -128,28 +142,26 @@ async def test_a_request_without_output_is_sent_again(client):
     assert len(await tokens_of(generation)) == 8
 
 
-async def test_a_warmed_adapter_is_on_the_device_unasked(client, tiny_model_dir, make_adapter, tmp_path):
+async def test_a_warmed_adapter_is_on_the_device_unasked(shared, tiny_model_dir, make_adapter, tmp_path, blobs):
     """One that cannot be loaded harms nothing; both are done without a request."""
-    built = start_engine(tiny_model_dir, tmp_path / "blobs", kernels="reference")
-    digest = store_adapter(tmp_path / "blobs", make_adapter(tmp_path / "peft"), built.shape)
+    built = start_engine(tiny_model_dir, blobs, kernels="reference")
+    digest = store_adapter(blobs, make_adapter(tmp_path / "peft"), built.shape)
     built.engine.close()
-    client.warm("0" * 64)
-    client.warm(digest)
+    shared.warm("0" * 64)
+    shared.warm(digest)
 
     async def is_warm() -> bool:
-        return [adapter.digest for adapter in (await client.inspect()).device] == [digest]
+        return [adapter.digest for adapter in (await shared.inspect()).device] == [digest]
 
     await until(is_warm)
-    assert len(await tokens_of(client.generate(request("a", adapter=digest)))) == 8
-    assert (await client.inspect()).status.adapter_loads == 1
+    assert len(await tokens_of(shared.generate(request("a", adapter=digest)))) == 8
+    assert (await shared.inspect()).status.adapter_loads == 1
 
 
-async def test_an_adapter_in_use_at_two_crashes_is_quarantined(
-    client, settings, tiny_model_dir, make_adapter, tmp_path
-):
+async def test_an_adapter_in_use_at_two_crashes_is_quarantined(client, tiny_model_dir, make_adapter, tmp_path, blobs):
     """The third request for it is refused and its digest told, while the base goes on; until it is forgiven."""
-    built = start_engine(tiny_model_dir, tmp_path / "blobs", kernels="reference")
-    digest = store_adapter(tmp_path / "blobs", make_adapter(tmp_path / "peft"), built.shape)
+    built = start_engine(tiny_model_dir, blobs, kernels="reference")
+    digest = store_adapter(blobs, make_adapter(tmp_path / "peft"), built.shape)
     built.engine.close()
     for attempt in range(2):
         generation = client.generate(request(f"poison {attempt}", max_tokens=400, adapter=digest))

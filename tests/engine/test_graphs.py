@@ -29,6 +29,8 @@ from loraplex.engine.sequence import Sequence
 from loraplex.kernels.select import choose_kernels
 from loraplex.kernels.triton_backend import TritonKernels
 
+pytest_plugins = ["triton_fixtures"]
+
 CPU = torch.device("cpu")
 PAGE_TOKENS, NUM_PAGES, MAX_PAGES, MAX_SEQS = 16, 200, 20, 12
 RANKS = (8, 3, 40)
@@ -111,6 +113,7 @@ def test_padding_changes_nothing_but_the_spare_page(model, rows, extra_rows, see
 )
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter's tensors lie on the CPU")
 @pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION:UserWarning")
+@pytest.mark.usefixtures("quick_interpreter")
 def test_triton_kernels_read_padded_steps(tiny_model_dir, rows):
     """The same of the kernels that graphs record, in the interpreter: contexts that are split, adapters, padding."""
     check_padding(tiny_decoder(tiny_model_dir, TritonKernels()), rows, 2, 0)

@@ -13,7 +13,7 @@ from loraplex.engine.events import only
 from loraplex.engine.text import TextCodec
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "adapters"
-TOKENS = 64
+TOKENS = {"native": 64, "reference": 24}
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,12 @@ def adapter_folders(base_model_dir, make_adapter, tmp_path_factory) -> dict[str,
     }
 
 
+@pytest.fixture(scope="module")
+def oracle(base_model_dir) -> Oracle:
+    """With PEFT's part of the work, loading the adapters, done once."""
+    return Oracle(base_model_dir)
+
+
 @pytest.mark.parametrize(
     ("kernels", "dtype", "quantization"),
     [
@@ -70,10 +76,11 @@ def adapter_folders(base_model_dir, make_adapter, tmp_path_factory) -> dict[str,
     ],
 )
 def test_eight_concurrent_requests_agree_with_peft(
-    base_model_dir, adapter_folders, tmp_path, kernels, dtype, quantization
+    base_model_dir, adapter_folders, oracle, tmp_path, kernels, dtype, quantization
 ):
-    """64 greedy tokens wherever the oracle's top-two margin exceeds epsilon, log-probabilities within tolerance."""
-    precision = PRECISIONS[dtype]
+    """64 greedy tokens wherever the oracle's top-two margin exceeds epsilon, log-probabilities within tolerance. The
+    reference, on which no bound of speed is, shows it with 24."""
+    precision, num_tokens = PRECISIONS[dtype], TOKENS[kernels]
     built = start_engine(
         base_model_dir,
         tmp_path / "blobs",
@@ -93,20 +100,19 @@ def test_eight_concurrent_requests_agree_with_peft(
     prompts = {}
     for name, text in CONVERSATIONS.items():
         prompts[name] = codec.render_chat([{"role": "user", "content": text}])
-        built.engine.submit(
-            name, prompts[name], greedy(TOKENS, logprobs=True, ignore_eos=True), adapters=only(digests[name])
-        )
+        sampling = greedy(num_tokens, logprobs=True, ignore_eos=True)
+        built.engine.submit(name, prompts[name], sampling, adapters=only(digests[name]))
     outcomes = collect(built.engine, prompts)
     widest = max(len(record.adapters) for record in built.engine.recent_steps)
     built.engine.close()
 
     assert widest == 6, "the six adapters stood in one step"
-    oracle = Oracle(base_model_dir, quantization)
+    oracle.use_weights(quantization)
     for name, prompt in prompts.items():
         answer = Answer(prompt, outcomes[name].tokens, outcomes[name].logprobs)
         verdict = oracle.judge(answer, adapter_folders[name], precision.epsilon)
         print(f"{dtype} {kernels} {quantization} {name}: {verdict}")
-        assert len(answer.tokens) == TOKENS
+        assert len(answer.tokens) == num_tokens
         assert verdict.wrong == 0, name
-        assert verdict.decided > TOKENS // 4, name
+        assert verdict.decided > num_tokens // 4, name
         assert verdict.logprob_error < precision.logprob, name

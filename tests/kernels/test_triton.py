@@ -17,8 +17,12 @@ from loraplex.kernels.ops import scale_bits
 from loraplex.kernels.reference import ReferenceKernels
 from loraplex.kernels.triton_backend import TritonKernels
 
-# Compiled, Triton 3.9 announces another default for 3.10; fused or not, the tolerance holds.
-pytestmark = pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION:UserWarning")
+pytest_plugins = ["triton_fixtures"]
+pytestmark = [
+    pytest.mark.usefixtures("quick_interpreter"),
+    # Compiled, Triton 3.9 announces another default for 3.10; fused or not, the tolerance holds.
+    pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION:UserWarning"),
+]
 
 COMPILED = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if COMPILED else "cpu")

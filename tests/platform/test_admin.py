@@ -12,7 +12,6 @@ from api_running import Api, run_api
 
 from loraplex.adapters.database import Database
 from loraplex.engine.client import EngineClient
-from loraplex.engine.settings import EngineSettings
 from loraplex.platform.quarantine import REASON, quarantine_crasher
 
 pytest_plugins = ["database_fixtures"]
@@ -109,33 +108,29 @@ async def test_while_the_engine_is_down_adapters_are_on_disk(api: Api) -> None:
 
 
 async def test_residency_and_engine_state_come_from_the_engine(
-    database: Database, tmp_path: Path, tiny_model_dir: Path, make_adapter: Callable[..., Path]
+    database: Database,
+    tiny_model_dir: Path,
+    make_adapter: Callable[..., Path],
+    tmp_path: Path,
+    engine_dir: Path,
+    engine: EngineClient,
+    new_seed: Callable[[], int],
 ) -> None:
     """An adapter comes to host and device memory by its upload, is used from there, and is seen in the step."""
-    settings = EngineSettings(
-        model_path=str(tiny_model_dir),
-        adapter_blobs=str(tmp_path / "adapters"),
-        kv_cache_bytes=16 << 20,
-        adapter_device_bytes=16 << 20,
-        kernels="reference",
-    )
-    engine = await EngineClient.start(settings)
-    try:
-        async with run_api(database, tmp_path, tiny_model_dir, engine=engine) as api:
-            await api.client.post("/api/v1/adapters", json={"name": "bot"}, headers=api.auth("acme"))
-            uploaded = (await api.upload("acme", "bot", make_adapter(tmp_path / "peft"))).json()
-            async with asyncio.timeout(60):
-                while await residency(api) != ["disk", "host", "device"]:  # noqa: ASYNC110 - another process loads it
-                    await asyncio.sleep(0.02)
-            body = {"model": "bot", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4}
-            answer = await api.client.post("/v1/chat/completions", json=body, headers=api.auth("acme"))
-            assert (answer.status_code, answer.json()["model"]) == (200, "acme/bot@1")
-            state = (await api.client.get("/api/v1/admin/engine", headers=api.auth("operator"))).json()
-            assert any(uploaded["digest"] in step["adapters"] for step in state["recent_steps"])
-            assert (state["status"]["running"], state["adapters_in_batch"]) == (0, [])
-            assert (state["status"]["adapter_loads"], state["model"]["num_layers"]) == (1, 2)
-    finally:
-        await engine.stop()
+    async with run_api(database, engine_dir, tiny_model_dir, engine=engine) as api:
+        loads = (await engine.inspect()).status.adapter_loads
+        await api.client.post("/api/v1/adapters", json={"name": "bot"}, headers=api.auth("acme"))
+        uploaded = (await api.upload("acme", "bot", make_adapter(tmp_path / "peft", seed=new_seed()))).json()
+        async with asyncio.timeout(60):
+            while await residency(api) != ["disk", "host", "device"]:  # noqa: ASYNC110 - another process loads it
+                await asyncio.sleep(0.02)
+        body = {"model": "bot", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4}
+        answer = await api.client.post("/v1/chat/completions", json=body, headers=api.auth("acme"))
+        assert (answer.status_code, answer.json()["model"]) == (200, "acme/bot@1")
+        state = (await api.client.get("/api/v1/admin/engine", headers=api.auth("operator"))).json()
+        assert any(uploaded["digest"] in step["adapters"] for step in state["recent_steps"])
+        assert (state["status"]["running"], state["adapters_in_batch"]) == (0, [])
+        assert (state["status"]["adapter_loads"], state["model"]["num_layers"]) == (loads + 1, 2)
 
 
 async def residency(api: Api) -> list[str]:

@@ -14,7 +14,6 @@ from safetensors.torch import load_file, save_file
 
 from loraplex.adapters.database import Database
 from loraplex.engine.client import EngineClient, EngineUnavailable
-from loraplex.engine.messages import EngineSettings
 from loraplex.platform import validation
 from loraplex.platform.proof import PROBES
 
@@ -25,23 +24,9 @@ VERSIONS = "/api/v1/adapters/bot/versions"
 
 
 @pytest.fixture
-async def engine(tmp_path: Path, tiny_model_dir: Path) -> AsyncIterator[EngineClient]:
-    settings = EngineSettings(
-        model_path=str(tiny_model_dir),
-        adapter_blobs=str(tmp_path / "adapters"),
-        kv_cache_bytes=16 << 20,
-        adapter_device_bytes=16 << 20,
-        kernels="reference",
-    )
-    client = await EngineClient.start(settings)
-    yield client
-    await client.stop()
-
-
-@pytest.fixture
-async def api(database: Database, tmp_path: Path, tiny_model_dir: Path, engine: EngineClient) -> AsyncIterator[Api]:
+async def api(database: Database, engine_dir: Path, tiny_model_dir: Path, engine: EngineClient) -> AsyncIterator[Api]:
     """A real engine, and acme's `bot` without a version."""
-    async with run_api(database, tmp_path, tiny_model_dir, engine=engine) as running:
+    async with run_api(database, engine_dir, tiny_model_dir, engine=engine) as running:
         await running.client.post("/api/v1/adapters", json={"name": "bot"}, headers=running.auth("acme"))
         yield running
 
@@ -64,10 +49,11 @@ async def get(api: Api, path: str) -> Any:
 
 
 async def test_a_version_is_ready_with_its_proof(
-    api: Api, make_adapter: Callable[..., Path], tmp_path: Path, engine: EngineClient
+    api: Api, make_adapter: Callable[..., Path], tmp_path: Path, engine: EngineClient, new_seed: Callable[[], int]
 ) -> None:
     """201 when it has run; the report has norms by module, and an answer beside the base's. It is on the device."""
-    uploaded = await api.upload("acme", "bot", make_adapter(tmp_path / "peft", modules=("q_proj", "v_proj")))
+    folder = make_adapter(tmp_path / "peft", modules=("q_proj", "v_proj"), seed=new_seed())
+    uploaded = await api.upload("acme", "bot", folder)
     assert (uploaded.status_code, uploaded.json()["state"]) == (201, "ready")
     statistics, proof = uploaded.json()["report"]
     assert statistics["share_of_modules"] == pytest.approx(2 / 7)
@@ -78,7 +64,7 @@ async def test_a_version_is_ready_with_its_proof(
     assert proof["mean_first_logprob_change"] > 0
     assert proof["sample"]["base"] != proof["sample"]["adapter"]
     assert (await get(api, f"{VERSIONS}/1"))["report"] == [statistics, proof]
-    assert [adapter.digest for adapter in (await engine.inspect()).device] == [uploaded.json()["digest"]]
+    assert uploaded.json()["digest"] in [adapter.digest for adapter in (await engine.inspect()).device]
     assert (await call(api)).json()["model"] == "acme/bot@1"
 
 
@@ -143,4 +129,4 @@ async def test_warming_brings_a_version_back_to_the_device(
     warmed = await api.client.post(f"{VERSIONS}/1/warm", headers=api.auth("acme"))
     assert (warmed.status_code, warmed.json()["digest"]) == (202, digest)
     assert (await api.client.post(f"{VERSIONS}/9/warm", headers=api.auth("acme"))).status_code == 404
-    assert [adapter.digest for adapter in (await engine.inspect()).device] == [digest]
+    assert digest in [adapter.digest for adapter in (await engine.inspect()).device]

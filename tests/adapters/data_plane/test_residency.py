@@ -12,7 +12,7 @@ import torch
 from loraplex.adapters.device_pool import DevicePool
 from loraplex.adapters.errors import AdapterUnavailable
 from loraplex.adapters.host_cache import HostCache
-from loraplex.adapters.residency import AdapterResidency
+from loraplex.adapters.residency import MAX_LOADS, AdapterResidency
 from loraplex.adapters.weights import load_packed
 
 DEADLINE_SECONDS = 20
@@ -139,6 +139,24 @@ def test_a_digest_is_loaded_once_at_a_time(make_residency, make_stored, gated):
     lease(residency, digest)
     assert gated.opened == [digest]
     assert residency.loads == 1
+
+
+def test_several_loads_are_under_way_at_once(make_residency, make_stored, gated):
+    """MAX_LOADS and no more: the worker goes from one to the next without the engine's step between them."""
+    ended = threading.Semaphore(0)
+    residency = make_residency(on_loaded=ended.release)
+    digests = [make_stored(seed=seed) for seed in range(MAX_LOADS + 2)]
+    gated.gate.clear()
+    for digest in digests:
+        residency.want(digest)
+    gated.gate.set()
+    for _ in range(MAX_LOADS):
+        assert ended.acquire(timeout=DEADLINE_SECONDS)
+    assert not ended.acquire(timeout=0.1)
+    assert gated.opened == digests[:MAX_LOADS]
+
+    for digest in digests:
+        assert lease(residency, digest).digest == digest
 
 
 def test_a_leased_adapter_waits_out_others(make_residency, make_stored, blobs, base_shape):
