@@ -18,6 +18,7 @@ from typing import Protocol, TypeVar
 from loraplex.adapters.blobs import StoredAdapter
 from loraplex.adapters.device_pool import DeviceAdapter, DevicePool
 from loraplex.adapters.errors import AdapterError, AdapterUnavailable
+from loraplex.adapters.factors import BaseWeights
 from loraplex.adapters.host_cache import HostCache
 from loraplex.adapters.loader_threads import loader_threads
 from loraplex.adapters.packed_files import PackedFiles
@@ -76,6 +77,7 @@ class AdapterResidency:
         pool: DevicePool,
         host_cache: HostCache,
         *,
+        base: BaseWeights | None = None,
         workers: int = 1,
         retry_after_seconds: float = 5.0,
         on_loaded: Callable[[], None] = lambda: None,
@@ -93,6 +95,7 @@ class AdapterResidency:
         self._files = PackedFiles(
             shape,
             pool.pool.dtype,
+            base=base,
             pin_memory=pool.pool.device.type == "cuda",
             is_busy=lambda: self._is_busy,
         )

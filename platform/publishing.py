@@ -19,7 +19,7 @@ from loraplex.platform.errors import ApiError
 from loraplex.platform.services import Services
 from loraplex.platform.validation import validate
 
-CONFIG_BYTES = 64 << 10
+CONFIG_BYTES = 256 << 10
 
 VALIDATION_SECONDS = 60
 """How long an upload waits for the engine to run its version."""
@@ -86,14 +86,17 @@ def _check(services: Services, staging: Staging, received_sha256: str) -> Checke
 
 
 def _statistics(checked: CheckedAdapter, shape: BaseShape) -> dict[str, Any]:
-    factors = [factor for module in checked.statistics.values() for factor in (module.a, module.b)]
+    tensors = [numbers for module in checked.statistics.values() for numbers in module.values()]
     return {
         "code": "statistics",
         "modules": len(checked.spec.modules),
         "share_of_modules": len(checked.spec.modules) / len(shape.modules()),
-        "largest_weight": max(factor.max_abs for factor in factors),
-        "largest_norm": max(factor.norm for factor in factors),
-        "norms": {name: [_short(module.a.norm), _short(module.b.norm)] for name, module in checked.statistics.items()},
+        "largest_weight": max(numbers.max_abs for numbers in tensors),
+        "largest_norm": max(numbers.norm for numbers in tensors),
+        "norms": {
+            name: {end: _short(numbers.norm) for end, numbers in module.items()}
+            for name, module in checked.statistics.items()
+        },
     }
 
 

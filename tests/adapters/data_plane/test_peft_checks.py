@@ -12,9 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from loraplex.adapters.config_reader import PatternTable
 from loraplex.adapters.errors import AdapterInvalid
 from loraplex.adapters.peft_checks import MAX_REPORTED, AdapterLimits, check_adapter
-from loraplex.adapters.peft_config import PatternTable
 
 LIMITS = AdapterLimits(max_rank=16)
 Q0, Q1, V0 = (f"model.layers.{layer}.self_attn.{name}" for layer, name in ((0, "q_proj"), (1, "q_proj"), (0, "v_proj")))
