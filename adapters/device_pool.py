@@ -106,6 +106,10 @@ class DevicePool:
     def used_bytes(self) -> int:
         return sum(block.length for block in self._blocks.values()) * self.pool.itemsize
 
+    @property
+    def num_leases(self) -> int:
+        return sum(block.leases for block in self._blocks.values())
+
     def allocate(
         self,
         digest: str,

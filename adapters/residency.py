@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -104,7 +104,7 @@ class AdapterResidency:
         self._popularity = Popularity()
         self._wanted: dict[str, int] = {}  # digest -> waiting sequences, in the order in which they came
         self._warming: dict[str, None] = {}  # digests in the order in which they came
-        self._lacking_room: set[str] = set()  # of those wanted
+        self._lacking_room: dict[str, int] = {}  # those wanted, and their bytes
         self._full_of_wanted = False  # no use in looking ahead until something changes
         self._failures: dict[str, tuple[float, str]] = {}  # digest -> (when to try again, message)
         self._progress = threading.Event()
@@ -127,7 +127,7 @@ class AdapterResidency:
         self._wanted[digest] -= 1
         if self._wanted[digest] == 0:
             del self._wanted[digest]
-            self._lacking_room.discard(digest)
+            self._lacking_room.pop(digest, None)
         self._full_of_wanted = False
 
     def warm(self, digest: str) -> None:
@@ -156,6 +156,26 @@ class AdapterResidency:
     def lacks_room(self, digest: str) -> bool:
         """Whether the adapter, which a sequence wants, waits for leases of others to end."""
         return digest in self._lacking_room
+
+    def is_blocked_by(self, leases: Collection[DeviceAdapter], digest: str) -> bool:
+        """Whether an adapter, wanted beside these, lacks room though nothing else is leased or on its way.
+
+        Raises AdapterUnavailable if all of them together are larger than the pool.
+        """
+        if digest not in self._lacking_room or self._loads or self._pool.num_leases > len(leases):
+            return False
+        if sum(lease.size_bytes for lease in leases) + self._lacking_room[digest] > self._pool.capacity_bytes:
+            raise AdapterUnavailable(
+                f"these adapters together take more than the {self._pool.capacity_bytes} bytes for adapters on the "
+                "device; combine fewer or smaller ones, or raise --adapter-device-bytes"
+            )
+        return True
+
+    def evict_all(self) -> None:
+        """Empty the device of all that is not leased."""
+        for resident in self._pool.residents():
+            self._pool.evict(resident.digest)
+        self._full_of_wanted = False
 
     def release(self, digest: str) -> None:
         """End one lease."""
@@ -245,9 +265,9 @@ class AdapterResidency:
         elif start is None:
             start = self._pool.allocate(digest, elements, worth=worth)
             if start is None and digest in self._wanted:
-                self._lacking_room.add(digest)
+                self._lacking_room[digest] = elements * self._pool.pool.itemsize
         if start is not None:
-            self._lacking_room.discard(digest)
+            self._lacking_room.pop(digest, None)
         return start is not None
 
     def _settle_all(self) -> None:

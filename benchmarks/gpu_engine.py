@@ -31,7 +31,7 @@ from gpu_model import (
 from gpu_report import RESULTS, Timer, device_name, write_results
 
 from loraplex.engine.build import BuiltEngine
-from loraplex.engine.events import SamplingParams
+from loraplex.engine.events import SamplingParams, only
 
 MIXED_RANKS = (8, 16, 32, 64)
 WARM_STEPS = 5  # launched once, recorded once, and a few more
@@ -92,7 +92,7 @@ def answers(built: BuiltEngine, folder: Path, tokens: int) -> Answers:
     for index, name in enumerate(results):
         most = tokens * (3 if index % 6 == 0 else 1) + 3 * index
         sampling = SamplingParams(max_tokens=most, temperature=0.0, ignore_eos=True, logprobs=True)
-        built.engine.submit(name, prompt(index, 5 + 33 * (index % 6)), sampling, adapter=digests[index % 6])
+        built.engine.submit(name, prompt(index, 5 + 33 * (index % 6)), sampling, adapters=only(digests[index % 6]))
         _step(built, results)
     while built.engine.has_work:
         _step(built, results)
@@ -244,7 +244,7 @@ def decode_seconds(
     engine, steps = built.engine, arguments.steps
     sampling = SamplingParams(max_tokens=steps + WARM_STEPS + 2 * len(adapters), temperature=0.0, ignore_eos=True)
     for index, digest in enumerate(adapters):
-        engine.submit(str(index), prompt(index, arguments.context), sampling, adapter=digest)
+        engine.submit(str(index), prompt(index, arguments.context), sampling, adapters=only(digest))
     times: list[float] = []
     contexts: list[int] = []
     while len(times) < steps + WARM_STEPS:
@@ -289,7 +289,7 @@ def prefill_rows(built: BuiltEngine, adapters: Adapters, arguments: argparse.Nam
 def _prefill_seconds(built: BuiltEngine, adapters: Sequence[str | None], length: int) -> float:
     sampling = SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True)
     for index, digest in enumerate(adapters):
-        built.engine.submit(f"prefill {index}", prompt(index, length), sampling, adapter=digest)
+        built.engine.submit(f"prefill {index}", prompt(index, length), sampling, adapters=only(digest))
     while built.engine.has_work:
         if not built.engine.step().ran:
             built.engine.wait(1.0)

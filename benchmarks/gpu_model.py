@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from loraplex.adapters.blobs import BlobStore
 from loraplex.adapters.types import AdapterSpec, BaseShape, ModuleSpec
 from loraplex.engine.build import BuiltEngine, build_engine
-from loraplex.engine.events import SamplingParams
+from loraplex.engine.events import SamplingParams, only
 from loraplex.engine.models.config import ModelConfig
 from loraplex.engine.settings import EngineSettings
 
@@ -117,7 +117,7 @@ def make_resident(built: BuiltEngine, digests: Sequence[str]) -> None:
     """Run one token with every adapter, so that it is on the device."""
     for digest in digests:
         sampling = SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True)
-        built.engine.submit(f"load {digest}", [3], sampling, adapter=digest)
+        built.engine.submit(f"load {digest}", [3], sampling, adapters=only(digest))
     while built.engine.has_work:
         step = built.engine.step()
         if step.failures:

@@ -130,7 +130,7 @@ def _not_registered(**_: object) -> None:
 def _spans(lora: LoraBatch) -> list[tuple[int, int, int]]:
     """(row of the table, first token, end) of every adapter, in the order of their tokens."""
     spans: dict[int, list[int]] = {}
-    for row, first, count in lora.work.tolist():
+    for row, first, count, _ in lora.work.tolist():
         if count:
             span = spans.setdefault(row, [first, first])
             span[0], span[1] = min(span[0], first), max(span[1], first + count)

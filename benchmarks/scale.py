@@ -26,7 +26,7 @@ from traffic import Request, Traffic, drive
 from loraplex.adapters.blobs import BlobStore
 from loraplex.adapters.packed_files import PackedFiles
 from loraplex.engine.build import BuiltEngine, build_engine
-from loraplex.engine.events import SamplingParams
+from loraplex.engine.events import SamplingParams, only
 from loraplex.engine.loop import Engine
 from loraplex.engine.models import source
 from loraplex.engine.settings import EngineSettings
@@ -205,7 +205,7 @@ def _submit_at(engine: Engine, adapters: Iterable[str], step: int = 16) -> Calla
     def before_step(number: int) -> None:
         if number == step:
             for digest in adapters:
-                engine.submit(digest, [100] * 64, params, adapter=digest)
+                engine.submit(digest, [100] * 64, params, adapters=only(digest))
 
     return before_step
 

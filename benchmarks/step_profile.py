@@ -20,7 +20,7 @@ from report import open_console, print_table, write_json
 
 from loraplex.adapters.blobs import BlobStore
 from loraplex.engine.build import BuiltEngine
-from loraplex.engine.events import SamplingParams
+from loraplex.engine.events import SamplingParams, only
 from loraplex.engine.models import source
 from loraplex.engine.settings import EngineSettings
 
@@ -70,7 +70,8 @@ def profile(
     def submit() -> None:
         params = SamplingParams(max_tokens=1 if is_prefill else steps + 8, temperature=0.0, ignore_eos=True)
         for number, name in enumerate(names):
-            engine.submit(name, [100 + number] * prompt, params, adapter=adapters[number % mixed] if mixed else None)
+            adapter = adapters[number % mixed] if mixed else None
+            engine.submit(name, [100 + number] * prompt, params, adapters=only(adapter))
 
     samples: list[dict[str, float]] = []
     while len(samples) < steps:

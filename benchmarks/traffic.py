@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import cycle, islice, pairwise
 
-from loraplex.engine.events import SamplingParams
+from loraplex.engine.events import SamplingParams, only
 from loraplex.engine.loop import Engine
 
 
@@ -89,7 +89,7 @@ def drive(
         for number in range(len(submitted), min(finished + concurrency, len(requests))):
             params = SamplingParams(max_tokens=requests[number].output_len, temperature=0.0, ignore_eos=True)
             submitted.append(time.perf_counter())
-            engine.submit(str(number), prompts[number], params, adapter=requests[number].adapter)
+            engine.submit(str(number), prompts[number], params, adapters=only(requests[number].adapter))
         before_step(steps)
         before = time.perf_counter()
         result = engine.step()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import groupby
 
 import numpy as np
 import torch
@@ -16,11 +15,21 @@ from torch import Tensor
 from loraplex.adapters.device_pool import DeviceAdapter
 from loraplex.engine.adapter_table import AdapterTable
 from loraplex.engine.decode_shapes import DecodeShape
+from loraplex.engine.events import MAX_ADAPTERS
 from loraplex.engine.page_tables import PageTables
 from loraplex.engine.scheduler import Chunk, StepPlan
 from loraplex.engine.sequence import Sequence
 from loraplex.engine.step_buffer import StepBuffer
-from loraplex.kernels.ops import LONG_WORK_TOKENS, MAX_SLICES, WORK_TOKENS, AttentionBatch, LoraBatch, SamplingBatch
+from loraplex.kernels.ops import (
+    LONG_WORK_TOKENS,
+    MAX_SLICES,
+    WORK_NUMBERS,
+    WORK_TOKENS,
+    AttentionBatch,
+    LoraBatch,
+    SamplingBatch,
+    scale_bits,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,14 +39,15 @@ class BatchInputs:
     token_ids, positions  [tokens] int64
     sample_rows           [rows] int64: the tokens whose logits are wanted, one per chunk that samples; in a padded
                           step the padding's follow
-    lora                  None when no row has an adapter
+    lora                  one for the first adapters of all rows, one for the second ones, and so on; none when no row
+                          has an adapter
     sampling, logprob_rows [rows that want it] int64: of the rows of logits that belong to the plan, in its order
     """
 
     token_ids: Tensor
     positions: Tensor
     attention: AttentionBatch
-    lora: LoraBatch | None
+    lora: tuple[LoraBatch, ...]
     sample_rows: Tensor
     sampling: SamplingBatch
     logprob_rows: Tensor
@@ -72,7 +82,7 @@ class BatchBuilder:
         self._adapter_pool = adapter_pool
         self._buffer = StepBuffer(_capacity_bytes(limits, num_sites), device)
         self._page_tables = PageTables(limits.max_num_seqs, limits.max_pages)
-        self._adapters = AdapterTable(limits.max_num_seqs, num_sites, 2 + MAX_SLICES, device)
+        self._adapters = AdapterTable(limits.max_num_seqs * MAX_ADAPTERS, num_sites, 2 + MAX_SLICES, device)
 
     @property
     def copies(self) -> int:
@@ -93,7 +103,9 @@ class BatchBuilder:
         token_ids, positions, attention = self._tokens(chunks, counts, starts, None if shape is None else shape.pages)
         sampling_chunks = [row for row, chunk in enumerate(chunks) if chunk.samples]
         sample_rows = self._filled("int64", starts[1:][[*sampling_chunks, *range(len(chunks), len(counts))]] - 1)
-        lora = self._lora(chunks, starts, shape)
+        places = range(max((len(chunk.sequence.leases) for chunk in chunks), default=0))
+        passes = [self._lora(place, chunks, starts, shape) for place in places]
+        lora = tuple(batch for batch in passes if batch is not None)
         sequences = [chunks[row].sequence for row in sampling_chunks]
         sampling = self._sampling(sequences)
         wanted = [row for row, sequence in enumerate(sequences) if sequence.sampling.logprobs]
@@ -136,25 +148,28 @@ class BatchBuilder:
         )
         return token_ids, positions, batch
 
-    def _lora(self, chunks: tuple[Chunk, ...], starts: np.ndarray, shape: DecodeShape | None) -> LoraBatch | None:
-        """Chunks of one adapter are neighbours, so each adapter owns one run of tokens, cut into work entries."""
-        short: list[tuple[int, int, int]] = []
-        rest: list[tuple[int, int, int]] = []
-        long_work: list[tuple[int, int, int]] = []
+    def _lora(
+        self, place: int, chunks: tuple[Chunk, ...], starts: np.ndarray, shape: DecodeShape | None
+    ) -> LoraBatch | None:
+        """The work of each sequence's adapter at this place, if it has one. Chunks of one adapter are neighbours, so
+        that each adapter owns one run of tokens, or few, cut into work entries."""
+        short: list[Entry] = []
+        rest: list[Entry] = []
+        long_work: list[Entry] = []
         max_rank = 0
-        for adapter, first, end in _runs(chunks, starts):
-            row = self._adapters.row_of(adapter)
-            max_rank = max(max_rank, adapter.max_rank)
-            if end - first < LONG_WORK_TOKENS or shape is not None:
-                short.extend(_entries(row, first, end, WORK_TOKENS))
+        for run in _runs(place, chunks, starts.tolist()):
+            row = self._adapters.row_of(run.adapter)
+            max_rank = max(max_rank, run.adapter.max_rank)
+            if run.end - run.first < LONG_WORK_TOKENS or shape is not None:
+                short.extend(run.entries(row, WORK_TOKENS))
             else:
-                rest.extend(_entries(row, first, end, WORK_TOKENS))
-                long_work.extend(_entries(row, first, end, LONG_WORK_TOKENS))
+                rest.extend(run.entries(row, WORK_TOKENS))
+                long_work.extend(run.entries(row, LONG_WORK_TOKENS))
         if not max_rank:
             return None
         if shape is not None:
             max_rank = shape.lora_rank
-            short.extend([(0, 0, 0)] * (shape.rows - len(short) - len(rest)))
+            short.extend([(0, 0, 0, 0)] * (shape.rows - len(short) - len(rest)))
         work = self._filled("int32", np.array(short + rest, dtype=np.int32))
         long_tensor = self._filled("int32", np.array(long_work, dtype=np.int32)) if long_work else None
         return LoraBatch(self._adapter_pool, self._adapters.tensor, work, max_rank, long_tensor, len(short))
@@ -177,29 +192,53 @@ class BatchBuilder:
         return tensor
 
 
-def _runs(chunks: tuple[Chunk, ...], starts: np.ndarray) -> Iterator[tuple[DeviceAdapter, int, int]]:
-    """(adapter, its first token, the end of its tokens) of every adapter that does something."""
-    rows = zip(chunks, starts.tolist(), starts[1:].tolist(), strict=False)
-    for lease, group in groupby(rows, key=lambda row: row[0].sequence.lease):
-        if lease is not None and lease.max_rank:
-            members = list(group)
-            yield lease, members[0][1], members[-1][2]
+Entry = tuple[int, int, int, int]
+"""An entry of `ops.LoraBatch.work`."""
 
 
-def _entries(row: int, first: int, end: int, most_tokens: int) -> Iterator[tuple[int, int, int]]:
-    for start in range(first, end, most_tokens):
-        yield row, start, min(most_tokens, end - start)
+@dataclass(slots=True)
+class _Run:
+    """Tokens first .. end - 1 of the step, all with one adapter at one scale."""
+
+    adapter: DeviceAdapter
+    scale: float
+    first: int
+    end: int
+
+    def entries(self, row: int, most_tokens: int) -> Iterator[Entry]:
+        bits = scale_bits(self.scale)
+        for start in range(self.first, self.end, most_tokens):
+            yield row, start, min(most_tokens, self.end - start), bits
+
+
+def _runs(place: int, chunks: tuple[Chunk, ...], starts: list[int]) -> list[_Run]:
+    """The runs of the adapters at this place of their sequences that do something, in the order of tokens."""
+    runs: list[_Run] = []
+    for chunk, first, end in zip(chunks, starts, starts[1:], strict=False):
+        if len(chunk.sequence.leases) <= place:
+            continue
+        adapter, use = chunk.sequence.leases[place], chunk.sequence.adapters[place]
+        first += max(use.start - chunk.start, 0)
+        if not adapter.max_rank or first >= end:
+            continue
+        last = runs[-1] if runs else None
+        if last is not None and last.adapter is adapter and (last.scale, last.end) == (use.scale, first):
+            last.end = end
+        else:
+            runs.append(_Run(adapter, use.scale, first, end))
+    return runs
 
 
 def _capacity_bytes(limits: StepLimits, num_sites: int) -> int:
-    """The buffer of the largest step, every sequence of it with an adapter that the device has not seen."""
+    """The buffer of the largest step, every sequence of it with all the adapters it may have, none seen before."""
     rows = limits.max_num_seqs
     tokens = max(limits.max_step_tokens, rows)
     entries = rows + tokens // WORK_TOKENS
     per_token = [("int64", (tokens,))] * 3
     per_row = [("int64", (rows,))] * 2 + [("int32", (rows + 1,))] * 2 + [("float32", (rows,))] * 5
-    tables = [("int32", (rows, limits.max_pages))] + [("int64", (num_sites, 2 + MAX_SLICES))] * rows
-    return StepBuffer.bytes_for(*per_token, *per_row, *tables, *[("int32", (entries, 3))] * 2)
+    tables = [("int32", (rows, limits.max_pages))] + [("int64", (num_sites, 2 + MAX_SLICES))] * (rows * MAX_ADAPTERS)
+    work = [("int32", (entries, WORK_NUMBERS))] * (2 * MAX_ADAPTERS)
+    return StepBuffer.bytes_for(*per_token, *per_row, *tables, *work)
 
 
 def uniform(seed: int, index: int) -> float:

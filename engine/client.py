@@ -209,7 +209,7 @@ class EngineClient:
         self._crashes.append(now)
         while self._crashes[0] < now - CRASH_WINDOW_SECONDS:
             self._crashes.popleft()
-        self._crashed_with.update({g.request.adapter for g in self._generations.values() if g.request.adapter})
+        self._crashed_with.update({use.digest for g in self._generations.values() for use in g.request.adapters})
         for future in self._inspections.values():
             if not future.cancelled():
                 future.set_exception(EngineUnavailable("the engine is restarting", retry_after_seconds=5))
@@ -227,7 +227,7 @@ class EngineClient:
         return None
 
     def _is_quarantined(self, request: Generate) -> bool:
-        return request.adapter is not None and self._crashed_with[request.adapter] >= QUARANTINE_CRASHES
+        return any(self._crashed_with[use.digest] >= QUARANTINE_CRASHES for use in request.adapters)
 
     def _fail_all(self, error: GenerationFailed) -> None:
         for generation in self._generations.values():

@@ -37,11 +37,12 @@ class DecodeShapes:
             self._pages.insert(-1, pages)
 
     def shape_of(self, plan: StepPlan) -> DecodeShape | None:
-        """The smallest shape that holds the step; None when it is not one new token for every sequence."""
-        if not all(chunk.count == 1 and chunk.samples for chunk in plan.chunks):
+        """The smallest shape that holds the step; None when it is not one new token, of one adapter at most, for every
+        sequence."""
+        if not all(chunk.count == 1 and chunk.samples and len(chunk.sequence.leases) < 2 for chunk in plan.chunks):
             return None
         pages = max(len(chunk.sequence.pages) for chunk in plan.chunks)
-        rank = max(chunk.sequence.lease.max_rank if chunk.sequence.lease else 0 for chunk in plan.chunks)
+        rank = max((lease.max_rank for chunk in plan.chunks for lease in chunk.sequence.leases), default=0)
         return DecodeShape(
             self._rows[bisect_left(self._rows, len(plan.chunks))],
             self._pages[bisect_left(self._pages, pages)],

@@ -28,6 +28,24 @@ class SamplingParams:
     logprobs: bool = False
 
 
+class AdapterUse(NamedTuple):
+    """What one adapter version adds to a request: `scale` times its part of every sum, from the token at position
+    `start` on."""
+
+    digest: str
+    scale: float = 1.0
+    start: int = 0
+
+
+def only(digest: str | None) -> tuple[AdapterUse, ...]:
+    """One adapter as it is, or with None the base."""
+    return () if digest is None else (AdapterUse(digest),)
+
+
+MAX_ADAPTERS = 8
+"""Most adapters in one request."""
+
+
 class TokenChunk(NamedTuple):
     """New tokens of one sequence. The last chunk of a sequence has a finish reason; it may have no tokens.
 
@@ -60,7 +78,7 @@ class ResidentAdapter(NamedTuple):
 
 class RunningSequence(NamedTuple):
     request_id: str
-    adapter: str | None
+    adapters: list[str]
     prompt_tokens: int
     generated_tokens: int
     pages: int

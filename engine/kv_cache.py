@@ -13,20 +13,24 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 
+from loraplex.engine.events import AdapterUse
 
-def root_hash(model_digest: str, adapter_digest: str | None, salt: bytes) -> bytes:
+
+def root_hash(model_digest: str, salt: bytes) -> bytes:
     """Where the hash chain of a sequence's pages begins. Each field is tagged with its name and length, so no two
-    combinations of model, adapter and tenant salt can collide."""
-    state = hashlib.sha256(b"loraplex kv 1")
-    for name, value in (("model", model_digest), ("adapter", adapter_digest or ""), ("salt", salt)):
-        data = value if isinstance(value, bytes) else value.encode()
+    combinations of model and tenant salt can collide."""
+    state = hashlib.sha256(b"loraplex kv 2")
+    for name, data in (("model", model_digest.encode()), ("salt", salt)):
         state.update(f"|{name}:{len(data)}:".encode() + data)
     return state.digest()
 
 
-def page_hash(parent: bytes, tokens: Sequence[int]) -> bytes:
-    """The name of a full page: its tokens and all that came before them."""
-    return hashlib.sha256(parent + array("q", tokens).tobytes()).digest()
+def page_hash(parent: bytes, tokens: Sequence[int], first: int, adapters: Iterable[AdapterUse]) -> bytes:
+    """The name of a full page that begins at position `first`: its tokens, the adapters that work on it, each from
+    which token on, and all that came before. Before an adapter's start a page is the base's, and shared with it."""
+    end = first + len(tokens)
+    active = [f"{use.digest}*{use.scale!r}@{max(use.start - first, 0)}" for use in adapters if use.start < end]
+    return hashlib.sha256(parent + array("q", tokens).tobytes() + "+".join(active).encode()).digest()
 
 
 class PagePool:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from loraplex.adapters.residency import AdapterResidency
 from loraplex.engine.events import (
+    AdapterUse,
     RequestFailed,
     ResidentAdapter,
     RunningSequence,
@@ -56,12 +57,12 @@ class Engine:
         prompt: list[int],
         sampling: SamplingParams,
         *,
-        adapter: str | None = None,
+        adapters: tuple[AdapterUse, ...] = (),
         salt: bytes = b"",
     ) -> None:
         """Queue a request. A request that cannot run is told in the result of the next step."""
         seed = self._seeds.getrandbits(63) if sampling.seed is None else sampling.seed
-        self._scheduler.add(Sequence(request_id, prompt, sampling, adapter, salt, seed))
+        self._scheduler.add(Sequence(request_id, prompt, sampling, adapters, salt, seed))
 
     def abort(self, request_id: str) -> None:
         """End a request without another word; its pages and its adapter's lease are free at once."""
@@ -108,7 +109,7 @@ class Engine:
 
     def running(self) -> list[RunningSequence]:
         return [
-            RunningSequence(s.request_id, s.adapter, len(s.prompt), s.generated, len(s.pages))
+            RunningSequence(s.request_id, [use.digest for use in s.adapters], len(s.prompt), s.generated, len(s.pages))
             for s in self._scheduler.running
         ]
 
@@ -126,7 +127,7 @@ class Engine:
         self._steps += 1
         self._generated_tokens += sampled
         decodes = sum(chunk.start >= len(chunk.sequence.prompt) for chunk in plan.chunks)
-        adapters = list(dict.fromkeys(chunk.sequence.adapter for chunk in plan.chunks))
+        uses = [chunk.sequence.adapters for chunk in plan.chunks]
         self.recent_steps.append(
             StepRecord(
                 step=self._steps,
@@ -134,7 +135,7 @@ class Engine:
                 prefill_tokens=sum(chunk.count for chunk in plan.chunks) - decodes,
                 decode_tokens=decodes,
                 sequences=len(plan.chunks),
-                adapters=[digest for digest in adapters if digest is not None],
-                base=None in adapters,
+                adapters=list(dict.fromkeys(use.digest for adapters in uses for use in adapters)),
+                base=() in uses,
             )
         )

@@ -11,6 +11,7 @@ import struct
 import msgspec
 
 from loraplex.engine.events import (
+    AdapterUse,
     FinishReason,
     RequestFailed,
     ResidentAdapter,
@@ -19,11 +20,13 @@ from loraplex.engine.events import (
     Status,
     StepRecord,
     TokenChunk,
+    only,
 )
 from loraplex.engine.settings import EngineSettings
 
 __all__ = [
     "Abort",
+    "AdapterUse",
     "EngineSettings",
     "Fatal",
     "FinishReason",
@@ -47,6 +50,7 @@ __all__ = [
     "TokenChunk",
     "Warm",
     "frame",
+    "only",
 ]
 
 FRAME_HEADER = struct.Struct("<I")
@@ -59,12 +63,12 @@ class Start(msgspec.Struct, frozen=True, tag=True):
 
 
 class Generate(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Run one sequence. `adapter` is the digest of an adapter version, None the base; `salt` isolates prefixes."""
+    """Run one sequence with the sum of the given adapters, none being the base; `salt` isolates prefixes."""
 
     request_id: str
     prompt: list[int]
     sampling: SamplingParams
-    adapter: str | None = None
+    adapters: tuple[AdapterUse, ...] = ()
     salt: bytes = b""
 
 

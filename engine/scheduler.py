@@ -61,6 +61,7 @@ class Scheduler:
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []  # in order of admission
         self._failures: list[RequestFailed] = []
+        self._gathering: Sequence | None = None  # waits, and holds some of its adapters
 
     @property
     def running(self) -> Tokens[Sequence]:
@@ -75,7 +76,7 @@ class Scheduler:
         if len(sequence.prompt) >= self._limits.max_model_len:
             self._fail(sequence, "context_length_exceeded", f"the context is {self._limits.max_model_len} tokens")
             return
-        self._want_adapter(sequence)
+        self._want_adapters(sequence)
         self._waiting.append(sequence)
 
     def abort(self, request_id: str) -> None:
@@ -86,7 +87,7 @@ class Scheduler:
                     queue.remove(sequence)
                     self._free(sequence)
                     if queue is self._waiting:
-                        self._unwant_adapter(sequence)
+                        self._unwant_adapters(sequence)
                     return
 
     def schedule(self) -> StepPlan:
@@ -97,7 +98,7 @@ class Scheduler:
         if self.preemptions == preempted:
             self._admit_waiting(chunks, budget)
         self._residency.load_ahead(is_busy=bool(chunks))
-        chunks.sort(key=lambda chunk: chunk.sequence.adapter or "")
+        chunks.sort(key=lambda chunk: chunk.sequence.adapters)
         return StepPlan(tuple(chunks))
 
     def commit(self, plan: StepPlan, sampled: Tokens[tuple[int, float | None]]) -> list[TokenChunk]:
@@ -145,7 +146,7 @@ class Scheduler:
         """Back to the head of the queue; its tokens are kept and will be computed again."""
         self.preemptions += 1
         self._free(sequence)
-        self._want_adapter(sequence)
+        self._want_adapters(sequence)
         self._waiting.appendleft(sequence)
 
     def _admit_waiting(self, chunks: list[Chunk], budget: int) -> None:
@@ -158,18 +159,21 @@ class Scheduler:
                 break
             sequence = self._waiting.popleft()
             try:
-                if not self._lease_adapter(sequence):
+                if not self._lease_adapters(sequence):
                     passed.append(sequence)
                     most_admissions = min(most_admissions, self._admissions_before(sequence))
                     continue
             except AdapterUnavailable as error:
-                self._unwant_adapter(sequence)
+                self._release_adapters(sequence)
+                self._unwant_adapters(sequence)
                 self._fail(sequence, "adapter_load_failed", str(error))
                 continue
             if not self._claim_pages(sequence):
                 passed.append(sequence)
                 break
-            self._unwant_adapter(sequence)
+            self._unwant_adapters(sequence)
+            if self._gathering is sequence:
+                self._gathering = None
             self._admissions += 1
             self._running.append(sequence)
             count = min(sequence.remaining, budget)
@@ -177,28 +181,42 @@ class Scheduler:
             budget -= count
         self._waiting.extendleft(reversed(passed))
 
-    def _want_adapter(self, sequence: Sequence) -> None:
-        if sequence.adapter is not None:
-            self._residency.want(sequence.adapter)
+    def _want_adapters(self, sequence: Sequence) -> None:
+        for use in sequence.adapters:
+            self._residency.want(use.digest)
 
-    def _unwant_adapter(self, sequence: Sequence) -> None:
+    def _unwant_adapters(self, sequence: Sequence) -> None:
         sequence.owed_room_after = None
-        if sequence.adapter is not None:
-            self._residency.unwant(sequence.adapter)
+        for use in sequence.adapters:
+            self._residency.unwant(use.digest)
 
     def _admissions_before(self, sequence: Sequence) -> float:
         """How many admissions there may have been before this one, which has no adapter on the device yet."""
-        if sequence.adapter is None or not self._residency.lacks_room(sequence.adapter):
+        if not any(self._residency.lacks_room(use.digest) for use in sequence.adapters):
             return math.inf
         if sequence.owed_room_after is None:
             sequence.owed_room_after = self._admissions + MAX_OVERTAKEN
         return sequence.owed_room_after
 
-    def _lease_adapter(self, sequence: Sequence) -> bool:
-        if sequence.adapter is not None:
-            sequence.lease = self._residency.try_lease(sequence.adapter)
-            return sequence.lease is not None
-        return True
+    def _lease_adapters(self, sequence: Sequence) -> bool:
+        """All of them, or False. One sequence at a time, the oldest, keeps those that it has while others are missing:
+        two that did so could wait for each other for ever."""
+        for use in sequence.adapters[len(sequence.leases) :]:
+            lease = self._residency.try_lease(use.digest)
+            if lease is None:
+                break
+            sequence.leases += (lease,)
+        if len(sequence.leases) == len(sequence.adapters):
+            return True
+        if self._gathering is None and sequence.leases:
+            self._gathering = sequence
+        if self._gathering is not sequence:
+            self._release_adapters(sequence)
+        elif self._residency.is_blocked_by(sequence.leases, sequence.adapters[len(sequence.leases)].digest):
+            # they lie badly: all of them come in anew, one after the other
+            self._release_adapters(sequence)
+            self._residency.evict_all()
+        return False
 
     def _claim_pages(self, sequence: Sequence) -> bool:
         """Cached pages of its prefix and new ones for the rest of its tokens, or none at all."""
@@ -223,12 +241,11 @@ class Scheduler:
         """Hash every page of tokens that is full and has no hash yet."""
         size = self.pages.page_tokens
         parent = (
-            sequence.page_hashes[-1]
-            if sequence.page_hashes
-            else root_hash(self._limits.model_digest, sequence.adapter, sequence.salt)
+            sequence.page_hashes[-1] if sequence.page_hashes else root_hash(self._limits.model_digest, sequence.salt)
         )
         for index in range(len(sequence.page_hashes), len(sequence.tokens) // size):
-            parent = page_hash(parent, sequence.tokens[index * size : (index + 1) * size])
+            tokens = sequence.tokens[index * size : (index + 1) * size]
+            parent = page_hash(parent, tokens, index * size, sequence.adapters)
             sequence.page_hashes.append(parent)
 
     def _register_pages(self, sequence: Sequence) -> None:
@@ -260,9 +277,14 @@ class Scheduler:
         sequence.pages = []
         sequence.computed = 0
         sequence.registered = 0
-        if sequence.lease is not None:
-            self._residency.release(sequence.lease.digest)
-            sequence.lease = None
+        self._release_adapters(sequence)
+
+    def _release_adapters(self, sequence: Sequence) -> None:
+        for lease in sequence.leases:
+            self._residency.release(lease.digest)
+        sequence.leases = ()
+        if self._gathering is sequence:
+            self._gathering = None
 
     def _fail(self, sequence: Sequence, code: str, message: str) -> None:
         self._failures.append(RequestFailed(sequence.request_id, code, message))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from loraplex.adapters.device_pool import DeviceAdapter
-from loraplex.engine.events import FinishReason, SamplingParams
+from loraplex.engine.events import AdapterUse, FinishReason, SamplingParams
 
 
 @dataclass(slots=True, eq=False)
@@ -14,14 +14,15 @@ class Sequence:
 
     tokens [0, computed) have keys and values in `pages`; [computed, len(tokens)) are still to be run.
     pages [0, registered) can be found by others through their hash.
+    leases: of the first of its adapters; once it runs, of all.
     owed_room_after: the number of admissions from which on no younger sequence is admitted before this one; None while
-    it has not been found to lack room for its adapter.
+    it has not been found to lack room for its adapters.
     """
 
     request_id: str
     prompt: list[int]
     sampling: SamplingParams
-    adapter: str | None
+    adapters: tuple[AdapterUse, ...]
     salt: bytes
     seed: int
     tokens: list[int] = field(init=False)
@@ -30,7 +31,7 @@ class Sequence:
     cached_tokens: int = 0
     pages: list[int] = field(default_factory=list)
     page_hashes: list[bytes] = field(default_factory=list)
-    lease: DeviceAdapter | None = None
+    leases: tuple[DeviceAdapter, ...] = ()
     owed_room_after: int | None = None
 
     def __post_init__(self) -> None:

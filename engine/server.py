@@ -108,7 +108,7 @@ def _handle(engine: Engine, connection: socket.socket, message: ToEngine | Wake)
     match message:
         case Generate():
             engine.submit(
-                message.request_id, message.prompt, message.sampling, adapter=message.adapter, salt=message.salt
+                message.request_id, message.prompt, message.sampling, adapters=message.adapters, salt=message.salt
             )
         case Abort(request_id):
             engine.abort(request_id)

@@ -7,6 +7,7 @@ and is the fallback on any device), `native.NativeKernels` (one C++ file, CPUs) 
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,11 +16,20 @@ from torch import Tensor
 WORK_TOKENS = 16
 """Most tokens in one entry of a LoRA work list: the row tile of a tensor-core product."""
 
+WORK_NUMBERS = 4
+"""Numbers in such an entry."""
+
 LONG_WORK_TOKENS = 128
 """Most tokens in an entry of `LoraBatch.long_work`, and the fewest that an adapter must own to stand there."""
 
 MAX_SLICES = 3
 """Most output slices that share one input (q, k and v)."""
+
+
+def scale_bits(scale: float) -> int:
+    """The scale of a work entry as the int32 that stands in it."""
+    bits: int = struct.unpack("<i", struct.pack("<f", scale))[0]
+    return bits
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +60,10 @@ class LoraBatch:
             adapter does not touch it). With R = the sum of a row's ranks, A is [R, in_features] row-major, slice 0's
             rows first; B is one block per slice, [rank, slice_width] row-major (transposed, scaling folded in),
             one after the other.
-    work    [entries, 3] int32: (row of table, first token, number of tokens 0..WORK_TOKENS). Entries do not overlap;
-            one with 0 tokens is padding and does nothing.
+    work    [entries, 4] int32: (row of table, first token, number of tokens 0..WORK_TOKENS, scale), the scale being the
+            bits of an fp32. Entries do not overlap; one with 0 tokens is padding and does nothing.
     max_rank: at least the largest R of a row of the table that is in the work list
-    long_work  [entries, 3] int32 or None: the tokens of work[num_short:] once more, in entries of up to
+    long_work  [entries, 4] int32 or None: the tokens of work[num_short:] once more, in entries of up to
             LONG_WORK_TOKENS, for kernels that multiply larger tiles faster. Others read `work` alone.
     """
 
@@ -143,10 +153,10 @@ class Kernels(Protocol):
         """silu(gate) * up.  gate_up [tokens, 2 * width], gate first -> [tokens, width]."""
 
     def add_lora(self, out: Tensor, x: Tensor, lora: LoraBatch, site: int, slice_widths: tuple[int, ...]) -> None:
-        """out[t, slice s] += (x[t] @ A_s.T) @ B_s for every token t in the work list (out written in place).
+        """out[t, slice s] += scale (x[t] @ A_s.T) @ B_s for every token t in the work list (out written in place).
 
-        A_s, B_s: the slice's blocks at `table[row, site]`.  x [tokens, in_features] and out [tokens, sum(slice_widths)]
-        contiguous rows, the pool's dtype. The product with A is kept in fp32 in between.
+        A_s, B_s: the slice's blocks at `table[row, site]`; scale: of t's entry.  x [tokens, in_features] and
+        out [tokens, sum(slice_widths)] contiguous rows, the pool's dtype. The product with A stays in fp32 in between.
         """
 
     def sample(self, logits: Tensor, batch: SamplingBatch) -> Tensor:

@@ -79,7 +79,8 @@ class ReferenceKernels:
 
     def add_lora(self, out: Tensor, x: Tensor, lora: LoraBatch, site: int, slice_widths: tuple[int, ...]) -> None:
         table = lora.table[:, site].tolist()
-        for row, first_token, num_tokens in lora.work.tolist():
+        scales = lora.work[:, 3].view(torch.float32).tolist()
+        for (row, first_token, num_tokens, _), scale in zip(lora.work.tolist(), scales, strict=True):
             tokens = slice(first_token, first_token + num_tokens)
             a_offset, b_offset, *ranks = table[row]
             column = 0
@@ -87,7 +88,7 @@ class ReferenceKernels:
                 a = lora.pool[a_offset : a_offset + rank * x.shape[1]].view(rank, x.shape[1])
                 b = lora.pool[b_offset : b_offset + rank * width].view(rank, width)
                 columns = slice(column, column + width)
-                delta = _wide(x[tokens]) @ _wide(a).T @ _wide(b)
+                delta = scale * (_wide(x[tokens]) @ _wide(a).T @ _wide(b))
                 out[tokens, columns] = (out[tokens, columns] + delta).to(out.dtype)
                 a_offset, b_offset, column = a_offset + a.numel(), b_offset + b.numel(), column + width
 

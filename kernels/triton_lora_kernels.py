@@ -1,4 +1,4 @@
-"""The LoRA kernels: shrink and expand, and both in one, over entries of (adapter, first token, tokens).
+"""The LoRA kernels: shrink and expand, and both in one, over entries of (adapter, first token, tokens, scale).
 
 Rank tiles and slices that an adapter does not have are skipped, nothing is zeroed first, nothing is added atomically.
 Knows the pool and the table of `ops.LoraBatch`; what is launched when is `triton_lora`'s.
@@ -12,10 +12,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from loraplex.kernels.ops import MAX_SLICES
+from loraplex.kernels.ops import MAX_SLICES, WORK_NUMBERS
 from loraplex.kernels.triton_dot import dot
 
 _SLICES = tl.constexpr(MAX_SLICES)
+_ENTRY = tl.constexpr(WORK_NUMBERS)
 # Ranks that are multiplied with B at once: the least that a tensor-core product takes.
 _RANKS = tl.constexpr(16)
 # 16 bytes of bf16, what one thread loads at once where the compiler knows the address to be a multiple of it. Of an
@@ -68,7 +69,7 @@ def shrink_kernel(
     MODE: tl.constexpr,
 ):
     """partial[t, split, r] = sum over the split's features k of x[t, k] A[r, k]. Grid: entries, rank tiles, splits."""
-    entry = work_ptr + tl.program_id(0) * 3
+    entry = work_ptr + tl.program_id(0) * _ENTRY
     num_tokens = tl.load(entry + 2)
     if num_tokens == 0:
         return
@@ -175,8 +176,8 @@ def expand_kernel(
     BLOCK_N: tl.constexpr,
     MODE: tl.constexpr,
 ):
-    """out[t, slice s] += (sum over splits of partial[t, split]) @ B_s. Grid: entries, column tiles of all slices."""
-    entry = work_ptr + tl.program_id(0) * 3
+    """out[t, slice s] += scale (sum of partial[t] over splits) @ B_s. Grid: entries, column tiles of all slices."""
+    entry = work_ptr + tl.program_id(0) * _ENTRY
     num_tokens = tl.load(entry + 2)
     if num_tokens == 0:
         return
@@ -202,6 +203,7 @@ def expand_kernel(
         total = _sum_over_ranks(
             rows, mask, b_ptr, rank, width, column, column_mask, max_rank, NUM_SPLITS, TOKENS, BLOCK_N, MODE
         )
+    total *= tl.load(entry + 3).to(tl.float32, bitcast=True)
     _add(out_ptr + token * out_stride + slice_start + column, total, mask & column_mask)
 
 
@@ -262,8 +264,8 @@ def fused_kernel(
     BLOCK_N: tl.constexpr,
     MODE: tl.constexpr,
 ):
-    """out[t, slice s] += (x[t] @ A_s.T) @ B_s in one launch. Grid: entries, column tiles of all slices."""
-    entry = work_ptr + tl.program_id(0) * 3
+    """out[t, slice s] += scale (x[t] @ A_s.T) @ B_s in one launch. Grid: entries, column tiles of all slices."""
+    entry = work_ptr + tl.program_id(0) * _ENTRY
     num_tokens = tl.load(entry + 2)
     if num_tokens == 0:
         return
@@ -292,4 +294,5 @@ def fused_kernel(
         total = _both_products(
             x_rows, mask, a_ptr, b_ptr, rank, width, column, column_mask, K, TOKENS, BLOCK_K, BLOCK_N, MODE
         )
+    total *= tl.load(entry + 3).to(tl.float32, bitcast=True)
     _add(out_ptr + token * out_stride + slice_start + column, total, mask & column_mask)

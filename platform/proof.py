@@ -12,7 +12,7 @@ from itertools import chain
 from typing import Any
 
 from loraplex.engine.client import EngineClient, EngineUnavailable, GenerationFailed
-from loraplex.engine.messages import Generate, SamplingParams
+from loraplex.engine.messages import Generate, SamplingParams, only
 from loraplex.engine.text import TextCodec
 
 PROBES = (
@@ -88,7 +88,7 @@ class Prover:
                 request_id=f"probe-{uuid.uuid4().hex}",
                 prompt=self._text.encode(probe)[: self._engine.ready.max_model_len // 2],
                 sampling=SamplingParams(max_tokens=PROBE_TOKENS, temperature=0.0, ignore_eos=True, logprobs=True),
-                adapter=adapter,
+                adapters=only(adapter),
                 salt=b"probe",
             )
         )

@@ -58,7 +58,7 @@ class StandingEngine:
         """Greedy text of its own for every adapter."""
         self.asked.append(request)
         generation = Generation(request, lambda request_id: None)
-        logprob = -2.0 if request.adapter is None else -1.0
+        logprob = -1.0 if request.adapters else -2.0
         chunk = TokenChunk(request.request_id, [5], [logprob], "length")
         asyncio.get_running_loop().call_soon(generation.deliver, chunk)
         return generation

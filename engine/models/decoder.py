@@ -115,8 +115,8 @@ class Decoder:
         return self._project(layer.down, self._kernels.silu_and_mul(gate_up), inputs, index, DOWN)
 
     def _project(self, linear: Linear, x: Tensor, inputs: BatchInputs, layer: int, site: int) -> Tensor:
-        """The base product of a site, plus each row's own adapter."""
+        """The base product of a site, plus each row's own adapters."""
         out = linear(x)
-        if inputs.lora is not None:
-            self._kernels.add_lora(out, x, inputs.lora, layer * SITES_PER_LAYER + site, self._widths[site])
+        for lora in inputs.lora:
+            self._kernels.add_lora(out, x, lora, layer * SITES_PER_LAYER + site, self._widths[site])
         return out

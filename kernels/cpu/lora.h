@@ -19,6 +19,7 @@ constexpr int LINE = 64;         // bytes
 
 struct Work {
     int32_t row, first_token, tokens;
+    float scale;
 };
 
 template <class T>
@@ -104,6 +105,9 @@ public:
                                       all.width, &v[token * all.max_rank + rank], all.max_rank);
             });
         });
+        if (piece.scale != 1)
+            for (int token = 0; token < piece.tokens; ++token)
+                for (int rank = 0; rank < ranks; ++rank) v[token * all.max_rank + rank] *= piece.scale;
         if (next) fetch(all.pool + site_of(*next)[0]);
         in_tiles<TILE>(0, piece.tokens, [&](auto t, int token) {
             T* out = all.out + (piece.first_token + token) * all.out_width;
@@ -155,7 +159,7 @@ void add_lora(T* out, const T* x, int64_t width, const T* pool, const int64_t* t
     for (const Work* entry = work; entry < work + entries; ++entry) {
         tokens += entry->tokens;
         for (int first = 0; first < entry->tokens; first += piece_tokens)
-            pieces.push_back({entry->row, entry->first_token + first, std::min(piece_tokens, entry->tokens - first)});
+            pieces.push_back({entry->row, entry->first_token + first, std::min(piece_tokens, entry->tokens - first), entry->scale});
     }
     const int count = static_cast<int>(pieces.size());
     std::atomic<int> taken{0};

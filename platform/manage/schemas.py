@@ -317,7 +317,7 @@ class EngineView(Struct, frozen=True, kw_only=True):
             model=engine.ready,
             status=inspection.status,
             seconds_since_progress=engine.seconds_since_progress(),
-            adapters_in_batch=sorted({row.adapter for row in inspection.running if row.adapter is not None}),
+            adapters_in_batch=sorted({digest for row in inspection.running for digest in row.adapters}),
             running=[SequenceView(**row._asdict()) for row in inspection.running],
             recent_steps=[StepView(**record._asdict()) for record in inspection.recent_steps],
         )

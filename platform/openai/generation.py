@@ -16,7 +16,7 @@ import msgspec
 from litestar import Response
 from litestar.types import Receive
 
-from loraplex.engine.messages import Generate, Ready, SamplingParams
+from loraplex.engine.messages import Generate, Ready, SamplingParams, only
 from loraplex.platform.catalog import ResolvedModel
 from loraplex.platform.errors import ApiError
 from loraplex.platform.openai.answer import Answer
@@ -79,7 +79,7 @@ def prepare(
         request_id=request_id,
         prompt=prompt,
         sampling=_sampling(request, max_tokens or room),
-        adapter=model.digest,
+        adapters=only(model.digest),
         salt=_salt(principal, request.cache_salt),
     )
 

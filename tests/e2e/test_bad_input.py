@@ -217,7 +217,7 @@ def hung_up(site):
 def acme_sequences(site):
     """How many sequences run with acme's adapter `tickets`."""
     engine = site.server.engine()
-    return sum(sequence.adapter == site.tickets_digest for sequence in engine.running)
+    return sum(site.tickets_digest in sequence.adapters for sequence in engine.running)
 
 
 def test_an_adapter_that_is_deleted_finishes_its_requests(site, make_adapter, tmp_path):

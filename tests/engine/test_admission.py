@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from engine_running import Outcome, collect, greedy, start_engine, store_adapter, take
 
+from loraplex.engine.events import only
 from loraplex.engine.scheduler import MAX_OVERTAKEN
 
 PROMPT = list(range(3, 20))
@@ -18,7 +19,7 @@ def stored(tiny_model_dir, make_adapter, tmp_path_factory):
     small, large = (
         store_adapter(folder / "blobs", make_adapter(folder / str(rank), rank=rank), built.shape) for rank in (2, 16)
     )
-    built.engine.submit("large", PROMPT, greedy(1), adapter=large)
+    built.engine.submit("large", PROMPT, greedy(1), adapters=only(large))
     collect(built.engine, ["large"])
     (resident,) = built.engine.device_adapters()
     built.engine.close()
@@ -42,18 +43,18 @@ def test_a_stream_of_popular_requests_does_not_starve_a_rare_adapter(start, stor
     """While small requests come without end, one that needs their room gets it after MAX_OVERTAKEN of them."""
     _, small, large, _ = stored
     engine = start(max_num_seqs=4)
-    engine.submit("before", PROMPT, greedy(1), adapter=large)  # from now on its load needs no file
-    engine.submit("popular", PROMPT, greedy(200, ignore_eos=True), adapter=small)
+    engine.submit("before", PROMPT, greedy(1), adapters=only(large))  # from now on its load needs no file
+    engine.submit("popular", PROMPT, greedy(200, ignore_eos=True), adapters=only(small))
     outcomes: dict[str, Outcome] = {}
     while "popular" not in outcomes:
         take(engine, outcomes)
 
-    engine.submit("rare", PROMPT, greedy(1), adapter=large)
+    engine.submit("rare", PROMPT, greedy(1), adapters=only(large))
     names = []
     while small in [adapter.digest for adapter in engine.device_adapters()]:
         while sum(not outcomes[name].ended if name in outcomes else True for name in names) < 3:
             names.append(f"popular {len(names)}")
-            engine.submit(names[-1], PROMPT, greedy(3, ignore_eos=True), adapter=small)
+            engine.submit(names[-1], PROMPT, greedy(3, ignore_eos=True), adapters=only(small))
         take(engine, outcomes)
         assert sum(name in outcomes for name in names) <= MAX_OVERTAKEN
 
@@ -67,7 +68,7 @@ def test_the_adapter_of_a_waiting_request_is_loaded_before_its_turn(start, store
     _, small, _, _ = stored
     engine = start(max_num_seqs=1)
     engine.submit("running", PROMPT, greedy(400, ignore_eos=True))
-    engine.submit("waiting", PROMPT, greedy(1), adapter=small)
+    engine.submit("waiting", PROMPT, greedy(1), adapters=only(small))
     outcomes: dict[str, Outcome] = {}
     while not engine.device_adapters():
         take(engine, outcomes)
@@ -80,17 +81,17 @@ def test_an_aborted_request_holds_nobody_up(start, stored):
     """One that waited for room and went away leaves the others as they were."""
     _, small, large, _ = stored
     engine = start(max_num_seqs=2)
-    engine.submit("before", PROMPT, greedy(1), adapter=large)
-    engine.submit("first", PROMPT, greedy(30, ignore_eos=True), adapter=small)
+    engine.submit("before", PROMPT, greedy(1), adapters=only(large))
+    engine.submit("first", PROMPT, greedy(30, ignore_eos=True), adapters=only(small))
     outcomes: dict[str, Outcome] = {}
     while "first" not in outcomes:
         take(engine, outcomes)
-    engine.submit("gone", PROMPT, greedy(1), adapter=large)
+    engine.submit("gone", PROMPT, greedy(1), adapters=only(large))
     take(engine, outcomes)
     engine.abort("gone")
     names = [str(number) for number in range(MAX_OVERTAKEN + 8)]
     for name in names:
-        engine.submit(name, PROMPT, greedy(1), adapter=small)
+        engine.submit(name, PROMPT, greedy(1), adapters=only(small))
     collect(engine, names, outcomes)
 
     assert small in [adapter.digest for adapter in engine.device_adapters()]

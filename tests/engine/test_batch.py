@@ -11,7 +11,7 @@ import torch
 from loraplex.adapters.device_pool import DeviceAdapter
 from loraplex.engine.adapter_table import AdapterTable
 from loraplex.engine.batch import BatchBuilder, StepLimits
-from loraplex.engine.events import SamplingParams
+from loraplex.engine.events import SamplingParams, only
 from loraplex.engine.page_tables import PageTables
 from loraplex.engine.scheduler import Chunk, StepPlan
 from loraplex.engine.sequence import Sequence
@@ -104,13 +104,14 @@ def test_long_runs_of_an_adapter_stand_in_both_work_lists():
     leases = [adapter(number) for number in range(4)]
     chunks = []
     for owner, count in counts:
-        sequence = Sequence(str(owner), [3] * count, SamplingParams(max_tokens=1), None, b"", 0)
+        adapters = () if owner is None else only(str(owner))
+        sequence = Sequence(str(owner), [3] * count, SamplingParams(max_tokens=1), adapters, b"", 0)
         sequence.pages = list(range(-(-count // 16)))
-        sequence.lease = None if owner is None else leases[owner]
+        sequence.leases = () if owner is None else (leases[owner],)
         chunks.append(Chunk(sequence, 0, count, samples=True))
     builder = BatchBuilder(CPU, 16, 99, torch.zeros(8), 2, StepLimits(8, 1024, 20))
 
-    lora = builder.build(StepPlan(tuple(chunks))).lora
+    (lora,) = builder.build(StepPlan(tuple(chunks))).lora
 
     short, rest = lora.work[: lora.num_short], lora.work[lora.num_short :]
     starts = np.cumsum([0, *(count for _, count in counts)])
@@ -122,7 +123,7 @@ def test_long_runs_of_an_adapter_stand_in_both_work_lists():
 
 def covered(entries: torch.Tensor) -> dict[int, int]:
     """The adapter, by its table's number, of every token in a work list."""
-    tokens = [(first + step, row) for row, first, count in entries.tolist() for step in range(count)]
+    tokens = [(first + step, row) for row, first, count, _ in entries.tolist() for step in range(count)]
     assert len(dict(tokens)) == len(tokens), "entries overlap"
     return dict(tokens)
 

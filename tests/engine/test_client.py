@@ -11,7 +11,7 @@ import pytest
 from engine_running import greedy, start_engine, store_adapter
 
 from loraplex.engine.client import EngineClient, EngineStartFailed, EngineUnavailable, Generation, GenerationFailed
-from loraplex.engine.messages import EngineSettings, Generate
+from loraplex.engine.messages import EngineSettings, Generate, only
 
 pytestmark = pytest.mark.anyio
 DEADLINE_SECONDS = 60
@@ -36,7 +36,9 @@ async def client(settings):
 
 
 def request(name: str, max_tokens: int = 8, adapter: str | None = None) -> Generate:
-    return Generate(request_id=name, prompt=[5, 6, 7], sampling=greedy(max_tokens, ignore_eos=True), adapter=adapter)
+    return Generate(
+        request_id=name, prompt=[5, 6, 7], sampling=greedy(max_tokens, ignore_eos=True), adapters=only(adapter)
+    )
 
 
 async def tokens_of(generation: Generation) -> list[int]:

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from loraplex.engine.build import BuiltEngine
-from loraplex.engine.events import SamplingParams
+from loraplex.engine.events import SamplingParams, only
 
 PROMPTS = {f"r{i}": [3 + (i * 31 + j * 7) % 90 for j in range(5 + 9 * i)] for i in range(6)}
 PATHS = {
@@ -62,13 +62,13 @@ def submit_all(engine, digests, max_tokens=40):
     """Every prompt, with an adapter each and two on the base."""
     choices = [None, *digests[:4], None]
     for (name, prompt), adapter in zip(PROMPTS.items(), choices, strict=True):
-        engine.submit(name, prompt, greedy(max_tokens, ignore_eos=True), adapter=adapter)
+        engine.submit(name, prompt, greedy(max_tokens, ignore_eos=True), adapters=only(adapter))
 
 
 def warm_up(engine, digests):
     """Every adapter on the device, so that requests run together and not one after the other's load."""
     for digest in digests:
-        engine.submit(digest, [3], greedy(1), adapter=digest)
+        engine.submit(digest, [3], greedy(1), adapters=only(digest))
     collect(engine, digests)
 
 
@@ -83,7 +83,7 @@ def quiet(tiny_model_dir, adapters, path):
     choices = [None, *adapters[1][:4], None]
     built = start_engine(tiny_model_dir, adapters[0], enable_prefix_cache=False, **path)
     for (name, prompt), adapter in zip(PROMPTS.items(), choices, strict=True):
-        built.engine.submit(name, prompt, greedy(40, ignore_eos=True), adapter=adapter)
+        built.engine.submit(name, prompt, greedy(40, ignore_eos=True), adapters=only(adapter))
         answers |= texts(collect(built.engine, [name]))
     built.engine.close()
     return answers
@@ -136,7 +136,7 @@ def test_a_shared_prefix_is_computed_once(start, adapters):
     prompt = list(range(3, 60))
     outcomes: dict[str, Outcome] = {}
     for name in ("first", "second"):
-        engine.submit(name, prompt, greedy(8), adapter=adapters[1][1], salt=b"tenant")
+        engine.submit(name, prompt, greedy(8), adapters=only(adapters[1][1]), salt=b"tenant")
         collect(engine, [name], outcomes)
 
     assert outcomes["first"].cached_tokens == 0
@@ -149,10 +149,10 @@ def test_prefixes_are_never_shared_across_tenants_or_adapters(start, adapters, o
     """Another salt, another adapter or the base finds nothing of a prefix that is cached."""
     engine = start()
     prompt = list(range(3, 60))
-    engine.submit("first", prompt, greedy(4), adapter=adapters[1][0], salt=b"one")
+    engine.submit("first", prompt, greedy(4), adapters=only(adapters[1][0]), salt=b"one")
     collect(engine, ["first"])
     adapter = {"salt": adapters[1][0], "adapter": adapters[1][1], "base": None}[other]
-    engine.submit("second", prompt, greedy(4), adapter=adapter, salt=b"two" if other == "salt" else b"one")
+    engine.submit("second", prompt, greedy(4), adapters=only(adapter), salt=b"two" if other == "salt" else b"one")
 
     assert collect(engine, ["second"])["second"].cached_tokens == 0
 
@@ -161,9 +161,9 @@ def test_a_seeded_request_draws_the_same_in_any_company(start, adapters):
     """Sampling with a seed depends on the seed and the position alone."""
     params = SamplingParams(max_tokens=24, temperature=1.2, top_p=0.9, top_k=40, min_p=0.02, seed=7, ignore_eos=True)
     alone, crowd = start(), start()
-    alone.submit("seeded", PROMPTS["r2"], params, adapter=adapters[1][1])
+    alone.submit("seeded", PROMPTS["r2"], params, adapters=only(adapters[1][1]))
     submit_all(crowd, adapters[1])
-    crowd.submit("seeded", PROMPTS["r2"], params, adapter=adapters[1][1])
+    crowd.submit("seeded", PROMPTS["r2"], params, adapters=only(adapters[1][1]))
 
     first = collect(alone, ["seeded"])["seeded"].tokens
     assert collect(crowd, ["seeded"])["seeded"].tokens == first
@@ -208,7 +208,7 @@ def test_the_context_is_the_last_limit(start):
 def test_an_adapter_that_cannot_be_loaded_fails_its_own_request_only(start, quiet):
     """A digest without a blob ends with `adapter_load_failed`; the base request beside it is answered."""
     engine = start()
-    engine.submit("missing", PROMPTS["r1"], greedy(4), adapter="0" * 64)
+    engine.submit("missing", PROMPTS["r1"], greedy(4), adapters=only("0" * 64))
     engine.submit("r0", PROMPTS["r0"], greedy(40, ignore_eos=True))
     outcomes = collect(engine, ["missing", "r0"])
 

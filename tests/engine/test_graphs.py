@@ -19,7 +19,7 @@ from loraplex.adapters.types import AdapterSpec, ModuleSpec
 from loraplex.adapters.weights import plan_layout
 from loraplex.engine.batch import BatchBuilder, StepLimits
 from loraplex.engine.decode_shapes import DecodeShape, DecodeShapes
-from loraplex.engine.events import SamplingParams
+from loraplex.engine.events import SamplingParams, only
 from loraplex.engine.graphs import DecodeGraphs
 from loraplex.engine.models.config import ModelConfig, lora_shape
 from loraplex.engine.models.decoder import Decoder, KVCache
@@ -74,9 +74,10 @@ def decode_plan(rows, adapters, seed):
     chunks = []
     for index, (context, adapter) in enumerate(sorted(rows, key=lambda row: -1 if row[1] is None else row[1])):
         tokens = [choose.randrange(3, 200) for _ in range(context)]
-        sequence = Sequence(str(index), tokens, SamplingParams(max_tokens=9, temperature=0.0), None, b"", 0)
+        sequence = Sequence(str(index), tokens, SamplingParams(max_tokens=9, temperature=0.0), (), b"", 0)
         sequence.pages = [free.pop() for _ in range(-(-context // PAGE_TOKENS))]
-        sequence.lease = None if adapter is None else adapters[adapter]
+        if adapter is not None:
+            sequence.adapters, sequence.leases = only(str(adapter)), (adapters[adapter],)
         chunks.append(Chunk(sequence, context - 1, 1, samples=True))
     return StepPlan(tuple(chunks))
 
@@ -169,7 +170,7 @@ def test_an_engine_with_recordings_tells_the_same_text(tiny_model_dir, make_adap
             if index % 2:
                 sampling = SamplingParams(max_tokens=9, temperature=0.9, top_k=30, seed=index, **options)
             prompt = [3 + (7 * index + j) % 200 for j in range(1 + 11 * (index % 5))]
-            built.engine.submit(name, prompt, sampling, adapter=digests[index % 4])
+            built.engine.submit(name, prompt, sampling, adapters=only(digests[index % 4]))
             take(built.engine, answers)
         outcomes[recorded] = collect(built.engine, names, answers)
         built.engine.close()

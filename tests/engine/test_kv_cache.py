@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from loraplex.engine.events import AdapterUse
 from loraplex.engine.kv_cache import PagePool, page_hash, root_hash
 
 
@@ -85,17 +86,39 @@ def test_without_the_prefix_cache_nothing_is_found():
     assert pool.find_prefix([b"name"]) == []
 
 
-@given(
-    left=st.tuples(st.text(max_size=8), st.none() | st.text(min_size=1, max_size=8), st.binary(max_size=8)),
-    right=st.tuples(st.text(max_size=8), st.none() | st.text(min_size=1, max_size=8), st.binary(max_size=8)),
-)
-def test_different_owners_never_share_a_chain(left, right):
-    """Model, adapter and tenant salt each separate the hashes; no field can imitate another."""
+OWNERS = st.tuples(st.text(max_size=8), st.binary(max_size=8))
+USE = st.builds(AdapterUse, st.sampled_from("ab"), st.sampled_from([1.0, 0.5, -1.0]), st.just(0))
+USES = st.lists(USE, max_size=2)
+
+
+@given(left=OWNERS, right=OWNERS, left_uses=USES, right_uses=USES)
+def test_different_owners_never_share_a_chain(left, right, left_uses, right_uses):
+    """Model, tenant salt and each adapter with its scale separate the hashes; no field can imitate another."""
     assert (root_hash(*left) == root_hash(*right)) == (left == right)
+    first, second = (page_hash(root_hash(*left), [1, 2], 0, uses) for uses in (left_uses, right_uses))
+    assert (first == second) == (left_uses == right_uses)
+
+
+def test_pages_before_an_adapter_starts_are_those_of_the_base():
+    """From the page in which it starts on they are its own, and another start in that page is another page."""
+    root = root_hash("model", b"")
+    base = page_hash(root, [1, 2, 3, 4], 0, ())
+
+    def chain(*starts):
+        uses = [AdapterUse("a" * 64, start=start) for start in starts]
+        first = page_hash(root, [1, 2, 3, 4], 0, uses)
+        return first, page_hash(first, [5, 6, 7, 8], 4, uses)
+
+    assert chain(4)[0] == chain(7)[0] == chain(8)[0] == base
+    assert chain(8)[1] == page_hash(base, [5, 6, 7, 8], 4, ())
+    assert len({chain(0)[1], chain(3)[1], chain(4)[1], chain(7)[1], chain(8)[1]}) == 5
 
 
 def test_a_page_is_named_by_everything_before_it():
     """The same tokens after another beginning are another page."""
-    root = root_hash("model", None, b"")
+    root = root_hash("model", b"")
 
-    assert page_hash(page_hash(root, [1, 2]), [3, 4]) != page_hash(page_hash(root, [9, 2]), [3, 4])
+    def second(*tokens):
+        return page_hash(page_hash(root, tokens, 0, ()), [3, 4], 2, ())
+
+    assert second(1, 2) != second(9, 2)

@@ -9,6 +9,7 @@ import pytest
 from engine_running import collect, greedy, start_engine, store_adapter
 from oracle import Answer, Oracle
 
+from loraplex.engine.events import only
 from loraplex.engine.text import TextCodec
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "adapters"
@@ -87,12 +88,14 @@ def test_eight_concurrent_requests_agree_with_peft(
         for name, folder in adapter_folders.items()
     }
     for name, digest in digests.items():  # on the device, so that all of them stand in one step
-        built.engine.submit(f"warm-up {name}", [1], greedy(1), adapter=digest)
+        built.engine.submit(f"warm-up {name}", [1], greedy(1), adapters=only(digest))
     collect(built.engine, [f"warm-up {name}" for name in digests])
     prompts = {}
     for name, text in CONVERSATIONS.items():
         prompts[name] = codec.render_chat([{"role": "user", "content": text}])
-        built.engine.submit(name, prompts[name], greedy(TOKENS, logprobs=True, ignore_eos=True), adapter=digests[name])
+        built.engine.submit(
+            name, prompts[name], greedy(TOKENS, logprobs=True, ignore_eos=True), adapters=only(digests[name])
+        )
     outcomes = collect(built.engine, prompts)
     widest = max(len(record.adapters) for record in built.engine.recent_steps)
     built.engine.close()

@@ -8,6 +8,7 @@ from engine.test_decoder import FAMILIES, SIZES
 from engine_running import collect, greedy, start_engine, store_adapter
 from oracle import Answer, Oracle
 
+from loraplex.engine.events import only
 from loraplex.engine.models.config import ModelConfig
 from loraplex.engine.models.weights import WeightsError, load_weights
 from loraplex.kernels.triton_backend import TritonKernels
@@ -48,7 +49,7 @@ def test_half_precision_serves_quantised_weights_with_adapters(tiny_model_dir, m
     built = start_engine(tiny_model_dir, tmp_path / "blobs", kernels=kernels, dtype="float16", quantization="int4")
     digest = store_adapter(tmp_path / "blobs", folder, built.shape)
     prompt = list(range(20, 60))
-    built.engine.submit("request", prompt, greedy(24, logprobs=True, ignore_eos=True), adapter=digest)
+    built.engine.submit("request", prompt, greedy(24, logprobs=True, ignore_eos=True), adapters=only(digest))
     outcome = collect(built.engine, ["request"])["request"]
     built.engine.close()
 

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, chain, repeat
 from typing import Any
 
 import torch
@@ -19,11 +19,13 @@ from torch import Tensor
 from loraplex.kernels.ops import (
     LONG_WORK_TOKENS,
     MAX_SLICES,
+    WORK_NUMBERS,
     WORK_TOKENS,
     AttentionBatch,
     Kernels,
     LoraBatch,
     SamplingBatch,
+    scale_bits,
 )
 from loraplex.kernels.quantization import quantize
 from loraplex.kernels.reference import ReferenceKernels
@@ -288,17 +290,18 @@ def lora_args(
     segments: tuple[tuple[int | None, int], ...],
     in_features: int,
     slice_widths: tuple[int, ...],
+    scales: tuple[float, ...] = (),
     padding_entries: int = 0,
 ) -> tuple[Any, ...]:
     """(out, x, lora, site, slice_widths).
 
     adapters: each one's rank for every slice; segments: (adapter or None for the base, tokens) in batch order, those of
-    LONG_WORK_TOKENS and more in the list of long work too.
+    LONG_WORK_TOKENS and more in the list of long work too; scales: of the first segments, 1 of those that follow.
     """
     random = Random(device, dtype, seed)
     tokens = sum(count for _, count in segments)
     pool, table = _lora_pool(random, adapters, in_features, slice_widths)
-    short, rest, long_work = _work_lists(segments, padding_entries)
+    short, rest, long_work = _work_lists(segments, scales, padding_entries)
     lora = LoraBatch(
         pool=pool,
         table=table.to(device),
@@ -327,29 +330,32 @@ def _lora_pool(
     return torch.cat(pieces or [random.normal(8)]), table
 
 
-def _work_lists(segments: tuple[tuple[int | None, int], ...], padding_entries: int) -> tuple[Tensor, Tensor, Tensor]:
+def _work_lists(
+    segments: tuple[tuple[int | None, int], ...], scales: tuple[float, ...], padding_entries: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """Work entries of short segments, padding behind them; those of long segments; these again as long work."""
-    short: list[tuple[int, int, int]] = []
-    rest: list[tuple[int, int, int]] = []
-    long_work: list[tuple[int, int, int]] = []
+    short: list[tuple[int, int, int, int]] = []
+    rest: list[tuple[int, int, int, int]] = []
+    long_work: list[tuple[int, int, int, int]] = []
     first_token = 0
-    for adapter, count in segments:
+    for (adapter, count), scale in zip(segments, chain(scales, repeat(1.0))):  # noqa: B905 - repeat has no end
+        bits = scale_bits(scale)
         is_long = count >= LONG_WORK_TOKENS
         if adapter is not None:
-            (rest if is_long else short).extend(_entries(adapter, first_token, count, WORK_TOKENS))
+            (rest if is_long else short).extend(_entries(adapter, first_token, count, bits, WORK_TOKENS))
         if adapter is not None and is_long:
-            long_work.extend(_entries(adapter, first_token, count, LONG_WORK_TOKENS))
+            long_work.extend(_entries(adapter, first_token, count, bits, LONG_WORK_TOKENS))
         first_token += count
-    short += [(0, 0, 0)] * padding_entries
+    short += [(0, 0, 0, 0)] * padding_entries
     return _entry_tensor(short), _entry_tensor(rest), _entry_tensor(long_work)
 
 
-def _entries(adapter: int, first_token: int, count: int, most: int) -> list[tuple[int, int, int]]:
-    return [(adapter, first_token + done, min(most, count - done)) for done in range(0, count, most)]
+def _entries(adapter: int, first_token: int, count: int, bits: int, most: int) -> list[tuple[int, int, int, int]]:
+    return [(adapter, first_token + done, min(most, count - done), bits) for done in range(0, count, most)]
 
 
-def _entry_tensor(entries: list[tuple[int, int, int]]) -> Tensor:
-    return torch.tensor(entries, dtype=torch.int32).view(-1, 3)
+def _entry_tensor(entries: list[tuple[int, int, int, int]]) -> Tensor:
+    return torch.tensor(entries, dtype=torch.int32).view(-1, WORK_NUMBERS)
 
 
 # Sampling
@@ -483,6 +489,15 @@ def _lora_cases() -> list[Case]:
         for in_features in (96, 571):
             case = partial(build, in_features=in_features, padding_entries=3)
             cases.append(Case("add_lora", f"{name}-in{in_features}", case, (0,), in_features + 64))
+    scaled = partial(
+        lora_args,
+        adapters=mixed,
+        segments=((2, 5), (4, 1), (None, 2), (3, 140), (1, 20)),
+        scales=(0.7, -1.5, 1.0, 0.25),
+        slice_widths=widths,
+        in_features=96,
+    )
+    cases.append(Case("add_lora", "scaled-in96", scaled, (0,), 96 + 64))
     return cases
 
 

@@ -52,12 +52,13 @@ def test_lora_adds_the_dense_delta_of_each_token(case):
     """A token's output grows by x (A^T B), the dense matrix of its adapter, and a base token's not at all."""
     out, x, lora, site, slice_widths = fp64(case)
     expected = out.clone()
-    for row, first, count in lora.work.tolist():
+    scales = lora.work[:, 3].view(torch.float32).tolist()
+    for (row, first, count, _), scale in zip(lora.work.tolist(), scales, strict=True):
         a_offset, b_offset, *ranks = lora.table[row, site].tolist()
         for rank, width, end in zip(ranks, slice_widths, itertools.accumulate(slice_widths), strict=False):
             a = lora.pool[a_offset:][: rank * x.shape[1]].reshape(rank, -1) if rank else x.new_zeros(0, x.shape[1])
             b = lora.pool[b_offset:][: rank * width].reshape(rank, width)
-            expected[first : first + count, end - width : end] += x[first : first + count] @ (a.T @ b)
+            expected[first : first + count, end - width : end] += scale * x[first : first + count] @ (a.T @ b)
             a_offset, b_offset = a_offset + a.numel(), b_offset + b.numel()
 
     KERNELS.add_lora(out, x, lora, site, slice_widths)

@@ -13,6 +13,7 @@ from kernels import cases
 from kernels.cases import CASES, Case, RowSettings, check
 from kernels.tiled import TILES
 
+from loraplex.kernels.ops import scale_bits
 from loraplex.kernels.reference import ReferenceKernels
 from loraplex.kernels.triton_backend import TritonKernels
 
@@ -105,7 +106,7 @@ def test_lora_of_a_token_does_not_depend_on_its_batch(in_features):
     args = cases.lora_args(DEVICE, torch.bfloat16, 0, segments=((0, 9), (None, 2), (1, 1), (2, 20)), **shapes)
     out, x, lora, site, widths = args
     alone_out, alone_x = out[11:12].clone(), x[11:12].clone()
-    alone = replace(lora, work=torch.tensor([[1, 0, 1]], dtype=torch.int32, device=DEVICE))
+    alone = replace(lora, work=torch.tensor([[1, 0, 1, scale_bits(1.0)]], dtype=torch.int32, device=DEVICE))
 
     TritonKernels().add_lora(out, x, lora, site, widths)
     TritonKernels().add_lora(alone_out, alone_x, alone, site, widths)

@@ -271,7 +271,7 @@ def test_the_request_reaches_the_engine_as_asked():
 
     first, second = script.asked
 
-    assert (first.adapter, first.salt, first.prompt) == (None, b"salt", list(b"hello"))
+    assert (first.adapters, first.salt, first.prompt) == ((), b"salt", list(b"hello"))
     assert first.sampling.max_tokens == 4000 - 5
     assert (first.sampling.temperature, first.sampling.top_p, first.sampling.min_p) == (0.5, 0.9, 0.1)
     assert (first.sampling.top_k, first.sampling.seed) == (0, (1 << 63) - 1)
