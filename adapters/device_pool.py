@@ -27,6 +27,7 @@ class DeviceAdapter:
     max_rank   the largest sum of a row's ranks, of the layers' sites; head_rank: that of the head
     has_vectors, head_has_vectors: whether a site of the layers, or the head, has a gain or a shift
     vocabulary: what it has of its own at the ends of the model
+    is_additive: see `types.AdapterSpec.is_additive`
     """
 
     digest: str
@@ -37,10 +38,7 @@ class DeviceAdapter:
     has_vectors: bool = False
     head_has_vectors: bool = False
     vocabulary: Vocabulary | None = None
-
-    @property
-    def touches_layers(self) -> bool:
-        return self.max_rank > 0 or self.has_vectors
+    is_additive: bool = True
 
     @property
     def touches_head(self) -> bool:
@@ -240,7 +238,8 @@ class DevicePool:
 
 def _device_adapter(digest: str, packed: PackedAdapter, start: int, vocabulary: Vocabulary | None) -> DeviceAdapter:
     ranks = packed.table[:, 2 : 2 + MAX_SLICES].sum(1).tolist()
-    has_vectors = (packed.table[:, 2 + MAX_SLICES :] != NOWHERE).any(1).tolist()
+    is_there = packed.table[:, 2 + MAX_SLICES :] != NOWHERE
+    has_vectors, has_gain = is_there.any(1).tolist(), bool(is_there[:, 0].any())
     table = packed.table.clone()
     table[:, :2] += start
     vectors = table[:, 2 + MAX_SLICES :]
@@ -254,6 +253,7 @@ def _device_adapter(digest: str, packed: PackedAdapter, start: int, vocabulary: 
         has_vectors=any(has_vectors[:-1]),
         head_has_vectors=has_vectors[-1],
         vocabulary=vocabulary,
+        is_additive=not has_gain and (vocabulary is None or vocabulary.is_additive),
     )
 
 

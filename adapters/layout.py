@@ -80,6 +80,14 @@ class Vocabulary:
     embedding_b: Tensor | None
     gain: Tensor | None
 
+    @property
+    def changes_embedding(self) -> bool:
+        return self.embedding is not None or self.embedding_a is not None
+
+    @property
+    def is_additive(self) -> bool:
+        return self.embedding is None and self.head is None and self.gain is None
+
 
 @dataclass(frozen=True, slots=True)
 class Block:

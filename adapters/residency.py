@@ -83,8 +83,9 @@ class AdapterResidency:
         on_loaded: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """retry_after_seconds: how long a load that failed is not tried again. on_loaded: called from a worker thread
-        when a job ends, for an engine that sleeps elsewhere than in `wait`; it must not call back in here."""
+        """base: as in `packed_files`. retry_after_seconds: how long a load that failed is not tried again. on_loaded:
+        called from a worker thread when a job ends, for an engine that sleeps elsewhere than in `wait`; it must not
+        call back in here."""
         self._pool = pool
         self._host_cache = host_cache
         self._blobs = blobs

@@ -130,8 +130,9 @@ class _Packer:
             self._put(blocks["embedding_b"], effect.b.T)
             if effect.gain is not None:
                 self._put(blocks["gain"], effect.gain)
-        for block, after in zip(blocks.values(), [*list(blocks.values())[1:], None], strict=True):
-            self._weights[block.end : layout.sites[0].a_offset if after is None else after.offset] = 0
+        ends = [*(block.offset for block in blocks.values()), layout.sites[0].a_offset][1:]
+        for block, end in zip(blocks.values(), ends, strict=True):
+            self._weights[block.end : end] = 0
 
     def pack_site(self, layout: SiteLayout) -> None:
         a_start, b_start, column = layout.a_offset, layout.b_offset, 0

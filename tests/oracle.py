@@ -38,6 +38,18 @@ class Verdict:
     logprob_error: float
 
 
+def verdict(logits: torch.Tensor, answer: Answer, epsilon: float) -> Verdict:
+    """logits [prompt and answer, vocab]: the oracle's, of the prompt with the answer behind it."""
+    logits = logits[len(answer.prompt) - 1 : -1]
+    top = logits.topk(2).values
+    decided = top[:, 0] - top[:, 1] > epsilon
+    chosen = torch.tensor(answer.tokens)
+    wrong = decided & (logits.argmax(-1) != chosen)
+    logprobs = logits.log_softmax(-1).gather(1, chosen.unsqueeze(1)).flatten()
+    error = (logprobs - torch.tensor(answer.logprobs)).abs().max()
+    return Verdict(int(decided.sum()), int(wrong.sum()), float(error))
+
+
 class Oracle:
     """One base model with any number of PEFT adapters. quantization: as in EngineSettings, from weights in dtype."""
 
@@ -49,14 +61,7 @@ class Oracle:
 
     def judge(self, answer: Answer, adapter: Path | None, epsilon: float) -> Verdict:
         """Compare a greedy answer, position by position, feeding the oracle the engine's own tokens."""
-        logits = self.logits(answer.prompt + answer.tokens, adapter)[len(answer.prompt) - 1 : -1]
-        top = logits.topk(2).values
-        decided = top[:, 0] - top[:, 1] > epsilon
-        chosen = torch.tensor(answer.tokens)
-        wrong = decided & (logits.argmax(-1) != chosen)
-        logprobs = logits.log_softmax(-1).gather(1, chosen.unsqueeze(1)).flatten()
-        error = (logprobs - torch.tensor(answer.logprobs)).abs().max()
-        return Verdict(int(decided.sum()), int(wrong.sum()), float(error))
+        return verdict(self.logits(answer.prompt + answer.tokens, adapter), answer, epsilon)
 
     def _replace_weights(self, bits: int, dtype: torch.dtype) -> None:
         for name, module in self._base.named_modules():
