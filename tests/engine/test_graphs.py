@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loraplex.adapters.device_pool import DeviceAdapter
+from loraplex.adapters.layout import plan_layout
 from loraplex.adapters.types import AdapterSpec, ModuleSpec
-from loraplex.adapters.weights import plan_layout
 from loraplex.engine.batch import BatchBuilder, StepLimits
 from loraplex.engine.decode_shapes import DecodeShape, DecodeShapes
 from loraplex.engine.events import SamplingParams, only
@@ -51,11 +51,12 @@ def tiny_decoder(folder, kernels):
     shape = lora_shape(config)
     adapters, elements = [], 0
     for rank in RANKS:
-        layouts, size = plan_layout(AdapterSpec({name: ModuleSpec(rank, 1.0) for name in shape.modules()}), shape, 16)
-        table = torch.tensor([layout.row for layout in layouts], dtype=torch.int64)
+        spec = AdapterSpec({name: ModuleSpec(rank, 1.0) for name in shape.modules()})
+        layout = plan_layout(spec, shape, 16)
+        table = layout.table()
         table[:, :2] += elements
-        adapters.append(DeviceAdapter(f"{rank:02}", table, max(sum(layout.ranks) for layout in layouts), size))
-        elements += size
+        adapters.append(DeviceAdapter(f"{rank:02}", table, int(table[:, 2:5].sum(1).max()), layout.elements))
+        elements += layout.elements
     with torch.inference_mode():
         weights = dummy_weights(config, kernels, torch.float32, CPU, MAX_PAGES * PAGE_TOKENS, 0)
         pool = torch.randn(elements, generator=torch.Generator().manual_seed(0)) * 0.1
@@ -64,7 +65,7 @@ def tiny_decoder(folder, kernels):
 
 def new_builder(config, pool):
     limits = StepLimits(MAX_SEQS, 64, MAX_PAGES)
-    return BatchBuilder(CPU, PAGE_TOKENS, NUM_PAGES, pool, lora_shape(config).num_sites, limits)
+    return BatchBuilder(CPU, PAGE_TOKENS, NUM_PAGES, pool, lora_shape(config).num_sites + 1, limits)
 
 
 def decode_plan(rows, adapters, seed):

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from conftest import write_tiny_llama, write_tokenizer
 from engine_running import collect, greedy, start_engine, store_adapter
-from peft_kinds import BIASED, INVOCATION, KINDS, peft_logits, write
 from oracle import Answer, verdict
+from peft_kinds import BIASED, INVOCATION, KINDS, peft_logits, write
 
 from loraplex.engine.events import AdapterUse
 
