@@ -73,15 +73,31 @@ def version_number(selector: str) -> int | None:
     return int(selector) if _NUMBER.fullmatch(selector) else None
 
 
-def parse_model_name(name: str) -> ModelName:
+def without_base(name: str, base: str) -> str:
+    """The adapter's name in `base:adapter`, as SGLang, Ray Serve and Together write it; any other name as it came.
+
+    No name holds a colon, so the first one ends the base's.
+    """
+    return name.removeprefix(f"{base}:")
+
+
+def parse_adapter_name(name: str, field: str) -> ModelName:
+    """Split `[tenant/]adapter`, which names no version, into its checked parts, or raise InvalidName."""
+    parsed = parse_model_name(name, field)
+    if parsed.selector is not None:
+        raise InvalidName(field, f"{_shown(name)} names a version; name the adapter alone, without @")
+    return parsed
+
+
+def parse_model_name(name: str, field: str = "model") -> ModelName:
     """Split `[tenant/]adapter[@alias|@version]` into its checked parts, or raise InvalidName."""
     if len(name) > MAX_MODEL_NAME_LENGTH:
-        raise InvalidName("model", f"the name has {len(name)} characters; at most {MAX_MODEL_NAME_LENGTH} are allowed")
+        raise InvalidName(field, f"the name has {len(name)} characters; at most {MAX_MODEL_NAME_LENGTH} are allowed")
     path, at, selector = name.partition("@")
     tenant, slash, adapter = path.rpartition("/")
     if slash:
-        check_slug(tenant, "model")
-    check_slug(adapter, "model")
+        check_slug(tenant, field)
+    check_slug(adapter, field)
     if at and version_number(selector) is None:
         check_alias(selector)
     return ModelName(tenant if slash else None, adapter, selector if at else None)

@@ -163,7 +163,8 @@ class AdapterResidency:
 
         Raises AdapterUnavailable if all of them together are larger than the pool.
         """
-        if digest not in self._lacking_room or self._loads or self._pool.num_leases > len(leases):
+        is_loading = any(isinstance(load, _Copying) or not load.job.done() for load in self._loads.values())
+        if digest not in self._lacking_room or is_loading or self._pool.num_leases > len(leases):
             return False
         if sum(lease.size_bytes for lease in leases) + self._lacking_room[digest] > self._pool.capacity_bytes:
             raise AdapterUnavailable(
@@ -246,6 +247,8 @@ class AdapterResidency:
 
     def _start(self, digest: str, packed: PackedAdapter | None, ahead: bool) -> None:
         """The next job of a load, or none while there is no room for it."""
+        if len(self._loads) >= MAX_LOADS and not ahead:
+            self._end_one_read()
         if len(self._loads) >= MAX_LOADS:
             self._settle_all()
         elif packed is None:
@@ -270,6 +273,12 @@ class AdapterResidency:
         if start is not None:
             self._lacking_room.pop(digest, None)
         return start is not None
+
+    def _end_one_read(self) -> None:
+        """The last that was read ahead, and waits for room, gives its slot to one whose turn it is."""
+        done = [digest for digest, load in self._loads.items() if isinstance(load, _Reading) and load.job.done()]
+        if done:
+            self._settle(done[-1])
 
     def _settle_all(self) -> None:
         """What was copied becomes evictable, and reads that nobody wants any more give up their slot."""

@@ -17,6 +17,7 @@ from loraplex.platform.logging import response_hook
 from loraplex.platform.manage.adapters import ADAPTER_ROUTES
 from loraplex.platform.manage.admin import ADMIN_ROUTES
 from loraplex.platform.manage.aliases import ALIAS_ROUTES
+from loraplex.platform.manage.lora_adapters import LORA_ROUTES
 from loraplex.platform.manage.uploads import UploadSlots
 from loraplex.platform.openai.body import JsonRequest
 from loraplex.platform.openai.routes import OPENAI_ROUTES
@@ -29,12 +30,22 @@ def create_app(services: Services, drain: asyncio.Event | None = None) -> Litest
     draining = drain or asyncio.Event()
     authenticator = Authenticator(services.tenants, services.changes, ttl_seconds=services.settings.auth_cache_seconds)
     upload_slots = UploadSlots(services.settings.max_uploads_per_tenant)
+    lora_lock = asyncio.Lock()
     app = Litestar(
-        route_handlers=[*HEALTH_ROUTES, *OPENAI_ROUTES, *ADAPTER_ROUTES, *ALIAS_ROUTES, *ADMIN_ROUTES, openapi_json],
+        route_handlers=[
+            *HEALTH_ROUTES,
+            *OPENAI_ROUTES,
+            *ADAPTER_ROUTES,
+            *ALIAS_ROUTES,
+            *LORA_ROUTES,
+            *ADMIN_ROUTES,
+            openapi_json,
+        ],
         dependencies={
             "services": Provide(lambda: services, sync_to_thread=False),
             "drain": Provide(lambda: draining, sync_to_thread=False),
             "upload_slots": Provide(lambda: upload_slots, sync_to_thread=False),
+            "lora_lock": Provide(lambda: lora_lock, sync_to_thread=False),
             "principal": Provide(provide_principal, sync_to_thread=False),
         },
         guards=[make_guard(authenticator), make_drain_guard(draining)],

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from loraplex.adapters.changes import ChangeFeed
 from loraplex.adapters.errors import AdapterNotFound, InvalidName
-from loraplex.adapters.names import ModelName, parse_model_name
+from loraplex.adapters.names import ModelName, parse_model_name, without_base
 from loraplex.adapters.registry import AdapterRegistry, Target, VersionInfo
 from loraplex.platform.errors import ApiError
 from loraplex.platform.name_cache import NameCache
@@ -51,14 +51,15 @@ class Catalog:
         changes.subscribe(self._names.forget)
 
     async def resolve(self, principal: Principal, model: str, user: str | None = None) -> ResolvedModel:
-        """The base by its exact name; `[tenant/]adapter[@alias|@version]` in the caller's tenant; or a 404 ApiError.
+        """The base by its exact name; `[base:][tenant/]adapter[@alias|@version]` in the caller's tenant; or a 404
+        ApiError.
 
         Where versions share the traffic of a name, the same `user`, or without one the same key, gets the same version.
         A key without a tenant (an operator's) may use the base only.
         """
         if model == self.base_model_name:
             return ResolvedModel(model)
-        name = _parse(model)
+        name = _parse(without_base(model, self.base_model_name))
         if name is None or principal.tenant_id is None or name.tenant not in (None, principal.tenant):
             raise model_not_found(model)
         try:

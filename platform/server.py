@@ -28,6 +28,7 @@ from loraplex.engine.text import TextCodec
 from loraplex.platform.app import create_app
 from loraplex.platform.catalog import Catalog
 from loraplex.platform.http_protocol import BoundedHttpToolsProtocol
+from loraplex.platform.lora_modules import publish_lora_modules
 from loraplex.platform.metrics import Metrics
 from loraplex.platform.proof import Prover
 from loraplex.platform.services import Services, base_shape
@@ -65,9 +66,10 @@ async def run_server(
     """Serve until a signal or until the engine fails for good; the exit code.
 
     listener: bound, not yet listening, so that clients are refused until requests can be served. `announce` is called
-    when they can. Raises EngineStartFailed, BaseModelConflict.
+    when they can. Raises EngineStartFailed, BaseModelConflict, LoraModuleRefused.
     """
     async with open_services(settings, model_path) as services:
+        await publish_lora_modules(services)
         drain = asyncio.Event()
         server = _Server(_uvicorn_config(services, drain), lambda: announce(services))
         async with asyncio.TaskGroup() as tasks:

@@ -5,12 +5,25 @@ The only reader of the environment. Knows no other module.
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import shlex
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, ByteSize, Field, SecretStr, TypeAdapter, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ByteSize,
+    ConfigDict,
+    Field,
+    SecretStr,
+    TypeAdapter,
+    field_validator,
+    model_validator,
+)
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from loraplex.engine.settings import EngineSettings, Quantization
 
@@ -23,6 +36,45 @@ def _parse_size(value: object) -> int:
 
 Bytes = Annotated[int, BeforeValidator(_parse_size), Field(ge=1, le=1 << 50)]
 """A size in bytes: 1048576, "512MiB" or "2GB"."""
+
+
+class LoraModule(BaseModel):
+    """An adapter that is published from a folder at start, in vLLM's two forms: `name=path`, or JSON of these fields.
+
+    `base_model_name` is vLLM's label and decides nothing here: an adapter's base is the model that is served.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(min_length=1)
+    path: str = Field(min_length=1)
+    base_model_name: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _parse(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        if value.startswith("{"):
+            return json.loads(value)
+        name, equals, path = value.partition("=")
+        if not equals:
+            raise ValueError('write NAME=PATH, or JSON: {"name": "NAME", "path": "PATH"}')
+        return {"name": name, "path": path}
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.path).expanduser().absolute()
+
+
+def _split_words(value: object) -> object:
+    return shlex.split(value) if isinstance(value, str) else value
+
+
+def _split_paths(value: object) -> object:
+    """An empty text is no path: it would be the working directory."""
+    paths = value.split(os.pathsep) if isinstance(value, str) else value
+    return [path for path in paths if path != ""] if isinstance(paths, list | tuple) else paths
 
 
 class Settings(BaseSettings):
@@ -74,6 +126,18 @@ class Settings(BaseSettings):
     auth_cache_seconds: float = Field(10, ge=0, le=300, description="How long a checked key is trusted unasked.")
     orphan_blob_seconds: float = Field(24 * 3600, ge=60, description="Age at which unreferenced adapter files go.")
 
+    lora_modules: Annotated[tuple[LoraModule, ...], NoDecode, BeforeValidator(_split_words)] = Field(
+        (), description="Adapters to publish from folders at start: NAME=PATH or JSON with name and path, one or more."
+    )
+    lora_modules_tenant: str = Field(
+        "default",
+        pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$",
+        description="Tenant of adapters that are loaded from folders under a bare name; created when it is missing.",
+    )
+    lora_dirs: Annotated[tuple[Path, ...], NoDecode, BeforeValidator(_split_paths)] = Field(
+        (), description="Folders below which /v1/load_lora_adapter may read adapters; without any it is off."
+    )
+
     engine_stall_seconds: float = Field(30, ge=1, le=3600, description="Silence of the engine that fails /readyz.")
     drain_seconds: float = Field(30, ge=0, le=3600, description="How long running streams may finish after SIGTERM.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe line logged.")
@@ -83,6 +147,11 @@ class Settings(BaseSettings):
     @classmethod
     def _expand_data_dir(cls, value: Path) -> Path:
         return value.expanduser().absolute()
+
+    @field_validator("lora_dirs")
+    @classmethod
+    def _normalise_lora_dirs(cls, value: tuple[Path, ...]) -> tuple[Path, ...]:
+        return tuple(Path(os.path.normpath(path.expanduser().absolute())) for path in value)
 
     @property
     def resolved_database_url(self) -> str:

@@ -117,6 +117,11 @@ class TenantDirectory:
         async with self._database.read() as session:
             return [_tenant_info(tenant) for tenant in await session.scalars(select(Tenant).order_by(Tenant.slug))]
 
+    async def get_tenant(self, slug: str) -> TenantInfo:
+        """Raises TenantNotFound."""
+        async with self._database.read() as session:
+            return _tenant_info(await _tenant(session, slug))
+
     async def set_suspended(self, slug: str, suspended: bool) -> TenantInfo:
         """While a tenant is suspended none of its keys is valid. Raises TenantNotFound."""
         async with self._database.transaction() as session:

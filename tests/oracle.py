@@ -50,6 +50,10 @@ def verdict(logits: torch.Tensor, answer: Answer, epsilon: float) -> Verdict:
     return Verdict(int(decided.sum()), int(wrong.sum()), float(error))
 
 
+Weighted = tuple[tuple[Path, float], ...]
+"""Adapters whose weighted deltas are added up."""
+
+
 class Oracle:
     """One base model with any number of PEFT adapters. quantization: as in EngineSettings, from weights in dtype."""
 
@@ -59,7 +63,7 @@ class Oracle:
             self._replace_weights(int(quantization.removeprefix("int")), dtype)
         self._peft: PeftModel | None = None
 
-    def judge(self, answer: Answer, adapter: Path | None, epsilon: float) -> Verdict:
+    def judge(self, answer: Answer, adapter: Path | Weighted | None, epsilon: float) -> Verdict:
         """Compare a greedy answer, position by position, feeding the oracle the engine's own tokens."""
         return verdict(self.logits(answer.prompt + answer.tokens, adapter), answer, epsilon)
 
@@ -73,7 +77,7 @@ class Oracle:
                 module.weight = torch.nn.Parameter(quantized.dequantized(torch.float32))
 
     @torch.inference_mode()
-    def logits(self, tokens: list[int], adapter: Path | None) -> torch.Tensor:
+    def logits(self, tokens: list[int], adapter: Path | Weighted | None) -> torch.Tensor:
         """[len(tokens), vocab] fp32."""
         ids = torch.tensor([tokens])
         if adapter is None and self._peft is None:
@@ -82,10 +86,21 @@ class Oracle:
             assert self._peft is not None
             with self._peft.disable_adapter():
                 return self._peft(ids).logits[0]
-        return self._with_adapter(adapter)(ids).logits[0]
+        model = self._with_adapter(adapter) if isinstance(adapter, Path) else self._with_sum(adapter)
+        return model(ids).logits[0]
+
+    def _with_sum(self, parts: Weighted) -> PeftModel:
+        """PEFT's `cat`: the factors side by side, whose product is the sum of the weighted deltas."""
+        model = [self._with_adapter(adapter) for adapter, _ in parts][-1]
+        name = "+".join(f"{adapter}*{weight}" for adapter, weight in parts).replace(".", "_")
+        if name not in model.peft_config:
+            names = [_name(adapter) for adapter, _ in parts]
+            model.add_weighted_adapter(names, [weight for _, weight in parts], name, combination_type="cat")
+        model.set_adapter(name)
+        return model
 
     def _with_adapter(self, adapter: Path) -> PeftModel:
-        name = str(adapter).replace(".", "_")
+        name = _name(adapter)
         if self._peft is None:
             self._peft = PeftModel.from_pretrained(self._base, adapter, adapter_name=name).eval()
         elif name not in self._peft.peft_config:
@@ -93,3 +108,7 @@ class Oracle:
             self._peft.eval()
         self._peft.set_adapter(name)
         return self._peft
+
+
+def _name(adapter: Path) -> str:
+    return str(adapter).replace(".", "_")

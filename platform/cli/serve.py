@@ -16,7 +16,9 @@ from pydantic import ValidationError
 from loraplex.adapters.database import InvalidDatabaseUrl
 from loraplex.adapters.errors import AdapterError
 from loraplex.engine.client import EngineStartFailed
+from loraplex.platform.cli.vllm_options import ServeCommand
 from loraplex.platform.logging import configure_logging
+from loraplex.platform.lora_modules import LoraModuleRefused, check_lora_modules
 from loraplex.platform.migrate import MigrationError, upgrade_database
 from loraplex.platform.server import bind, run_server
 from loraplex.platform.services import Services
@@ -42,31 +44,38 @@ OPTIONS = (
     "adapter_host_bytes",
     "max_adapter_bytes",
     "max_adapter_rank",
+    "lora_modules",
+    "lora_modules_tenant",
+    "lora_dirs",
     "drain_seconds",
     "log_level",
     "log_format",
 )
 """Settings that have an option of their own; every setting has a variable LORAPLEX_<NAME>."""
 
+LISTS = ("lora_modules", "lora_dirs")
+"""Those of them that take one or more values."""
+
 
 def _setting_options(command: click.Command) -> click.Command:
     for name in OPTIONS:
         field = Settings.model_fields[name]
-        default = "" if field.default is None else f" [default: {field.default}]"
-        command.params.append(
-            click.Option([f"--{name.replace('_', '-')}", name], metavar="VALUE", help=f"{field.description}{default}")
-        )
+        default = "" if field.default in (None, ()) else f" [default: {field.default}]"
+        metavar = "VALUE..." if name in LISTS else "VALUE"
+        option = [f"--{name.replace('_', '-')}", name]
+        text = f"{field.description}{default}"
+        command.params.append(click.Option(option, metavar=metavar, multiple=name in LISTS, help=text))
     return command
 
 
 @_setting_options
-@click.command()
-def serve(**options: str | None) -> None:
+@click.command(cls=ServeCommand)
+def serve(**options: str | tuple[str, ...] | None) -> None:
     """Run the server: the API process, and the engine process that owns the device.
 
     Every option can be set as a variable too: LORAPLEX_PORT=9000.
     """
-    settings = load_settings({name: value for name, value in options.items() if value is not None})
+    settings = load_settings({name: value for name, value in options.items() if value not in (None, ())})
     configure_logging(settings.log_level, settings.log_format)
     settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
@@ -74,13 +83,14 @@ def serve(**options: str | None) -> None:
         listener = bind(settings.host, settings.port)
     except OSError as error:
         raise click.ClickException(f"cannot listen on {settings.host}:{settings.port}: {error.strerror}") from error
-    model_path = prepare_model(settings)
     try:
+        check_lora_modules(settings)
+        model_path = prepare_model(settings)
         upgrade_database(settings.resolved_database_url)
         running = run_server(settings, model_path, listener, lambda services: announce(services, listener))
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             sys.exit(runner.run(running))
-    except (EngineStartFailed, AdapterError, MigrationError, InvalidDatabaseUrl) as error:
+    except (EngineStartFailed, AdapterError, LoraModuleRefused, MigrationError, InvalidDatabaseUrl) as error:
         raise click.ClickException(str(error)) from error
 
 

@@ -1,6 +1,6 @@
 """Request bodies from bytes, strictly: the right types, no unknown field, and nothing asked for that is not served.
 
-Knows which fields of OpenAI's and vLLM's API are not served yet. What is served is in `types`.
+Knows which fields of OpenAI's API, and of other servers' versions of it, are not served. What is served is in `types`.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ from loraplex.platform.errors import ApiError, malformed_json
 from loraplex.platform.openai.types import GenerationRequest
 
 UNSERVED: Mapping[str, tuple[Any, ...]] = {
-    # field of OpenAI's or vLLM's API -> the values that ask for nothing; any other is refused
+    # field of OpenAI's, vLLM's or LoRAX's API -> the values that ask for nothing; any other is refused
+    "adapter_source": (None, "local"),
     "add_generation_prompt": (None, True),
     "add_special_tokens": (None,),
     "allowed_token_ids": (None,),
+    "api_token": (None,),
     "audio": (None,),
     "bad_words": (None, []),
     "best_of": (None, 1),
@@ -71,6 +73,12 @@ UNSERVED_IN_MESSAGES: Mapping[str, tuple[Any, ...]] = {
     "tool_calls": (None, []),
 }
 
+INSTEAD: Mapping[str, str] = {
+    "adapter_source": "Nothing is fetched from elsewhere for a request: publish the adapter here, then name it.",
+    "api_token": "Your key goes in the header `Authorization: Bearer`, and no other is handed on.",
+}
+"""What to do about an unserved field, where leaving it out is not all."""
+
 T = TypeVar("T")
 
 
@@ -94,7 +102,8 @@ def _drop_unserved(fields: dict[str, Any], unserved: Mapping[str, tuple[Any, ...
     for field in fields.keys() & unserved.keys():
         if fields.pop(field) not in unserved[field]:
             param = path + field
-            message = f"Unsupported parameter: '{param}' is not supported by this server. Leave it out."
+            remedy = INSTEAD.get(param, "Leave it out.")
+            message = f"Unsupported parameter: '{param}' is not supported by this server. {remedy}"
             raise ApiError(400, "unsupported_parameter", message, param=param)
 
 

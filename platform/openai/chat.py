@@ -15,7 +15,7 @@ from litestar.params import JSONBody
 from loraplex.engine.text import TemplateError, TextCodec
 from loraplex.platform.errors import ApiError
 from loraplex.platform.openai.answer import Answer
-from loraplex.platform.openai.generation import heading, prepare, respond, tokenise
+from loraplex.platform.openai.generation import choose_model, heading, prepare, respond, tokenise
 from loraplex.platform.openai.types import (
     AssistantMessage,
     ChatChoice,
@@ -46,7 +46,7 @@ async def create_chat_completion(
 ) -> Response[Any]:
     """Answer a conversation, in one piece or, with `stream`, as server-sent events of `chat.completion.chunk`."""
     principal = request.auth
-    model = await services.catalog.resolve(principal, data.model, data.user)
+    model = await choose_model(services.catalog, principal, data)
     ready = services.engine.ready
     asked = prepare(
         data,

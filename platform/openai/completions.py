@@ -14,7 +14,7 @@ from litestar.params import JSONBody
 
 from loraplex.engine.text import TextCodec
 from loraplex.platform.openai.answer import Answer
-from loraplex.platform.openai.generation import heading, prepare, respond, tokenise
+from loraplex.platform.openai.generation import choose_model, heading, prepare, respond, tokenise
 from loraplex.platform.openai.types import Completion, CompletionRequest, FinishReason, Heading, TextChoice
 from loraplex.platform.services import Services
 from loraplex.platform.tenants import Principal
@@ -38,7 +38,7 @@ async def create_completion(
     """Continue one prompt, given as text or as token ids, in one piece or as server-sent events."""
     prompt = data.single_prompt()
     principal = request.auth
-    model = await services.catalog.resolve(principal, data.model, data.user)
+    model = await choose_model(services.catalog, principal, data)
     ready = services.engine.ready
     asked = prepare(
         data,

@@ -17,7 +17,7 @@ from litestar import Response
 from litestar.types import Receive
 
 from loraplex.engine.messages import Generate, Ready, SamplingParams, only
-from loraplex.platform.catalog import ResolvedModel
+from loraplex.platform.catalog import Catalog, ResolvedModel
 from loraplex.platform.errors import ApiError
 from loraplex.platform.openai.answer import Answer
 from loraplex.platform.openai.connection import while_connected
@@ -27,6 +27,9 @@ from loraplex.platform.tenants import Principal
 
 INLINE_TOKENISE_CHARS = 4096
 """About a millisecond of tokenising. More goes to a thread, so that the event loop turns."""
+
+ADAPTER_FIELDS = ("adapter_id", "lora_path")
+"""Fields beside `model` that name an adapter."""
 
 
 class Shape(Protocol):
@@ -43,6 +46,30 @@ class Shape(Protocol):
 
     def closing(self, answer: Answer) -> Iterable[msgspec.Struct]:
         """The chunks after all text."""
+
+
+async def choose_model(catalog: Catalog, principal: Principal, request: GenerationRequest) -> ResolvedModel:
+    """What `model` names or, where that is the base, what LoRAX's `adapter_id` or SGLang's `lora_path` names.
+
+    Raises ApiError: 404 for a name that means nothing to the caller, 400 where two of them name different versions.
+    """
+    chosen = await catalog.resolve(principal, request.model, request.user)
+    for field in ADAPTER_FIELDS:
+        name = getattr(request, field)
+        if name is None:
+            continue
+        try:
+            named = await catalog.resolve(principal, name, request.user)
+        except ApiError as error:
+            error.param = field
+            raise
+        if chosen.digest is not None and chosen.name != named.name:
+            message = (
+                f"The request names two models: `{chosen.name}`, and `{named.name}` in '{field}'. Send one of them."
+            )
+            raise ApiError(400, "invalid_value", message, param=field)
+        chosen = named
+    return chosen
 
 
 async def tokenise(encode: Callable[[], list[int]], chars: int) -> list[int]:

@@ -43,12 +43,12 @@ async def list_models(
     limit: Annotated[int, QueryParameter(ge=1, le=MAX_PAGE)] = MAX_PAGE,
     after: Annotated[str | None, QueryParameter(max_length=128)] = None,
 ) -> ModelList:
-    """The base model, then the caller's adapters as `tenant/adapter`. One without a version is no model yet."""
+    """The base model, then the caller's adapters as `tenant/adapter`. One without a ready version is no model."""
     base = [] if after else [_base(services)]
     if principal.tenant_id is None:
         return ModelList(data=base, has_more=False)
     adapters = await services.registry.list_adapters(principal.tenant_id, limit, after)
-    models = [_listed(adapter) for adapter in adapters if adapter.versions]
+    models = [model for adapter in adapters if (model := _listed(adapter))]
     return ModelList(data=base + models, has_more=len(adapters) == limit)
 
 
@@ -76,9 +76,12 @@ def _base(services: Services) -> Model:
     return Model(id=name, created=0, owned_by="loraplex", root=name)
 
 
-def _listed(adapter: AdapterInfo) -> Model:
+def _listed(adapter: AdapterInfo) -> Model | None:
+    ready = [version.number for version in adapter.versions if version.state == "ready"]
+    if not ready:
+        return None
     default = adapter.aliases.get(DEFAULT_ALIAS)
-    number = max(default.split, key=default.split.__getitem__) if default else adapter.versions[-1].number
+    number = max(default.split, key=default.split.__getitem__) if default else ready[-1]
     name = f"{adapter.tenant}/{adapter.name}"
     return Model(
         id=name,

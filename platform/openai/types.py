@@ -19,6 +19,7 @@ MAX_PROMPT_TOKENS = 4 << 20
 MAX_TOKENS_LIMIT = 1 << 24
 
 Text = Annotated[str, Meta(max_length=MAX_TEXT_CHARS)]
+ModelRef = Annotated[str, Meta(max_length=16384)]
 Label = Annotated[str, Meta(min_length=1, max_length=512)]
 TokenId = Annotated[int, Meta(ge=0, lt=1 << 31)]
 TokenCount = Annotated[int, Meta(ge=1, le=MAX_TOKENS_LIMIT)]
@@ -54,7 +55,11 @@ class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What chat and completions have in common. None is the same as leaving the field out, as in OpenAI's clients."""
 
-    model: Annotated[str, Meta(max_length=16384)]
+    model: ModelRef
+    adapter_id: ModelRef | None = None
+    """LoRAX's field: the adapter, where `model` is the base."""
+    lora_path: ModelRef | None = None
+    """SGLang's field for the same."""
     max_tokens: TokenCount | None = None
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
     top_p: Annotated[float, Meta(gt=0, le=1)] | None = None

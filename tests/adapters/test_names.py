@@ -11,8 +11,10 @@ from loraplex.adapters.names import (
     check_alias,
     check_base_name,
     check_slug,
+    parse_adapter_name,
     parse_model_name,
     version_number,
+    without_base,
 )
 
 slugs = st.from_regex(r"[a-z0-9][a-z0-9._-]{0,62}", fullmatch=True)
@@ -24,6 +26,27 @@ numbers = st.integers(1, 999_999_999).map(str)
 def test_names_read_back_as_they_are_written(name: ModelName):
     """Every name that can be built is parsed into the parts it was built from."""
     assert parse_model_name(str(name)) == name
+
+
+bases = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,126}", fullmatch=True)
+
+
+@given(bases, st.builds(ModelName, st.none() | slugs, slugs, st.none() | aliases | numbers))
+def test_a_base_before_a_colon_is_told_from_every_name(base: str, name: ModelName):
+    """It is taken off once, and only where it is the base that was asked for; no name is mistaken for one with it."""
+    assert without_base(f"{base}:{name}", base) == str(name)
+    assert without_base(str(name), base) == str(name)
+    for other in (f"{base}:{base}:{name}", f"x{base}:{name}", f"{base}:"):
+        with pytest.raises(InvalidName):
+            parse_model_name(without_base(other, base))
+
+
+def test_an_adapters_name_has_no_version():
+    """What cannot be loaded or deleted by name alone is refused, with the field that held it."""
+    assert parse_adapter_name("acme/bot", "lora_name") == ModelName("acme", "bot", None)
+    for name in ("bot@7", "bot@prod", "a/b/c", ""):
+        with pytest.raises(InvalidName, match=r"^lora_name: "):
+            parse_adapter_name(name, "lora_name")
 
 
 @given(st.text(max_size=MAX_MODEL_NAME_LENGTH + 20))

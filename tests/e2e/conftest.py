@@ -1,7 +1,8 @@
-"""One server for the tests that only send requests: the tiny model, and two tenants with adapters of two ranks."""
+"""One server for the tests that only send requests: the tiny model, and three tenants with adapters."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +15,14 @@ from e2e.server import BASE, Server, running_server
 class Site:
     """acme has `tickets` (rank 8, all modules) and `short` (rank 2, q and v); globex has `tickets` of its own.
 
-    acme, globex: their keys. tickets_digest: of acme's."""
+    The tenant default has `sql` and `chat` from the server's command line. acme, globex, default: keys. tickets_digest:
+    of acme's. loras: the directory that the server may load from; it holds a PEFT folder a, b and c."""
 
     server: Server
     acme: str
     globex: str
+    default: str
+    loras: Path
     tickets_digest: str = ""
 
 
@@ -27,13 +31,20 @@ def site(
     tiny_model_dir: Path, make_adapter: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Site]:
     folder = tmp_path_factory.mktemp("site")
+    loras = folder / "loras"
+    a = make_adapter(loras / "a", rank=8, seed=1)
+    b = make_adapter(loras / "b", rank=2, modules=("q_proj", "v_proj"), seed=2)
+    c = make_adapter(loras / "c", rank=4, seed=3)
     options = {"served_model_name": BASE, "kv_cache_bytes": 32 << 20, "adapter_device_bytes": 32 << 20}
-    with running_server(tiny_model_dir, folder / "data", **options) as server:
-        site = Site(server, server.create_tenant("acme"), server.create_tenant("globex"))
-        tickets = server.upload(site.acme, "tickets", make_adapter(folder / "a", rank=8, seed=1))
-        site.tickets_digest = tickets["digest"]
-        server.upload(site.acme, "short", make_adapter(folder / "b", rank=2, modules=("q_proj", "v_proj"), seed=2))
-        server.upload(site.globex, "tickets", make_adapter(folder / "c", rank=4, seed=3))
+    modules = f"sql={a}", json.dumps({"name": "chat", "path": str(b), "base_model_name": BASE})
+    with running_server(
+        tiny_model_dir, folder / "data", lora_modules=modules, lora_dirs=str(loras), **options
+    ) as server:
+        default = server.create_key("default", ["inference"])["secret"]
+        site = Site(server, server.create_tenant("acme"), server.create_tenant("globex"), default, loras)
+        site.tickets_digest = server.upload(site.acme, "tickets", a)["digest"]
+        server.upload(site.acme, "short", b)
+        server.upload(site.globex, "tickets", c)
         yield site
 
 

@@ -117,12 +117,12 @@ def checked(response: httpx.Response) -> dict[str, Any]:
 
 
 @contextmanager
-def running_server(model: Path, data_dir: Path, **options: str | int) -> Iterator[Server]:
+def running_server(model: Path, data_dir: Path, **options: str | int | tuple[str, ...]) -> Iterator[Server]:
     """`loraplex serve` on a free port of loopback; `options` are the settings' names. Stopped at the end."""
     data_dir.mkdir(parents=True, exist_ok=True)
     log = data_dir / "server.log"
     settings = {"model": model, "host": "127.0.0.1", "port": 0, "data_dir": data_dir} | options
-    arguments = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
+    arguments = [word for name, value in settings.items() for word in option_words(name, value)]
     where = f"--database-url={options['database_url']}" if "database_url" in options else f"--data-dir={data_dir}"
     admin_key = json.loads(loraplex("key", "create", "--admin", "--json", where))["secret"]
     with log.open("wb") as output:
@@ -137,6 +137,12 @@ def running_server(model: Path, data_dir: Path, **options: str | int) -> Iterato
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+def option_words(name: str, value: str | int | Path | tuple[str, ...]) -> list[str]:
+    """A setting as it is typed; several values follow one option."""
+    option = f"--{name.replace('_', '-')}"
+    return [option, *value] if isinstance(value, tuple) else [f"{option}={value}"]
 
 
 COMMAND = [sys.executable, "-c", "from loraplex.platform.cli.main import main; main()"]

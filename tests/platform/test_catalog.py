@@ -67,9 +67,11 @@ async def refusal(catalog, principal, model):
     return refused.value.status, refused.value.body()
 
 
-@pytest.mark.parametrize("model", ["bot", "acme/bot", "bot@prod", "bot@7", "acme/bot@7"])
+@pytest.mark.parametrize(
+    "model", ["bot", "acme/bot", "bot@prod", "bot@7", "acme/bot@7", "tiny:bot", "tiny:acme/bot@prod"]
+)
 async def test_every_spelling_of_an_adapter_means_its_version(model):
-    """Bare, with the tenant, by alias or by number: responses carry the canonical name."""
+    """Bare, with the tenant, by alias or by number, after the base's name: responses carry the canonical name."""
     resolved = await Catalog(OneAdapter(), Unchanged(), "tiny").resolve(ACME, model)
 
     assert resolved.name == "acme/bot@7"
@@ -88,7 +90,10 @@ async def test_the_base_is_for_everybody_and_only_by_its_exact_name():
 
 @pytest.mark.parametrize(
     "model",
-    ["", "..", "../bot", "acme/../bot", "/bot", "acme/", "bot@", "bot@@7", "бот", "bot\0", "a/b/c", "x" * 10_000],
+    [
+        *("", "..", "../bot", "acme/../bot", "/bot", "acme/", "bot@", "bot@@7", "бот", "bot\0", "a/b/c", "x" * 10_000),
+        *("tiny:", "tiny:tiny", "other:bot", "tiny:tiny:bot", ":bot", "bot:tiny"),
+    ],
 )
 async def test_a_malformed_name_is_the_same_404(model):
     """The echo is bounded, and nothing but the name differs from any other 404."""

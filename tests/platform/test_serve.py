@@ -18,8 +18,10 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+from click.testing import CliRunner
 from conftest import write_tiny_llama, write_tokenizer
 
+from loraplex.platform.cli.main import main
 from loraplex.platform.http_protocol import MAX_HEAD_BYTES
 
 START_SECONDS = 60.0
@@ -241,6 +243,30 @@ def test_options_are_checked_together() -> None:
     done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=60)
     assert done.returncode == 2
     assert all(name in done.stderr for name in ("port", "kernels", "max_num_seqs"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--max-loras", "4"), "--adapter-device-bytes"),
+        (("--lora-modules", "a=/x", "b"), "lora_modules.1: Value error, write NAME=PATH"),
+        (("--tensor-parallel-size", "2"), "No such option '--tensor-parallel-size'"),
+    ],
+)
+def test_options_of_vllm_are_taken_or_answered(options: tuple[str, ...], message: str) -> None:
+    """A list may follow one option; what is called otherwise here is named; nothing is ignored."""
+    done = CliRunner().invoke(main, ["serve", *options])
+    assert done.exit_code == 2
+    assert message in done.output
+
+
+def test_a_lora_module_that_is_not_there_is_told_before_the_model_loads(tmp_path: Path) -> None:
+    """Exit code 1, and which one."""
+    module = f"bot={tmp_path}"
+    command = loraplex("serve", "--model", "/nowhere", "--data-dir", tmp_path, "--port", 0, "--lora-modules", module)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=60)
+    assert done.returncode == 1
+    assert f"--lora-modules {module}: There is no folder with an adapter_config.json" in done.stderr
 
 
 def test_a_server_whose_engine_keeps_dying_leaves_with_an_error(tiny_model_dir: Path, tmp_path: Path) -> None:

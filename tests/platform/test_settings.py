@@ -54,6 +54,12 @@ def test_arguments_win_over_variables(monkeypatch: pytest.MonkeyPatch) -> None:
         {"quantization": "int2"},
         {"auth_cache_seconds": -1},
         {"drain_seconds": "nan"},
+        {"lora_modules": ["bot"]},
+        {"lora_modules": ["bot="]},
+        {"lora_modules": ["{bot"]},
+        {"lora_modules": ['{"name": "bot"}']},
+        {"lora_modules": ['{"name": "bot", "path": "/x", "rank": 8}']},
+        {"lora_modules_tenant": "a/b"},
         {"unheard_of": 1},
     ],
 )
@@ -88,6 +94,16 @@ def test_the_engine_gets_its_slice(tmp_path: Path) -> None:
     assert Path(sent.model_path) == tmp_path / "model"
     assert Path(sent.adapter_blobs) == settings.adapters_dir
     assert msgspec.msgpack.encode(sent)
+
+
+def test_lists_are_read_as_from_a_command_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Modules in vLLM's two forms, directories as in PATH; `..` is gone, and an empty text is no directory."""
+    monkeypatch.setenv("LORAPLEX_LORA_MODULES", """a=/x=y '{"name": "b", "path": "~/z", "base_model_name": "c"}'""")
+    monkeypatch.setenv("LORAPLEX_LORA_DIRS", f"{tmp_path}/a/../b::/srv")
+    settings = Settings()
+    assert [(m.name, m.folder) for m in settings.lora_modules] == [("a", Path("/x=y")), ("b", Path.home() / "z")]
+    assert settings.lora_dirs == (tmp_path / "b", Path("/srv"))
+    assert Settings(lora_dirs=("",)).lora_dirs == ()
 
 
 def test_a_database_password_is_not_shown() -> None:
