@@ -33,7 +33,10 @@ will, for the reason that stands beside the state."""
 
 @dataclass(frozen=True, slots=True)
 class VersionInfo:
-    """One version: immutable weights, whose bytes `digest` names, and the state that they are in."""
+    """One version: immutable weights, whose bytes `digest` names, and the state that they are in.
+
+    invocation_tokens, is_additive: see `types.AdapterSpec`
+    """
 
     adapter_id: str
     tenant_id: str
@@ -48,6 +51,8 @@ class VersionInfo:
     state: VersionState
     state_reason: str
     created_at: datetime
+    invocation_tokens: tuple[int, ...] = ()
+    is_additive: bool = True
 
     @property
     def canonical_name(self) -> str:
@@ -205,6 +210,8 @@ def _version_info(version: AdapterVersion, adapter: Adapter, base_model: str, sl
         state=cast("VersionState", version.state),
         state_reason=version.state_reason,
         created_at=version.created_at,
+        invocation_tokens=tuple(version.invocation_tokens or ()),
+        is_additive=version.is_additive,
     )
 
 

@@ -139,6 +139,8 @@ class AdapterRegistry:
         targets: Sequence[str],
         report: Sequence[dict[str, Any]],
         created_by: str | None,
+        invocation_tokens: Sequence[int] = (),
+        is_additive: bool = True,
     ) -> VersionInfo:
         """The version of these bytes: a new one, numbered one above all that ever were, or the one that has them.
 
@@ -158,6 +160,8 @@ class AdapterRegistry:
                     size_bytes=size_bytes,
                     max_rank=max_rank,
                     targets=list(targets),
+                    invocation_tokens=list(invocation_tokens) or None,
+                    is_additive=is_additive,
                     report=list(report),
                     state="validating",
                     created_by=created_by,

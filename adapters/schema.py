@@ -28,6 +28,7 @@ from sqlalchemy.types import TypeDecorator, TypeEngine
 from loraplex.adapters.names import MAX_BASE_NAME_LENGTH, MAX_SLUG_LENGTH
 
 Json = JSON().with_variant(JSONB(), "postgresql")
+NullableJson = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
 RowId = String(32)
 
 
@@ -140,6 +141,8 @@ class AdapterVersion(Base):
     size_bytes: Mapped[int] = mapped_column(BigInteger)
     max_rank: Mapped[int]
     targets: Mapped[list[str]] = mapped_column(Json)
+    invocation_tokens: Mapped[list[int] | None] = mapped_column(NullableJson)
+    is_additive: Mapped[bool] = mapped_column(default=True)
     report: Mapped[list[dict[str, Any]]] = mapped_column(Json, deferred=True, deferred_raiseload=True)
     state: Mapped[str] = mapped_column(String(16))
     state_reason: Mapped[str] = mapped_column(Text, default="")

@@ -146,6 +146,11 @@ class AdapterSpec:
         return max((spec.rank for spec in self.modules.values()), default=0)
 
     @property
+    def touched(self) -> frozenset[str]:
+        """Every module that it does something to."""
+        return frozenset({*self.modules, *self.replaced, *self.token_rows})
+
+    @property
     def has_vocabulary(self) -> bool:
         """Whether it has something of its own for the embedding, or rows for the head."""
         return bool(self.replaced or self.token_rows or EMBEDDING in self.modules)

@@ -8,11 +8,12 @@ from __future__ import annotations
 import math
 import uuid
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
+from loraplex.adapters.types import AdapterSpec
 from loraplex.engine.client import EngineClient, EngineUnavailable, GenerationFailed
-from loraplex.engine.messages import Generate, SamplingParams, only
+from loraplex.engine.messages import AdapterUse, Generate, SamplingParams
 from loraplex.engine.text import TextCodec
 
 PROBES = (
@@ -21,6 +22,7 @@ PROBES = (
     "The capital of France is",
 )
 PROBE_TOKENS = 16
+MAX_ENDING_TOKENS = 8
 
 LASTING_FAILURES = frozenset({"adapter_load_failed", "adapter_quarantined"})
 """Of a generation: they are the adapter's own, and trying again later would not help."""
@@ -50,11 +52,12 @@ class Prover:
         self._text = text
         self._base: tuple[str, list[Sample]] | None = None  # digest of the model that gave them
 
-    async def prove(self, digest: str) -> Proof:
+    async def prove(self, digest: str, spec: AdapterSpec) -> Proof:
         """Raises EngineUnavailable when the engine cannot say now."""
-        base = await self._base_samples()
+        ending = _ending(spec)
+        base = await self._base_samples(ending)
         try:
-            adapted = await self._answers(digest)
+            adapted = await self._answers(digest, ending, waits=bool(spec.invocation_tokens))
         except GenerationFailed as error:
             if error.code not in LASTING_FAILURES:
                 raise EngineUnavailable(f"the engine could not run the version: {error}", 5) from error
@@ -66,29 +69,39 @@ class Prover:
             return Proof([_failure("no_effect", reason)])
         return Proof(report=[self._report(base, adapted)])
 
-    async def _base_samples(self) -> list[Sample]:
+    async def _base_samples(self, ending: list[int]) -> list[Sample]:
         model_digest = self._engine.ready.model_digest
-        if self._base is None or self._base[0] != model_digest:
-            try:
-                self._base = model_digest, await self._answers(None)
-            except GenerationFailed as error:
-                raise EngineUnavailable(f"the engine could not run the base: {error}", 5) from error
-        return self._base[1]
+        if self._base is not None and self._base[0] == model_digest and not ending:
+            return self._base[1]
+        try:
+            samples = await self._answers(None, ending)
+        except GenerationFailed as error:
+            raise EngineUnavailable(f"the engine could not run the base: {error}", 5) from error
+        if not ending:
+            self._base = model_digest, samples
+        return samples
 
-    async def _answers(self, adapter: str | None) -> list[Sample]:
+    async def _answers(self, adapter: str | None, ending: list[int], *, waits: bool = False) -> list[Sample]:
         """To every probe, one after the other: on an idle engine equal weights then give numbers equal to the last bit.
 
-        Raises GenerationFailed, EngineUnavailable.
+        ending: token ids behind each probe; waits: the adapter acts from there on. Raises GenerationFailed,
+        EngineUnavailable.
         """
-        return [await self._answer(probe, adapter) for probe in PROBES]
+        most = self._engine.ready.max_model_len // 2 - len(ending)
+        answers = []
+        for probe in PROBES:
+            prompt = self._text.encode(probe)[: max(most, 1)]
+            uses = () if adapter is None else (AdapterUse(adapter, start=len(prompt) if waits else 0),)
+            answers.append(await self._answer([*prompt, *ending], uses))
+        return answers
 
-    async def _answer(self, probe: str, adapter: str | None) -> Sample:
+    async def _answer(self, prompt: list[int], adapters: tuple[AdapterUse, ...]) -> Sample:
         generation = self._engine.generate(
             Generate(
                 request_id=f"probe-{uuid.uuid4().hex}",
-                prompt=self._text.encode(probe)[: self._engine.ready.max_model_len // 2],
+                prompt=prompt,
                 sampling=SamplingParams(max_tokens=PROBE_TOKENS, temperature=0.0, ignore_eos=True, logprobs=True),
-                adapters=only(adapter),
+                adapters=adapters,
                 salt=b"probe",
             )
         )
@@ -121,6 +134,12 @@ class Prover:
     def _written(self, sample: Sample) -> str:
         detokenizer = self._text.detokenizer()
         return detokenizer.push(sample.tokens) + detokenizer.flush()
+
+
+def _ending(spec: AdapterSpec) -> list[int]:
+    """What a probe must have in it to show anything: the invocation that an adapter waits for, or tokens of its own."""
+    rows = (token for tokens in spec.token_rows.values() for token in tokens)
+    return list(spec.invocation_tokens) or list(islice(rows, MAX_ENDING_TOKENS))
 
 
 def _failure(code: str, message: str) -> dict[str, Any]:

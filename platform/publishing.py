@@ -60,7 +60,9 @@ async def publish_staged(
         digest=digest,
         size_bytes=services.blobs.open(digest).size_bytes,
         max_rank=checked.spec.max_rank,
-        targets=sorted({module.rsplit(".", 1)[-1] for module in checked.spec.modules}),
+        targets=sorted({module.rsplit(".", 1)[-1] for module in checked.spec.touched}),
+        invocation_tokens=checked.spec.invocation_tokens,
+        is_additive=checked.spec.is_additive,
         report=[_statistics(checked, services.base_shape)],
         created_by=created_by,
     )
@@ -86,11 +88,12 @@ def _check(services: Services, staging: Staging, received_sha256: str) -> Checke
 
 
 def _statistics(checked: CheckedAdapter, shape: BaseShape) -> dict[str, Any]:
+    layers = shape.modules().keys()
     tensors = [numbers for module in checked.statistics.values() for numbers in module.values()]
     return {
         "code": "statistics",
-        "modules": len(checked.spec.modules),
-        "share_of_modules": len(checked.spec.modules) / len(shape.modules()),
+        "modules": len(checked.spec.touched),
+        "share_of_modules": len(checked.spec.modules.keys() & layers) / len(layers),
         "largest_weight": max(numbers.max_abs for numbers in tensors),
         "largest_norm": max(numbers.norm for numbers in tensors),
         "norms": {

@@ -16,11 +16,12 @@ import msgspec
 from litestar import Response
 from litestar.types import Receive
 
-from loraplex.engine.messages import Generate, Ready, SamplingParams, only
+from loraplex.engine.messages import Generate, Ready, SamplingParams
 from loraplex.platform.catalog import Catalog, ResolvedModel
 from loraplex.platform.errors import ApiError
 from loraplex.platform.openai.answer import Answer
 from loraplex.platform.openai.connection import while_connected
+from loraplex.platform.openai.invocation import uses_of
 from loraplex.platform.openai.sse import DONE, EventStream, TextFrame, Write, error_frame, frame
 from loraplex.platform.openai.types import GenerationRequest, Heading
 from loraplex.platform.tenants import Principal
@@ -106,7 +107,7 @@ def prepare(
         request_id=request_id,
         prompt=prompt,
         sampling=_sampling(request, max_tokens or room),
-        adapters=only(model.digest),
+        adapters=uses_of(model.version, prompt),
         salt=_salt(principal, request.cache_salt),
     )
 

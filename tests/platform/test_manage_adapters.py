@@ -133,7 +133,7 @@ async def test_too_large_parts_are_refused(api: Api, adapter: Path) -> None:
     too_large = {
         "weights": form(config=config, weights=bytes(limit + 1)),
         "config": form(config=b" " * (CONFIG_BYTES + 1), weights=b""),
-        "upload": form(config=config, weights=bytes(limit * 2)),
+        "upload": form(config=config, weights=bytes(limit + 2 * CONFIG_BYTES)),
     }
     for param, body in too_large.items():
         response = await send(api, body)

@@ -13,6 +13,7 @@ from api_running import Api, run_api
 from safetensors.torch import load_file, save_file
 
 from loraplex.adapters.database import Database
+from loraplex.adapters.types import AdapterSpec
 from loraplex.engine.client import EngineClient, EngineUnavailable
 from loraplex.engine.messages import EngineSettings
 from loraplex.platform import validation
@@ -108,7 +109,7 @@ async def test_a_version_whose_validation_was_cut_short_is_taken_up(
     """202 while the engine cannot say; later it becomes ready by itself, and serves."""
     prove = api.services.prover.prove
 
-    async def unavailable(digest: str) -> Any:
+    async def unavailable(digest: str, spec: AdapterSpec) -> Any:
         raise EngineUnavailable("the engine is restarting")
 
     monkeypatch.setattr(api.services.prover, "prove", unavailable)
@@ -130,9 +131,31 @@ async def test_a_version_whose_bytes_are_gone_is_rejected(
     api: Api, make_adapter: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The engine's own words are the reason."""
-    proof = await api.services.prover.prove("0" * 64)
+    proof = await api.services.prover.prove("0" * 64, AdapterSpec({}))
     assert [failure["code"] for failure in proof.failures] == ["cannot_run"]
     assert "upload it again" in proof.failures[0]["message"]
+
+
+async def test_an_invocation_is_looked_for_in_the_prompt(
+    api: Api, make_adapter: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Without it the base answers; with it the adapter does, on top of keys and values that the base has computed.
+
+    The proof has it behind every probe: elsewhere the adapter would seem to change nothing."""
+    folder = make_adapter(tmp_path / "peft", alora_invocation_tokens=[70, 71], std=0.5)
+    assert (await api.upload("acme", "bot", folder)).status_code == 201
+
+    async def answer(model: str, prompt: list[int]) -> tuple[str, int]:
+        body = {"model": model, "prompt": prompt, "max_tokens": 8, "temperature": 0}
+        told = (await api.client.post("/v1/completions", json=body, headers=api.auth("acme"))).json()
+        return told["choices"][0]["text"], told["usage"]["prompt_tokens_details"]["cached_tokens"]
+
+    before = [3 + 7 * i % 60 for i in range(48)]
+    base, _ = await answer("tiny", before)
+    assert await answer("bot", before) == (base, 32)
+    invoked, cached = await answer("bot", [*before, 70, 71])
+    assert cached == 48
+    assert invoked != (await answer("tiny", [*before, 70, 71]))[0]
 
 
 async def test_warming_brings_a_version_back_to_the_device(
