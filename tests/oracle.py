@@ -54,27 +54,28 @@ Weighted = tuple[tuple[Path, float], ...]
 """Adapters whose weighted deltas are added up."""
 
 
+def replace_weights(model: torch.nn.Module, quantization: str, dtype: torch.dtype = torch.float32) -> None:
+    """By what the integers stand for that an engine makes of weights in dtype."""
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear) and quantization != "none":
+            bits = int(quantization.removeprefix("int"))
+            bits = max(bits, HEAD_BITS) if name == "lm_head" else bits
+            quantized = quantize(module.weight.detach().to(dtype), bits)
+            # a parameter of its own, so that the embedding keeps what it shares with the head
+            module.weight = torch.nn.Parameter(quantized.dequantized(torch.float32))
+
+
 class Oracle:
     """One base model with any number of PEFT adapters. quantization: as in EngineSettings, from weights in dtype."""
 
     def __init__(self, base: Path, quantization: str = "none", dtype: torch.dtype = torch.float32) -> None:
         self._base = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
-        if quantization != "none":
-            self._replace_weights(int(quantization.removeprefix("int")), dtype)
+        replace_weights(self._base, quantization, dtype)
         self._peft: PeftModel | None = None
 
     def judge(self, answer: Answer, adapter: Path | Weighted | None, epsilon: float) -> Verdict:
         """Compare a greedy answer, position by position, feeding the oracle the engine's own tokens."""
         return verdict(self.logits(answer.prompt + answer.tokens, adapter), answer, epsilon)
-
-    def _replace_weights(self, bits: int, dtype: torch.dtype) -> None:
-        for name, module in self._base.named_modules():
-            if isinstance(module, torch.nn.Linear):
-                quantized = quantize(
-                    module.weight.detach().to(dtype), max(bits, HEAD_BITS) if name == "lm_head" else bits
-                )
-                # a parameter of its own, so that the embedding keeps what it shares with the head
-                module.weight = torch.nn.Parameter(quantized.dequantized(torch.float32))
 
     @torch.inference_mode()
     def logits(self, tokens: list[int], adapter: Path | Weighted | None) -> torch.Tensor:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from oracle import replace_weights
 from peft import (
     AdaLoraConfig,
     BeftConfig,
@@ -105,26 +108,52 @@ BIASED: dict[str, Callable[[], Any]] = {
 }
 """For a base that has biases."""
 
+SOME = {"target_modules": ["q_proj", "down_proj"]}
 
-def write(path: Path, base: Path, config: Any, seed: int) -> Path:
+REAL: dict[str, Callable[[], Any]] = {
+    "dora": lambda: lora(use_dora=True, **SOME),
+    "alora": lambda: lora(alora_invocation_tokens=INVOCATION, **SOME),
+    "adalora": lambda: AdaLoraConfig(init_r=5, total_step=10, task_type="CAUSAL_LM", **SOME),
+    "loha": lambda: LoHaConfig(r=4, alpha=4, task_type="CAUSAL_LM", **SOME),
+    "lokr": lambda: LoKrConfig(r=4, alpha=4, decompose_both=True, task_type="CAUSAL_LM", **SOME),
+    "ia3": KINDS["ia3"],
+    "own tokens": lambda: lora(trainable_token_indices=[50, 7, 44, 9], **SOME),
+    "own embedding and head": lambda: lora(modules_to_save=["embed_tokens", "lm_head"], **SOME),
+    "embedding and head, dora": lambda: lora(target_modules=["embed_tokens", "lm_head"], use_dora=True),
+}
+"""For the base model that is served by default."""
+
+
+@cache
+def _loaded(base: Path) -> torch.nn.Module:
+    return AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+
+
+def _fresh(base: Path) -> torch.nn.Module:
+    """A model of its own: some adapters change the base that they are loaded on."""
+    return copy.deepcopy(_loaded(base))
+
+
+def write(path: Path, base: Path, config: Any, seed: int, spread: float = 0.1) -> Path:
     """Saved by PEFT after every number that it trains was moved from where PEFT began."""
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
+    model = get_peft_model(_fresh(base), config)
     generator = torch.Generator().manual_seed(seed)
     for name, weight in model.named_parameters():
         if weight.requires_grad:
-            spread = 0.3 if "magnitude" in name or "ia3" in name else 0.1
-            weight.data += spread * torch.randn(weight.shape, generator=generator)
+            moved = 0.3 if "magnitude" in name or "ia3" in name else spread
+            weight.data += moved * torch.randn(weight.shape, generator=generator)
     model.save_pretrained(path)
     return path
 
 
 @torch.inference_mode()
-def peft_logits(base: Path, folder: Path, tokens: list[int], start: int) -> torch.Tensor:
-    """[len(tokens), vocab] fp32, by a model of its own: some adapters change the base that they are loaded on.
-
-    start: where an aLoRA begins to act
-    """
-    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), folder).eval()
+def peft_logits(
+    base: Path, folder: Path, tokens: list[int], start: int = 0, quantization: str = "none"
+) -> torch.Tensor:
+    """[len(tokens), vocab] fp32. start: where an aLoRA begins to act; quantization: of the base."""
+    fresh = _fresh(base)
+    replace_weights(fresh, quantization)
+    model = PeftModel.from_pretrained(fresh, folder).eval()
     is_alora = bool(getattr(model.peft_config["default"], "alora_invocation_tokens", None))
     options = {"alora_offsets": [len(tokens) - start]} if is_alora else {}
     logits: torch.Tensor = model(torch.tensor([tokens]), **options).logits[0]
