@@ -14,40 +14,12 @@ from enum import Enum, auto
 import torch
 from torch import Tensor
 
+from loraplex.adapters.device_adapter import DeviceAdapter
 from loraplex.adapters.errors import AdapterUnavailable
-from loraplex.adapters.layout import ALIGN_BYTES, MAX_SLICES, NOWHERE, Vocabulary, views
+from loraplex.adapters.layout import ALIGN_BYTES
 from loraplex.adapters.weights import PackedAdapter
 
-
-@dataclass(frozen=True, slots=True)
-class DeviceAdapter:
-    """An adapter that kernels may read.
-
-    table      [num_sites + 1, TABLE_COLUMNS] int64 on the CPU: LoraBatch's rows, offsets into the pool
-    max_rank   the largest sum of a row's ranks, of the layers' sites; head_rank: that of the head
-    has_vectors, head_has_vectors: whether a site of the layers, or the head, has a gain or a shift
-    vocabulary: what it has of its own at the ends of the model
-    is_additive: see `types.AdapterSpec.is_additive`
-    """
-
-    digest: str
-    table: Tensor
-    max_rank: int
-    size_bytes: int
-    head_rank: int = 0
-    has_vectors: bool = False
-    head_has_vectors: bool = False
-    vocabulary: Vocabulary | None = None
-    is_additive: bool = True
-
-    @property
-    def touches_head(self) -> bool:
-        return self.head_rank > 0 or self.head_has_vectors
-
-    @property
-    def is_lora_of_layers(self) -> bool:
-        """Whether A and B at the sites of the layers are all there is to it."""
-        return not (self.has_vectors or self.touches_head or self.vocabulary)
+__all__ = ["DeviceAdapter", "DevicePool", "Resident"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,9 +128,7 @@ class DevicePool:
         """The copy is complete: the adapter can be leased."""
         block = self._blocks[digest]
         assert block.state is _State.LOADING
-        weights = self.pool[block.start : block.start + packed.weights.numel()]
-        vocabulary = views(packed.vocabulary, packed.shares_rows, weights)
-        block.adapter = _device_adapter(digest, packed, block.start, vocabulary)
+        block.adapter = DeviceAdapter.of(digest, packed, block.start, self.pool)
         block.state = _State.READY
         self._blocks.move_to_end(digest)
         self.loads += 1
@@ -234,27 +204,6 @@ class DevicePool:
             copied = _new_event()
             copied.record(self._copy_stream)
         copied.synchronize()
-
-
-def _device_adapter(digest: str, packed: PackedAdapter, start: int, vocabulary: Vocabulary | None) -> DeviceAdapter:
-    ranks = packed.table[:, 2 : 2 + MAX_SLICES].sum(1).tolist()
-    is_there = packed.table[:, 2 + MAX_SLICES :] != NOWHERE
-    has_vectors, has_gain = is_there.any(1).tolist(), bool(is_there[:, 0].any())
-    table = packed.table.clone()
-    table[:, :2] += start
-    vectors = table[:, 2 + MAX_SLICES :]
-    vectors += (vectors != NOWHERE) * start
-    return DeviceAdapter(
-        digest,
-        table,
-        max_rank=max(ranks[:-1]),
-        size_bytes=packed.size_bytes,
-        head_rank=ranks[-1],
-        has_vectors=any(has_vectors[:-1]),
-        head_has_vectors=has_vectors[-1],
-        vocabulary=vocabulary,
-        is_additive=not has_gain and (vocabulary is None or vocabulary.is_additive),
-    )
 
 
 def _new_stream(device: torch.device) -> torch.cuda.Stream:

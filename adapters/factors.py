@@ -106,20 +106,30 @@ def effect_of(tensors: ModuleTensors, spec: ModuleSpec, inputs: int, outputs: in
     return Effect(a, b, gain, shift if spec.parts else None)
 
 
+@dataclass(frozen=True, slots=True)
+class EmbeddingEffect:
+    """Of LoRA of the embedding: row t becomes row t * (1 + gain) + b a[:, t].  a [rank, vocab], b [hidden, rank], gain
+    [hidden] or None; scaling and magnitude are folded in."""
+
+    a: Tensor
+    b: Tensor
+    gain: Tensor | None
+
+
 def embedding_effect(
     tensors: ModuleTensors, spec: ModuleSpec, vocab: int, hidden: int, base: BaseWeights | None
-) -> Effect:
-    """Of LoRA of the embedding, whose x is one-hot: a [rank, vocab], b [hidden, rank], gain [hidden]."""
+) -> EmbeddingEffect:
+    """Raises AdapterUnavailable if the tensors do not fit the embedding."""
     a, b = tensors["lora_embedding_A"], tensors["lora_embedding_B"].float() * spec.scaling
     _check_fit(tensors.module, a, b, spec.rank, vocab, hidden)
     if "magnitude" not in spec.parts:
-        return Effect(a, b)
+        return EmbeddingEffect(a, b, None)
     assert base is not None
     squares = torch.zeros(hidden)
     for rows, weight in _pieces(base.weight(tensors.module)):
         squares += (weight + a[:, rows].float().T @ b.T).square().sum(0)
     gain = _sized(tensors, "lora_magnitude_vector", hidden) / squares.sqrt() - 1
-    return Effect(a, b * (1 + gain).unsqueeze(1), gain)
+    return EmbeddingEffect(a, b * (1 + gain).unsqueeze(1), gain)
 
 
 def input_factor(tensors: ModuleTensors, inputs: int) -> Tensor:

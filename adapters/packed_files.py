@@ -135,8 +135,7 @@ class PackedFiles:
             return None
         if not spec.has_vocabulary:
             return PackedAdapter(weights, table)
-        layout = layout_of(spec, self._shape, self._dtype, self._base)
-        return PackedAdapter(weights, table, layout.vocabulary, layout.shares_rows)
+        return PackedAdapter(weights, table, layout_of(spec, self._shape, self._dtype, self._base).vocabulary)
 
     def _write(self, path: Path, metadata: dict[str, str], packed: PackedAdapter) -> None:
         part = path.with_name(f"{path.name}.{uuid.uuid4().hex}")

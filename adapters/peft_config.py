@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from loraplex.adapters.config_reader import ConfigReader, ends_of, is_list_of, is_text
-from loraplex.adapters.peft_methods import METHODS, Method
+from loraplex.adapters.peft_method import Method
+from loraplex.adapters.peft_methods import METHODS
 from loraplex.adapters.peft_refusals import FIELDS
 from loraplex.adapters.peft_refusals import METHODS as REFUSED_METHODS
 from loraplex.adapters.types import EMBEDDING, HEAD

@@ -29,7 +29,7 @@ _NEW_TOKENS = (
 class ModuleTensors:
     """What the file has for one module. by_end: by what follows the module's name, such as `lora_A.weight`.
 
-    spec, product: see `peft_methods.Expected`; spec None: no adapter, but rows or a matrix.
+    spec, product: see `peft_method.Expected`; spec None: no adapter, but rows or a matrix.
     """
 
     inputs: int

@@ -6,8 +6,8 @@ device and no cache.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -24,29 +24,21 @@ from loraplex.adapters.factors import (
     embedding_effect,
     input_factor,
 )
-from loraplex.adapters.layout import (
-    ALIGN_BYTES,
-    MAX_SLICES,
-    AdapterLayout,
-    Block,
-    SiteLayout,
-    factor_of,
-    plan_layout,
-)
+from loraplex.adapters.layout import ALIGN_BYTES, AdapterLayout, SiteLayout, factor_of, plan_layout
 from loraplex.adapters.types import EMBEDDING, HEAD, AdapterSpec, BaseShape, ModuleSpec
+from loraplex.adapters.vocabulary import Block, VocabularyLayout
 
 
 @dataclass(frozen=True, slots=True)
 class PackedAdapter:
     """weights     [elements] contiguous, the pool's dtype, on the host
     table       [num_sites + 1, TABLE_COLUMNS] int64: LoraBatch's rows, offsets counted from the start of `weights`
-    vocabulary, shares_rows: as in `layout.AdapterLayout`
+    vocabulary  where in `weights` what it has of its own at the ends of the model lies
     """
 
     weights: Tensor
     table: Tensor
-    vocabulary: Mapping[str, Block] = field(default_factory=dict)
-    shares_rows: bool = False
+    vocabulary: VocabularyLayout | None = None
 
     @property
     def size_bytes(self) -> int:
@@ -72,7 +64,8 @@ def load_packed(
         with safe_open(stored.weights_path, framework="pt") as file:
             packer = _Packer(weights, stored.spec, shape, WeightsFile(file), base)
             packer.check_copies()
-            packer.pack_vocabulary(layout)
+            if layout.vocabulary is not None:
+                packer.pack_vocabulary(layout.vocabulary, layout.sites[0].a_offset)
             for site in layout.sites:
                 packer.pack_site(site)
                 pause()
@@ -81,7 +74,7 @@ def load_packed(
     # not isfinite(weights).all(): in bf16 and fp16 that takes fifty times as long. A NaN is both extremes.
     if weights.numel() and not all(torch.isfinite(extreme) for extreme in weights.aminmax()):
         raise AdapterUnavailable(f"the weights of this adapter overflow {dtype}; serve the base model in bfloat16")
-    return PackedAdapter(weights, layout.table(), layout.vocabulary, layout.shares_rows)
+    return PackedAdapter(weights, layout.table(), layout.vocabulary)
 
 
 def layout_of(spec: AdapterSpec, shape: BaseShape, dtype: torch.dtype, base: BaseWeights | None) -> AdapterLayout:
@@ -116,23 +109,22 @@ class _Packer:
                         "if it was not, save it again with save_embedding_layers=False"
                     )
 
-    def pack_vocabulary(self, layout: AdapterLayout) -> None:
-        blocks = layout.vocabulary
-        for name, module in (("embedding", EMBEDDING), ("head", HEAD)):
-            if name in blocks:
-                self._put(blocks[name], self._rows(ModuleTensors(self._file, module), module, blocks[name]))
-        if "embedding_a" in blocks:
+    def pack_vocabulary(self, layout: VocabularyLayout, end: int) -> None:
+        """end: where the sites begin."""
+        ends = [*(block.offset for block in layout.blocks()), end][1:]
+        for block, next_offset in zip(layout.blocks(), ends, strict=True):
+            self._weights[block.end : next_offset] = 0
+        if layout.embedding is not None:
+            self._put(layout.embedding, self._rows(EMBEDDING, layout.embedding))
+        if layout.head is not None and layout.head is not layout.embedding:
+            self._put(layout.head, self._rows(HEAD, layout.head))
+        if layout.embedding_a is not None and layout.embedding_b is not None:
             tensors, spec = ModuleTensors(self._file, EMBEDDING), self._spec.modules[EMBEDDING]
             effect = embedding_effect(tensors, spec, self._shape.vocab_size, self._shape.hidden_size, self._base)
-            assert effect.a is not None
-            assert effect.b is not None
-            self._put(blocks["embedding_a"], effect.a.T)
-            self._put(blocks["embedding_b"], effect.b.T)
-            if effect.gain is not None:
-                self._put(blocks["gain"], effect.gain)
-        ends = [*(block.offset for block in blocks.values()), layout.sites[0].a_offset][1:]
-        for block, end in zip(blocks.values(), ends, strict=True):
-            self._weights[block.end : end] = 0
+            self._put(layout.embedding_a, effect.a.T)
+            self._put(layout.embedding_b, effect.b.T)
+            if layout.gain is not None and effect.gain is not None:
+                self._put(layout.gain, effect.gain)
 
     def pack_site(self, layout: SiteLayout) -> None:
         a_start, b_start, column = layout.a_offset, layout.b_offset, 0
@@ -162,16 +154,17 @@ class _Packer:
         gain = factor - 1 if effect.gain is None else (1 + effect.gain) * factor - 1
         return Effect(effect.a, effect.b, gain, effect.shift)
 
-    def _rows(self, tensors: ModuleTensors, module: str, block: Block) -> Tensor:
+    def _rows(self, module: str, block: Block) -> Tensor:
+        tensors = ModuleTensors(self._file, module)
         if block.tokens is None:
             rows = tensors["weight"]
         else:
             ends = ("token_adapter.trainable_tokens_delta", "trainable_tokens_delta")
-            unsorted = tensors[next(end for end in ends if end in tensors)]
-            order = sorted(range(len(block.tokens)), key=self._spec.token_rows[module].__getitem__)
-            rows = unsorted[order]
+            in_order = tensors[next(end for end in ends if end in tensors)]
+            tokens = self._spec.token_rows[module]
+            rows = in_order[sorted(range(len(tokens)), key=tokens.__getitem__)]
         if rows.shape != block.shape:
-            raise AdapterUnavailable(f"this adapter was checked for another base: {module} has {rows.shape[0]} rows")
+            raise AdapterUnavailable(f"this adapter was checked for another base: {module} is {list(rows.shape)}")
         return rows
 
     def _put(self, block: Block, values: Tensor) -> None:
@@ -179,10 +172,6 @@ class _Packer:
 
 
 def _is_copy(tensor: Tensor, own: Tensor) -> bool:
-    """Whether one is the other, perhaps rounded to a shorter type."""
-    return tensor.shape == own.shape and (
-        torch.equal(tensor, own.to(tensor.dtype)) or torch.equal(tensor.to(own.dtype), own)
-    )
-
-
-__all__ = ["ALIGN_BYTES", "MAX_SLICES", "PackedAdapter", "load_packed"]
+    """Whether one is the other, perhaps rounded to a shorter type on its way."""
+    shorter = (torch.bfloat16, torch.float16)
+    return tensor.shape == own.shape and any(torch.equal(tensor.to(dtype), own.to(dtype)) for dtype in shorter)

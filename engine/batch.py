@@ -7,16 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from loraplex.adapters.device_pool import DeviceAdapter
-from loraplex.adapters.layout import Vocabulary
 from loraplex.engine.adapter_table import AdapterTable
 from loraplex.engine.decode_shapes import DecodeShape
+from loraplex.engine.end_uses import EndUses, vocabulary_uses
 from loraplex.engine.events import MAX_ADAPTERS
 from loraplex.engine.lora_work import PADDING, Run, Span, logit_spans, runs_of, token_spans, work_lists
 from loraplex.engine.page_tables import PageTables
@@ -24,24 +23,6 @@ from loraplex.engine.scheduler import Chunk, StepPlan
 from loraplex.engine.sequence import Sequence
 from loraplex.engine.step_buffer import StepBuffer
 from loraplex.kernels.ops import TABLE_COLUMNS, WORK_NUMBERS, WORK_TOKENS, AttentionBatch, LoraBatch, SamplingBatch
-
-
-class VocabularyUse(NamedTuple):
-    """Rows first .. end - 1, of tokens or of logits, use an adapter's part of the embedding or the head, at a scale."""
-
-    vocabulary: Vocabulary
-    scale: float
-    first: int
-    end: int
-
-
-@dataclass(frozen=True, slots=True)
-class EndUses:
-    """At the two ends of the model. head_lora: as BatchInputs.lora, over rows of logits."""
-
-    embedding: tuple[VocabularyUse, ...] = ()
-    head_lora: tuple[LoraBatch, ...] = ()
-    head: tuple[VocabularyUse, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,9 +116,9 @@ class BatchBuilder:
             return EndUses()
         rows = logit_spans(chunks)
         return EndUses(
-            embedding=_vocabulary_uses(spans, lambda vocabulary: vocabulary.changes_embedding),
+            embedding=vocabulary_uses(spans, lambda vocabulary: vocabulary.changes_embedding),
             head_lora=self._passes(rows, _head),
-            head=_vocabulary_uses(rows, lambda vocabulary: vocabulary.head is not None),
+            head=vocabulary_uses(rows, lambda vocabulary: vocabulary.head is not None),
         )
 
     def _tokens(
@@ -220,16 +201,6 @@ def _layers(adapter: DeviceAdapter) -> tuple[int, bool]:
 
 def _head(adapter: DeviceAdapter) -> tuple[int, bool]:
     return adapter.head_rank, adapter.head_has_vectors
-
-
-def _vocabulary_uses(spans: list[Span], has: Callable[[Vocabulary], bool]) -> tuple[VocabularyUse, ...]:
-    places = range(max((len(span.sequence.leases) for span in spans), default=0))
-    return tuple(
-        VocabularyUse(run.adapter.vocabulary, run.scale, run.first, run.end)
-        for place in places
-        for run in runs_of(place, spans, lambda adapter: adapter.vocabulary is not None and has(adapter.vocabulary))
-        if run.adapter.vocabulary is not None
-    )
 
 
 def _capacity_bytes(limits: StepLimits, num_sites: int) -> int:

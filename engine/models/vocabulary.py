@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from loraplex.adapters.layout import OwnRows
-from loraplex.engine.batch import VocabularyUse
+from loraplex.adapters.vocabulary import OwnRows
+from loraplex.engine.end_uses import VocabularyUse
 
 
 def change_embedded(embedded: Tensor, token_ids: Tensor, uses: Iterable[VocabularyUse]) -> None:

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from loraplex.adapters.config_reader import ConfigReader
 from loraplex.adapters.errors import AdapterInvalid
 from loraplex.adapters.peft_checks import AdapterLimits, check_adapter
-from loraplex.adapters.peft_methods import METHODS, Expected
+from loraplex.adapters.peft_method import Expected
+from loraplex.adapters.peft_methods import METHODS
 from loraplex.adapters.types import EMBEDDING, HEAD
 
 LIMITS = AdapterLimits(max_rank=16)
