@@ -6,6 +6,7 @@ It is made again with the tensors of the step that was recorded: it is right onl
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -222,3 +223,14 @@ def test_prefill_is_not_for_graphs(model):
     assert shapes.shape_of(StepPlan(decoding)) is not None
     for chunk in (prefilling, partial_prefill):
         assert shapes.shape_of(StepPlan((chunk, decoding[1]))) is None
+
+
+@pytest.mark.parametrize("more", [{"has_vectors": True}, {"head_rank": 8}, {"head_has_vectors": True}])
+def test_what_is_more_than_a_and_b_is_not_for_graphs(model, more):
+    """A step that scales, shifts, or changes an end of the model for any of its rows is launched as it is."""
+    _, _, _, adapters = model
+    plan = decode_plan([(9, None), (3, 1)], adapters, 0)
+    assert DecodeShapes(MAX_SEQS, MAX_PAGES).shape_of(plan) is not None
+    sequence = plan.chunks[1].sequence
+    sequence.leases = (replace(sequence.leases[0], **more),)
+    assert DecodeShapes(MAX_SEQS, MAX_PAGES).shape_of(plan) is None

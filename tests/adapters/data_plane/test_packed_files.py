@@ -180,23 +180,6 @@ def test_a_rush_leaves_files_to_later_loads(make_files, blobs, make_stored, monk
     assert make_files().load(digests[2], blobs.open(digests[2])).table[:, 2:5].sum(1).max() == 2
 
 
-class Base:
-    """Weights of a base of the toy shape, another one for every seed."""
-
-    def __init__(self, seed: int, *, ties_embeddings: bool = False) -> None:
-        self.ties_embeddings = ties_embeddings
-        self.fingerprint = f"{seed} {ties_embeddings}"
-        self._seed = seed
-
-    def stored(self, name):
-        shape = (32, 8) if "embed" in name or "head" in name else (8, 8)
-        generator = torch.Generator().manual_seed(self._seed)
-        return torch.randn(shape, generator=generator) if name.endswith("weight") else None
-
-    def weight(self, module):
-        return self.stored(f"{module}.weight")
-
-
 MODULE = "base_model.model.model.layers.0.self_attn.q_proj"
 A_AND_B = {
     f"{MODULE}.lora_A.weight": np.ones((2, 8), np.float32),
@@ -204,29 +187,29 @@ A_AND_B = {
 }
 
 
-def test_what_the_base_has_a_say_in_is_packed_for_each_base(make_files, blobs, store, write_files):
+def test_what_the_base_has_a_say_in_is_packed_for_each_base(make_files, make_base, blobs, store, write_files):
     """DoRA's norms are the base's: with other weights of that shape the adapter is packed anew, beside the first."""
     magnitude = {f"{MODULE}.lora_magnitude_vector": np.full(8, 3, np.float32)}
     files = write_files({"use_dora": True}, A_AND_B | magnitude)
     digest = store(files.config, files.weights)
-    first = load_and_write(make_files(base=Base(1)), digest, blobs)
-    second = load_and_write(make_files(base=Base(2)), digest, blobs)
+    first = load_and_write(make_files(base=make_base(1)), digest, blobs)
+    second = load_and_write(make_files(base=make_base(2)), digest, blobs)
     assert not torch.equal(first.weights, second.weights)
     assert len(packed_paths(blobs, digest)) == 2
     stored = blobs.open(digest)
     hide_weights(stored)
 
-    assert_same(make_files(base=Base(1)).load(digest, stored), first)
+    assert_same(make_files(base=make_base(1)).load(digest, stored), first)
 
 
 @pytest.mark.parametrize("ties", [True, False])
-def test_rows_of_the_vocabulary_come_back_in_their_places(ties, make_files, blobs, store, write_files):
+def test_rows_of_the_vocabulary_come_back_in_their_places(ties, make_files, make_base, blobs, store, write_files):
     """Sorted by token; where the base has one matrix for both ends, the head's are the embedding's."""
     rows = {"base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta": np.eye(3, 8, dtype=np.float32)}
     files = write_files({"trainable_token_indices": [9, 4, 30]}, A_AND_B | rows)
     digest = store(files.config, files.weights)
-    packed = load_and_write(make_files(base=Base(1, ties_embeddings=ties)), digest, blobs)
-    again = make_files(base=Base(1, ties_embeddings=ties)).load(digest, blobs.open(digest))
+    packed = load_and_write(make_files(base=make_base(1, ties_embeddings=ties)), digest, blobs)
+    again = make_files(base=make_base(1, ties_embeddings=ties)).load(digest, blobs.open(digest))
 
     assert_same(again, packed)
     assert again.vocabulary == packed.vocabulary
@@ -236,16 +219,16 @@ def test_rows_of_the_vocabulary_come_back_in_their_places(ties, make_files, blob
     assert (views.head is not None) == ties
 
 
-def test_a_copy_of_the_base_that_is_none_is_refused(make_files, blobs, store, write_files):
+def test_a_copy_of_the_base_that_is_none_is_refused(make_files, make_base, blobs, store, write_files):
     """PEFT saves the matrix below a LoRA of the head; one that differs was trained on another base."""
     head = "base_model.model.lm_head"
     lora = {f"{head}.lora_A.weight": np.ones((2, 8), np.float32), f"{head}.lora_B.weight": np.ones((32, 2), np.float32)}
-    own = Base(1).weight("lm_head").bfloat16()
+    own = make_base(1).weight("lm_head").bfloat16()
     for copy in (own.float().numpy(), own.float().numpy() + 0.01):
         files = write_files({"target_modules": ["lm_head"]}, lora | {f"{head}.base_layer.weight": copy})
         digest = store(files.config, files.weights)
         if copy[0, 0] == own[0, 0]:
-            assert make_files(base=Base(1)).load(digest, blobs.open(digest)).table[-1, 2] == 2
+            assert make_files(base=make_base(1)).load(digest, blobs.open(digest)).table[-1, 2] == 2
         else:
             with pytest.raises(AdapterUnavailable, match="differs from this base"):
-                make_files(base=Base(1)).load(digest, blobs.open(digest))
+                make_files(base=make_base(1)).load(digest, blobs.open(digest))
