@@ -88,6 +88,8 @@ def effect_of(tensors: ModuleTensors, spec: ModuleSpec, inputs: int, outputs: in
     if spec.form == "beft":
         return Effect(None, None, shift=_sized(tensors, "beft_bias", outputs))
     a, b = _factors(tensors, spec, inputs, outputs) if spec.rank else (None, None)
+    if not spec.parts:
+        return Effect(a, b)
     gain, shift = None, torch.zeros(outputs)
     if "magnitude" in spec.parts:
         assert base is not None
@@ -103,7 +105,7 @@ def effect_of(tensors: ModuleTensors, spec: ModuleSpec, inputs: int, outputs: in
         assert base is not None
         end = "base_layer.bias" if "base_layer.bias" in tensors else "bias"
         shift += _sized(tensors, end, outputs) - _base_bias(base, tensors.module, outputs, required=True)
-    return Effect(a, b, gain, shift if spec.parts else None)
+    return Effect(a, b, gain, shift)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ LoRA of the head is not among it: that is a site. Knows offsets, in elements; kn
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -60,7 +61,7 @@ class Block:
 
     @property
     def end(self) -> int:
-        return self.offset + torch.Size(self.shape).numel()
+        return self.offset + math.prod(self.shape)
 
     def view(self, weights: Tensor) -> Tensor:
         return weights[self.offset : self.end].view(self.shape)

@@ -128,7 +128,8 @@ class _Packer:
 
     def pack_site(self, layout: SiteLayout) -> None:
         a_start, b_start, column = layout.a_offset, layout.b_offset, 0
-        self._weights[layout.b_end : layout.end] = 0  # of slices that have no gain or shift beside those that have
+        if layout.end > layout.b_end:
+            self._weights[layout.b_end : layout.end] = 0  # of slices that have no gain or shift beside those that have
         for (module, spec), part in zip(layout.slices, layout.site.slices, strict=True):
             effect = self._effect(module, spec, layout.site.in_features, part.out_features)
             if effect.a is not None and effect.b is not None:
