@@ -54,7 +54,7 @@ class WeightsFile:
 
 
 @dataclass(frozen=True, slots=True)
-class ModuleTensors:
+class ModuleWeights:
     """The tensors of one module, by the end of their names."""
 
     file: WeightsFile
@@ -81,7 +81,7 @@ class Effect:
     shift: Tensor | None = None
 
 
-def effect_of(tensors: ModuleTensors, spec: ModuleSpec, inputs: int, outputs: int, base: BaseWeights | None) -> Effect:
+def effect_of(tensors: ModuleWeights, spec: ModuleSpec, inputs: int, outputs: int, base: BaseWeights | None) -> Effect:
     """Raises AdapterUnavailable if the tensors do not fit the module."""
     if spec.form == "ia3":
         return Effect(None, None, gain=_sized(tensors, "ia3_l", outputs) - 1)
@@ -119,7 +119,7 @@ class EmbeddingEffect:
 
 
 def embedding_effect(
-    tensors: ModuleTensors, spec: ModuleSpec, vocab: int, hidden: int, base: BaseWeights | None
+    tensors: ModuleWeights, spec: ModuleSpec, vocab: int, hidden: int, base: BaseWeights | None
 ) -> EmbeddingEffect:
     """Raises AdapterUnavailable if the tensors do not fit the embedding."""
     a, b = tensors["lora_embedding_A"], tensors["lora_embedding_B"].float() * spec.scaling
@@ -134,22 +134,22 @@ def embedding_effect(
     return EmbeddingEffect(a, b * (1 + gain).unsqueeze(1), gain)
 
 
-def input_factor(tensors: ModuleTensors, inputs: int) -> Tensor:
+def input_factor(tensors: ModuleWeights, inputs: int) -> Tensor:
     """IA3's, of a module's inputs."""
     return _sized(tensors, "ia3_l", inputs)
 
 
-def _factors(tensors: ModuleTensors, spec: ModuleSpec, inputs: int, outputs: int) -> tuple[Tensor, Tensor]:
+def _factors(tensors: ModuleWeights, spec: ModuleSpec, inputs: int, outputs: int) -> tuple[Tensor, Tensor]:
     a, b = _FORMS[spec.form](tensors, inputs, outputs)
     _check_fit(tensors.module, a, b, spec.rank, inputs, outputs)
     return a, b.float() * spec.scaling  # in fp32, so that folding costs one rounding
 
 
-def _lora(tensors: ModuleTensors, inputs: int, outputs: int) -> tuple[Tensor, Tensor]:
+def _lora(tensors: ModuleWeights, inputs: int, outputs: int) -> tuple[Tensor, Tensor]:
     return tensors["lora_A.weight"], tensors["lora_B.weight"]
 
 
-def _block_lora(tensors: ModuleTensors, inputs: int, outputs: int) -> tuple[Tensor, Tensor]:
+def _block_lora(tensors: ModuleWeights, inputs: int, outputs: int) -> tuple[Tensor, Tensor]:
     """A or B is [blocks * rows, columns of one block]: the blocks of a diagonal, one below the other."""
     a, b = tensors["lora_A.weight"], tensors["lora_B.weight"]
     in_a, in_b = inputs // a.shape[1], a.shape[0] // b.shape[1]
@@ -161,24 +161,24 @@ def _block_diagonal(blocks: Tensor, count: int) -> Tensor:
     return whole
 
 
-def _adalora(tensors: ModuleTensors, inputs: int, outputs: int) -> tuple[Tensor, Tensor]:
+def _adalora(tensors: ModuleWeights, inputs: int, outputs: int) -> tuple[Tensor, Tensor]:
     return tensors["lora_A"].float() * tensors["lora_E"].float(), tensors["lora_B"]
 
 
-def _loha(tensors: ModuleTensors, inputs: int, outputs: int) -> tuple[Tensor, Tensor]:
+def _loha(tensors: ModuleWeights, inputs: int, outputs: int) -> tuple[Tensor, Tensor]:
     """(W1a W1b) * (W2a W2b) = sum over p, q of (W1a[:, p] * W2a[:, q]) (W1b[p] * W2b[q])."""
     w1_a, w1_b, w2_a, w2_b = (tensors[f"hada_{name}"].float() for name in ("w1_a", "w1_b", "w2_a", "w2_b"))
     a = (w1_b.unsqueeze(1) * w2_b.unsqueeze(0)).reshape(-1, inputs)
     return a, (w1_a.unsqueeze(2) * w2_a.unsqueeze(1)).reshape(outputs, -1)
 
 
-def _lokr(tensors: ModuleTensors, inputs: int, outputs: int) -> tuple[Tensor, Tensor]:
+def _lokr(tensors: ModuleWeights, inputs: int, outputs: int) -> tuple[Tensor, Tensor]:
     """(X1 Y1) kron (X2 Y2) = (X1 kron X2) (Y1 kron Y2)."""
     (b_1, a_1), (b_2, a_2) = _halves(tensors, "lokr_w1"), _halves(tensors, "lokr_w2")
     return torch.kron(a_1, a_2), torch.kron(b_1, b_2)
 
 
-def _halves(tensors: ModuleTensors, name: str) -> tuple[Tensor, Tensor]:
+def _halves(tensors: ModuleWeights, name: str) -> tuple[Tensor, Tensor]:
     """A matrix as a product over the smallest of its sides, or over its rank if that is smaller."""
     if name in tensors:
         whole = tensors[name].float()
@@ -191,12 +191,12 @@ def _halves(tensors: ModuleTensors, name: str) -> tuple[Tensor, Tensor]:
     return (whole, torch.eye(columns)) if columns <= rows else (torch.eye(rows), whole)
 
 
-def _vera(tensors: ModuleTensors, inputs: int, outputs: int) -> tuple[Tensor, Tensor]:
+def _vera(tensors: ModuleWeights, inputs: int, outputs: int) -> tuple[Tensor, Tensor]:
     a, b = tensors.file["base_model.vera_A"][:, :inputs], tensors.file["base_model.vera_B"][:outputs]
     return tensors["vera_lambda_d"].float().unsqueeze(1) * a, tensors["vera_lambda_b"].float().unsqueeze(1) * b
 
 
-def _miss(tensors: ModuleTensors, inputs: int, outputs: int) -> tuple[Tensor, Tensor]:
+def _miss(tensors: ModuleWeights, inputs: int, outputs: int) -> tuple[Tensor, Tensor]:
     """Input i goes into the sum i % rank; a block that is narrower than the output is repeated."""
     block = tensors["miss_block"].float()
     place = torch.arange(inputs)
@@ -205,7 +205,7 @@ def _miss(tensors: ModuleTensors, inputs: int, outputs: int) -> tuple[Tensor, Te
     return a, block.repeat(1, outputs // block.shape[1]).T
 
 
-_FORMS: dict[Form, Callable[[ModuleTensors, int, int], tuple[Tensor, Tensor]]] = {
+_FORMS: dict[Form, Callable[[ModuleWeights, int, int], tuple[Tensor, Tensor]]] = {
     "lora": _lora,
     "block_lora": _block_lora,
     "adalora": _adalora,
@@ -235,7 +235,7 @@ def _base_bias(base: BaseWeights, module: str, outputs: int, *, required: bool) 
     return torch.zeros(outputs) if bias is None else bias.float()
 
 
-def _sized(tensors: ModuleTensors, end: str, size: int) -> Tensor:
+def _sized(tensors: ModuleWeights, end: str, size: int) -> Tensor:
     vector = tensors[end].float().flatten()
     if vector.shape != (size,):
         name = f"{tensors.module}.{end}"

@@ -47,7 +47,7 @@ class TensorTable:
         self.modules: dict[str, ModuleTensors] = {}
         self._shared: dict[str, TensorInfo] = {}
         self._shape = shape
-        known = shape.modules() | shape_of_ends(shape)
+        known = shape.modules() | _ends(shape)
         for tensor in tensors:
             self._place(tensor, known)
         if not self.modules and not self.failures:
@@ -116,7 +116,7 @@ class TensorTable:
 
     def _check_bias(self, module: str, tensors: ModuleTensors, config: PeftConfig, ends: set[str]) -> None:
         for end, wanted in _BIASES.items():
-            if end in ends and (config.trains_biases == "all" or config.trains_biases == wanted):
+            if end in ends and module != EMBEDDING and config.trains_biases in ("all", wanted):
                 ends.discard(end)
                 self._check_shape(module, tensors.by_end[end], (tensors.outputs,))
                 tensors.spec = ModuleSpec(0, 1.0, parts=frozenset({"bias"}))
@@ -193,6 +193,6 @@ def _only_rank_differs(name: str, got: list[int], expected: tuple[int, ...]) -> 
     return len(got) == len(expected) == 2 and got[other_axis] == expected[other_axis]
 
 
-def shape_of_ends(shape: BaseShape) -> dict[str, tuple[int, int]]:
+def _ends(shape: BaseShape) -> dict[str, tuple[int, int]]:
     """The embedding and the head: (in_features, out_features)."""
     return {EMBEDDING: (shape.vocab_size, shape.hidden_size), HEAD: (shape.hidden_size, shape.vocab_size)}

@@ -18,7 +18,7 @@ from loraplex.adapters.errors import AdapterUnavailable
 from loraplex.adapters.factors import (
     BaseWeights,
     Effect,
-    ModuleTensors,
+    ModuleWeights,
     WeightsFile,
     effect_of,
     embedding_effect,
@@ -100,7 +100,7 @@ class _Packer:
         only if it is the same."""
         for module in self._spec.copies:
             assert self._base is not None
-            tensors = ModuleTensors(self._file, module)
+            tensors = ModuleWeights(self._file, module)
             own = self._base.stored(f"{module}.weight")
             for end in ("weight", "base_layer.weight"):
                 if end in tensors and (own is None or not _is_copy(tensors[end], own)):
@@ -119,7 +119,7 @@ class _Packer:
         if layout.head is not None and layout.head is not layout.embedding:
             self._put(layout.head, self._rows(HEAD, layout.head))
         if layout.embedding_a is not None and layout.embedding_b is not None:
-            tensors, spec = ModuleTensors(self._file, EMBEDDING), self._spec.modules[EMBEDDING]
+            tensors, spec = ModuleWeights(self._file, EMBEDDING), self._spec.modules[EMBEDDING]
             effect = embedding_effect(tensors, spec, self._shape.vocab_size, self._shape.hidden_size, self._base)
             self._put(layout.embedding_a, effect.a.T)
             self._put(layout.embedding_b, effect.b.T)
@@ -148,20 +148,20 @@ class _Packer:
     def _effect(self, module: str, spec: ModuleSpec | None, inputs: int, outputs: int) -> Effect:
         effect = Effect(None, None)
         if spec is not None and spec.form != "ia3_in":
-            effect = effect_of(ModuleTensors(self._file, module), spec, inputs, outputs, self._base)
+            effect = effect_of(ModuleWeights(self._file, module), spec, inputs, outputs, self._base)
         if (fed := factor_of(module, self._spec.modules)) is None:
             return effect
-        factor = input_factor(ModuleTensors(self._file, fed), outputs)
+        factor = input_factor(ModuleWeights(self._file, fed), outputs)
         gain = factor - 1 if effect.gain is None else (1 + effect.gain) * factor - 1
         return Effect(effect.a, effect.b, gain, effect.shift)
 
     def _rows(self, module: str, block: Block) -> Tensor:
-        tensors = ModuleTensors(self._file, module)
+        tensors = ModuleWeights(self._file, module)
         if block.tokens is None:
             rows = tensors["weight"]
         else:
             ends = ("token_adapter.trainable_tokens_delta", "trainable_tokens_delta")
-            in_order = tensors[next(end for end in ends if end in tensors)]
+            in_order = tensors[next((end for end in ends if end in tensors), ends[0])]
             tokens = self._spec.token_rows[module]
             rows = in_order[sorted(range(len(tokens)), key=tokens.__getitem__)]
         if rows.shape != block.shape:

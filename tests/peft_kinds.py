@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from peft import (
     VeraConfig,
     get_peft_model,
 )
+from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.config import BdLoraConfig, MontecloraConfig, VeloraConfig
 from transformers import AutoModelForCausalLM
 
@@ -144,6 +145,21 @@ def write(path: Path, base: Path, config: Any, seed: int, spread: float = 0.1) -
             weight.data += moved * torch.randn(weight.shape, generator=generator)
     model.save_pretrained(path)
     return path
+
+
+@torch.inference_mode()
+def summed_logits(base: Path, parts: Sequence[tuple[Path, float]], tokens: list[int]) -> torch.Tensor:
+    """[len(tokens), vocab] fp32 of LoRA adapters that are active together, each with its scaling multiplied."""
+    model = PeftModel.from_pretrained(_fresh(base), parts[0][0], adapter_name="0")
+    for number, (folder, _) in enumerate(parts[1:], 1):
+        model.load_adapter(folder, adapter_name=str(number))
+    for layer in (module for module in model.modules() if isinstance(module, LoraLayer)):
+        for number, (_, weight) in enumerate(parts):
+            if str(number) in layer.scaling:
+                layer.scaling[str(number)] *= weight
+    model.base_model.set_adapter([str(number) for number in range(len(parts))])
+    logits: torch.Tensor = model.eval()(torch.tensor([tokens])).logits[0]
+    return logits
 
 
 @torch.inference_mode()

@@ -10,7 +10,7 @@ import torch
 from conftest import write_tiny_llama, write_tokenizer
 from engine_running import collect, greedy, start_engine, store_adapter
 from oracle import Answer, verdict
-from peft_kinds import BIASED, INVOCATION, KINDS, REAL, peft_logits, write
+from peft_kinds import BIASED, INVOCATION, KINDS, REAL, peft_logits, summed_logits, write
 
 from loraplex.engine.events import AdapterUse
 
@@ -120,6 +120,25 @@ def test_before_its_invocation_an_adapter_shares_the_pages_of_the_base(tiny_mode
     answer = Answer(prompt, invoked.tokens, invoked.logprobs)
     logits = peft_logits(tiny_model_dir, folder, prompt + invoked.tokens, invocation)
     assert verdict(logits, answer, EPSILON).logprob_error < TOLERANCE
+
+
+def test_what_only_adds_adds_up(tiny_model_dir, tmp_path):
+    """Biases of B, and LoRA of the embedding and the head, at scales of their own: PEFT's sum."""
+    built = start_engine(tiny_model_dir, tmp_path / "blobs", dtype="float32")
+    weighted = {"lora_bias": 0.7, "embedding and head": -0.4, "head": 1.5}
+    parts = [
+        (write(tmp_path / name, tiny_model_dir, KINDS[name](), seed), weight)
+        for seed, (name, weight) in enumerate(weighted.items())
+    ]
+    uses = tuple(AdapterUse(store_adapter(tmp_path / "blobs", path, built.shape), weight) for path, weight in parts)
+    prompt = [3 + 7 * i % 90 for i in range(21)]
+    built.engine.submit("sum", prompt, greedy(12, logprobs=True, ignore_eos=True), adapters=uses)
+    outcome = collect(built.engine, ["sum"])["sum"]
+    built.engine.close()
+
+    answer = Answer(prompt, outcome.tokens, outcome.logprobs)
+    seen = verdict(summed_logits(tiny_model_dir, parts, prompt + answer.tokens), answer, EPSILON)
+    assert (len(answer.tokens), seen.wrong, seen.logprob_error < TOLERANCE) == (12, 0, True), seen
 
 
 def test_what_rescales_the_base_is_used_alone(tiny_model_dir, tmp_path):
