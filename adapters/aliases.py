@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from loraplex.adapters.changes import names_of, record_change
 from loraplex.adapters.database import Database
 from loraplex.adapters.errors import AliasMoved, NothingToRestore, VersionNotFound, VersionNotReady
-from loraplex.adapters.lookup import AliasInfo, find_adapter, lock_adapter, no_version
+from loraplex.adapters.lookup import AliasInfo, find_adapter, lock_adapter, no_version, not_ready
 from loraplex.adapters.names import check_alias, version_number
 from loraplex.adapters.schema import Adapter, AdapterVersion, Alias, AliasMove, AliasTarget, now
 
@@ -24,7 +24,7 @@ MAX_HISTORY = 100
 """Moves of an alias that are remembered."""
 
 ABSENT = 0
-"""The revision of an alias that does not exist."""
+"""The revision of an alias, or of anything else with revisions, that does not exist."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,8 +193,7 @@ async def _version_ids(session: AsyncSession, adapter: Adapter, split: Mapping[i
         raise VersionNotFound(no_version(adapter.name, min(missing)))
     for number, version in found.items():
         if version.state != "ready":
-            reason = f": {version.state_reason}" if version.state_reason else ""
-            raise VersionNotReady(f'version: {number} of "{adapter.name}" is {version.state}{reason}')
+            raise VersionNotReady(not_ready(adapter.name, number, version.state, version.state_reason))
     return {number: version.id for number, version in found.items()}
 
 

@@ -9,24 +9,28 @@ from __future__ import annotations
 
 import fcntl
 import os
-import re
 import shutil
-import threading
 import time
 import uuid
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from loraplex.adapters.errors import AdapterNotFound, AdapterUnavailable
-from loraplex.adapters.types import AdapterSpec, adapter_digest
+from loraplex.adapters.types import AdapterSpec, adapter_digest, is_digest
 
 SPEC_FILE = "adapter.json"
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
+TEMPLATE_FILE = "chat_template.jinja"
+TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 
-_DIGEST = re.compile(r"[0-9a-f]{64}")
+ADAPTER_FILES = (CONFIG_FILE, WEIGHTS_FILE)
+"""What an adapter comes as."""
+
+PROMPT_FILES = (TEMPLATE_FILE, TOKENIZER_CONFIG_FILE)
+"""May come with it and say how it is asked. They are taken out before the commit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,33 +50,32 @@ class Staging:
     directory: Path
 
     def path(self, name: str) -> Path:
-        """Where to write CONFIG_FILE or WEIGHTS_FILE. Nothing else may be staged."""
-        if name not in (CONFIG_FILE, WEIGHTS_FILE):
+        """Where to write one of ADAPTER_FILES or of PROMPT_FILES. Nothing else may be staged."""
+        if name not in ADAPTER_FILES + PROMPT_FILES:
             raise ValueError(f"{name!r} is no file of an adapter")
         return self.directory / name
 
 
 class BlobStore:
-    """One process writes (the API); any number open. Methods may be called from several threads."""
+    """Any number of processes on one machine may write and open. Methods may be called from several threads."""
 
     def __init__(self, root: Path) -> None:
         self._staging = root / "staging"
         self._blobs = root / "blobs"
         self._staging.mkdir(parents=True, exist_ok=True)
         self._blobs.mkdir(exist_ok=True)
-        _fsync(root)
-        self._publishing = threading.Lock()
+        fsync(root)
 
     @contextmanager
     def stage(self) -> Iterator[Staging]:
         """A directory that is gone on exit, unless it was committed."""
         directory = self._staging / uuid.uuid4().hex
-        directory.mkdir(mode=0o700)
-        try:
-            with _locked(directory):
-                yield Staging(directory)
-        finally:
-            shutil.rmtree(directory, ignore_errors=True)
+        with ExitStack() as held:
+            with self._exclusively():
+                directory.mkdir(mode=0o700)
+                held.enter_context(locked(directory))
+            held.callback(shutil.rmtree, directory, ignore_errors=True)
+            yield Staging(directory)
 
     def commit(self, staging: Staging, spec: AdapterSpec, weights_sha256: str) -> str:
         """Make the staged files an adapter version that survives a crash, and return its digest.
@@ -83,23 +86,23 @@ class BlobStore:
         digest = adapter_digest(spec, weights_sha256)
         spec_path = staging.directory / SPEC_FILE
         spec_path.write_bytes(spec.to_json())
-        for path in (spec_path, staging.path(CONFIG_FILE), staging.path(WEIGHTS_FILE)):
+        for path in (spec_path, *map(staging.path, ADAPTER_FILES)):
             path.chmod(0o444)
-            _fsync(path)
-        _fsync(staging.directory)
+            fsync(path)
+        fsync(staging.directory)
         target = self._directory(digest)
         target.parent.mkdir(exist_ok=True)
-        with self._publishing:
+        with self._exclusively():
             if not target.exists():
                 staging.directory.rename(target)
             os.utime(target)
-        _fsync(target.parent)
-        _fsync(self._blobs)
+        fsync(target.parent)
+        fsync(self._blobs)
         return digest
 
     def open(self, digest: str) -> StoredAdapter:
         """Raises AdapterNotFound if `digest` is none, AdapterUnavailable if its files are missing or damaged."""
-        if not _DIGEST.fullmatch(digest):
+        if not is_digest(digest):
             raise AdapterNotFound("no such adapter version")
         directory = self._directory(digest)
         try:
@@ -120,39 +123,50 @@ class BlobStore:
         oldest = time.time() - grace_seconds
         removed = []
         for directory in self._blobs.glob("*/*"):
-            if _DIGEST.fullmatch(directory.name) and directory.name not in live and self._retire(directory, oldest):
+            if is_digest(directory.name) and directory.name not in live and self._retire(directory, oldest):
                 removed.append(directory.name)
         for directory in self._staging.iterdir():
-            with suppress(OSError), _locked(directory):  # the owner of a running upload holds the lock
+            with suppress(OSError), ExitStack() as held:
+                with self._exclusively():  # so that an owner who is alive has its lock by now
+                    held.enter_context(locked(directory))
                 shutil.rmtree(directory, ignore_errors=True)
         return removed
 
     def _retire(self, directory: Path, oldest: float) -> bool:
         """Take a blob out of sight in one rename, then delete it: `open` never sees half of one."""
         trash = self._staging / f"removed-{uuid.uuid4().hex}"
-        with self._publishing:
-            if directory.stat().st_mtime >= oldest:
-                return False
-            directory.rename(trash)
-        shutil.rmtree(trash)
+        try:
+            with self._exclusively():
+                if directory.stat().st_mtime >= oldest:
+                    return False
+                directory.rename(trash)
+        except FileNotFoundError:
+            return False  # another server's sweep was quicker
+        shutil.rmtree(trash, ignore_errors=True)
         return True
+
+    def _exclusively(self) -> AbstractContextManager[None]:
+        """For the moment in which a directory appears or goes: no other thread or process is in one."""
+        return locked(self._blobs, wait=True)
 
     def _directory(self, digest: str) -> Path:
         return self._blobs / digest[:2] / digest
 
 
 @contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """Hold the directory's lock, which ends with the process however it dies. Raises BlockingIOError if it is held."""
+def locked(directory: Path, *, wait: bool = False) -> Iterator[None]:
+    """Hold the directory's lock, which ends with the process however it dies. Raises BlockingIOError if it is held,
+    unless told to wait."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield
     finally:
         os.close(descriptor)
 
 
-def _fsync(path: Path) -> None:
+def fsync(path: Path) -> None:
+    """Have what was written to a file, or the names in a directory, survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -29,6 +29,8 @@ MAX_STALE_SECONDS = 2.0
 KEPT_CHANGES = 10_000
 """Changes that are kept; a server that missed more of them forgets all it cached."""
 
+_RELEASE = "release/"
+
 Listener = Callable[[frozenset[str] | None], None]
 """Called with the subjects that changed; None: anything may have."""
 
@@ -38,6 +40,16 @@ _logger = logging.getLogger(__name__)
 def names_of(tenant_id: str, adapter: str) -> str:
     """The subject of what the names of one adapter stand for."""
     return f"{tenant_id}/{adapter}"
+
+
+def release_of(digest: str) -> str:
+    """The subject of bytes whose quarantine has ended."""
+    return _RELEASE + digest
+
+
+def released(subjects: frozenset[str]) -> list[str]:
+    """The digests among the subjects whose quarantine has ended."""
+    return [subject.removeprefix(_RELEASE) for subject in subjects if subject.startswith(_RELEASE)]
 
 
 async def record_change(session: AsyncSession, subject: str) -> None:

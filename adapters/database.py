@@ -5,8 +5,9 @@ Knows connections and their settings. Knows no table.
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, event, make_url
@@ -100,10 +101,26 @@ def control_sqlite_transactions(engine: Engine) -> None:
     event.listen(engine, "begin", begin)
 
 
+class _SqliteConnection(sqlite3.Connection):
+    """A statement of a task that was cancelled is not finished: until it is collected it would keep its lock, closed
+    connection or not."""
+
+    def close(self) -> None:
+        with suppress(sqlite3.ProgrammingError):  # it is closed already
+            self.rollback()
+        super().close()
+
+
 def _create_engine(url: URL) -> AsyncEngine:
+    arguments = {"factory": _SqliteConnection} if is_sqlite(url) else {}
     try:
         engine = create_async_engine(
-            url, pool_size=8, max_overflow=8, pool_timeout=15, pool_pre_ping=not is_sqlite(url)
+            url,
+            connect_args=arguments,
+            pool_size=8,
+            max_overflow=8,
+            pool_timeout=15,
+            pool_pre_ping=not is_sqlite(url),
         )
     except ModuleNotFoundError as error:
         raise InvalidDatabaseUrl(f"database_url: {error}; install it with: pip install 'loraplex[postgres]'") from error

@@ -38,11 +38,15 @@ class VersionInUse(AdapterError):
 
 
 class VersionNotReady(AdapterError):
-    """The version cannot serve: its validation has not ended, or it was rejected."""
+    """The version cannot serve: its validation has not ended, or it was rejected or quarantined."""
 
 
 class AliasMoved(AdapterError):
     """The alias is not at the revision that the caller has seen: somebody else moved it."""
+
+
+class ProfileChanged(AdapterError):
+    """The profile is not at the revision that the caller has seen: somebody else changed it."""
 
 
 class NothingToRestore(AdapterError):
@@ -63,6 +67,42 @@ class AdapterInvalid(AdapterError):
     def __init__(self, report: Sequence[dict[str, Any]]) -> None:
         super().__init__("; ".join(str(check.get("message", check)) for check in report))
         self.report = list(report)
+
+
+class ImportNotFound(AdapterError):
+    """No such import for this caller. Absent and foreign read the same."""
+
+
+class ImportEnded(AdapterError):
+    """The import cannot be cancelled: it has ended, or its version is published."""
+
+
+class TooManyImports(AdapterError):
+    """The tenant has as many imports open as it may have."""
+
+
+class LeaseLost(AdapterError):
+    """An import is not its server's any more: it was cancelled, or another server has taken it up."""
+
+
+class UploadNotFound(AdapterError):
+    """No such upload, or no such file of it, for this caller. It may have expired."""
+
+
+class UploadLimitReached(AdapterError):
+    """The tenant has as many uploads open, or as many bytes announced in them, as it may."""
+
+
+class UploadBusy(AdapterError):
+    """Another request is writing to the upload."""
+
+
+class UploadIncomplete(AdapterError):
+    """Bytes of the upload are still to come."""
+
+
+class ChecksumMismatch(AdapterError):
+    """A file of the upload is not the one that was announced."""
 
 
 class AdapterUnavailable(AdapterError):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal, cast
 
-from sqlalchemy import ColumnElement, Select, String, and_, column, select, table
+from sqlalchemy import ColumnElement, Select, String, and_, column, exists, or_, select, table
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import joinedload, selectinload
 
@@ -26,15 +26,17 @@ MAX_TARGETS = 8
 tenants = table("tenants", column("id", String), column("slug", Adapter.name.type))
 
 
-VersionState = Literal["validating", "ready", "rejected"]
-"""validating: its bytes passed their checks, and the engine has not run it yet; ready: it may serve; rejected: it never
-will, for the reason that stands beside the state."""
+VersionState = Literal["validating", "ready", "rejected", "quarantined"]
+"""validating: its bytes passed their checks, and the engine has not run it yet; ready: it may serve; rejected: it
+failed when it was run; quarantined: an operator took it out, or the engine crashed with it. Why it is rejected or
+quarantined stands beside the state."""
 
 
 @dataclass(frozen=True, slots=True)
 class VersionInfo:
     """One version: immutable weights, whose bytes `digest` names, and the state that they are in.
 
+    `profile_digest` names its serving profile; None: it has none.
     invocation_tokens, is_additive: see `types.AdapterSpec`
     """
 
@@ -51,6 +53,7 @@ class VersionInfo:
     state: VersionState
     state_reason: str
     created_at: datetime
+    profile_digest: str | None = None
     invocation_tokens: tuple[int, ...] = ()
     is_additive: bool = True
 
@@ -145,7 +148,8 @@ VersionRows = Select[AdapterVersion, Adapter, str, str]
 async def find_targets(session: AsyncSession, tenant_id: str, name: str, selector: str | None) -> tuple[Target, ...]:
     """What `name@selector` stands for, the newest version first; nothing where there is no such thing that is ready.
 
-    Digits are a version number, other selectors an alias. None is the alias `prod`, else the newest version.
+    Digits are a version number, other selectors an alias. None is the alias `prod` if there is one, else the newest
+    version: one that was taken out is not replaced by one that nobody chose.
     """
     alias = DEFAULT_ALIAS if selector is None else selector
     points_here = and_(AliasTarget.version_id == AdapterVersion.id, AliasTarget.alias == alias)
@@ -155,6 +159,9 @@ async def find_targets(session: AsyncSession, tenant_id: str, name: str, selecto
         wanted = wanted.where(AdapterVersion.number == version_number(selector))
     elif selector is not None:
         wanted = wanted.where(AliasTarget.weight.is_not(None))
+    else:
+        has_default = exists().where(Alias.adapter_id == Adapter.id, Alias.name == DEFAULT_ALIAS)
+        wanted = wanted.where(or_(AliasTarget.weight.is_not(None), ~has_default))
     newest_first = wanted.order_by(AliasTarget.weight.is_(None), AdapterVersion.number.desc()).limit(MAX_TARGETS)
     targets = [
         (_version_info(version, adapter, base_model, slug), weight)
@@ -210,6 +217,7 @@ def _version_info(version: AdapterVersion, adapter: Adapter, base_model: str, sl
         state=cast("VersionState", version.state),
         state_reason=version.state_reason,
         created_at=version.created_at,
+        profile_digest=version.profile_digest,
         invocation_tokens=tuple(version.invocation_tokens or ()),
         is_additive=version.is_additive,
     )
@@ -221,3 +229,7 @@ def no_adapter(name: str) -> str:
 
 def no_version(name: str, number: int) -> str:
     return f'version: "{name}" has no version {str(number)[:12]}'
+
+
+def not_ready(name: str, number: int, state: str, reason: str) -> str:
+    return f'version: {number} of "{name}" is {state}' + (f": {reason}" if reason else "")

@@ -1,4 +1,4 @@
-"""Names as people write them: `[tenant/]adapter[@alias|@version]`, and what each part may be.
+"""Names as people write them: `[tenant/]adapter[@alias|@version]`, what each part may be, and weighted sums of names.
 
 Knows nothing about which names exist.
 """
@@ -14,10 +14,12 @@ from loraplex.adapters.errors import InvalidName
 MAX_SLUG_LENGTH = 63
 MAX_MODEL_NAME_LENGTH = 3 * MAX_SLUG_LENGTH + 2
 MAX_BASE_NAME_LENGTH = 127
+MAX_WEIGHT = 16.0
 
 _SLUG = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _ALIAS = re.compile(r"[a-z][a-z0-9._-]{0,62}")
 _NUMBER = re.compile(r"[1-9][0-9]{0,8}")
+_WEIGHT = re.compile(r"[+-]?[0-9]{0,3}(\.[0-9]{0,6})?")
 _BASE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,126}")
 
 
@@ -33,6 +35,33 @@ class ModelName:
         tenant = "" if self.tenant is None else f"{self.tenant}/"
         selector = "" if self.selector is None else f"@{self.selector}"
         return f"{tenant}{self.adapter}{selector}"
+
+
+@dataclass(frozen=True, slots=True)
+class WeightedName:
+    """One term of a sum: a name, not looked at yet, and what its adapter is multiplied by."""
+
+    name: str
+    weight: float = 1.0
+
+
+def split_sum(text: str, field: str = "model") -> tuple[WeightedName, ...]:
+    """The terms of `name*weight+name*weight`, where a weight of 1 may be left out. Raises InvalidName for a weight.
+
+    No name holds a `+` or a `*`.
+    """
+    if "*" not in text and "+" not in text:
+        return (WeightedName(text),)
+    terms = [term.partition("*") for term in text.split("+")]
+    return tuple(WeightedName(name, _weight(digits, field) if star else 1.0) for name, star, digits in terms)
+
+
+def _weight(text: str, field: str) -> float:
+    weight = float(text) if _WEIGHT.fullmatch(text) and any(map(str.isdigit, text)) else MAX_WEIGHT + 1
+    if abs(weight) > MAX_WEIGHT:
+        rule = f"write a decimal number from -{MAX_WEIGHT:g} to {MAX_WEIGHT:g}, as in `a*0.7+b*0.3`"
+        raise InvalidName(field, f"{_shown(text)} is not a weight: {rule}")
+    return weight
 
 
 def check_slug(value: str, field: str) -> str:

@@ -44,6 +44,11 @@ class CheckedAdapter:
     weights_sha256: str
     statistics: Mapping[str, Mapping[str, TensorStatistics]]
 
+    @property
+    def targets(self) -> list[str]:
+        """The last parts of its modules' names, such as `q_proj`, each once."""
+        return sorted({module.rsplit(".", 1)[-1] for module in self.spec.touched})
+
 
 def check_adapter(config_path: Path, weights_path: Path, shape: BaseShape, limits: AdapterLimits) -> CheckedAdapter:
     """Check the two files of an adapter against the base. Raises AdapterInvalid with a report of what failed.

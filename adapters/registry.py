@@ -5,12 +5,13 @@ Knows rows. Knows no file, no HTTP and no tensor. Everything that a call returns
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import delete, select, tuple_
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import undefer
 
 from loraplex.adapters.changes import names_of, record_change
@@ -43,13 +44,27 @@ from loraplex.adapters.lookup import (
     version_infos,
 )
 from loraplex.adapters.names import check_base_name, check_slug, check_text, version_number
-from loraplex.adapters.schema import Adapter, AdapterVersion, Alias, AliasMove, AliasTarget, BaseModel, now
+from loraplex.adapters.profile_store import set_template
+from loraplex.adapters.schema import (
+    Adapter,
+    AdapterVersion,
+    Alias,
+    AliasMove,
+    AliasTarget,
+    BaseModel,
+    ImportJob,
+    Upload,
+    now,
+)
 
 __all__ = ["AdapterInfo", "AdapterRegistry", "Target", "VersionInfo"]
 
 MAX_PAGE = 1000
 MAX_DESCRIPTION_LENGTH = 2000
 MAX_REASON_LENGTH = 500
+
+Recorder = Callable[[AsyncSession, VersionInfo], Awaitable[None]]
+"""Writes down elsewhere that a version is published, in the same transaction: what it raises undoes both."""
 
 
 class AdapterRegistry:
@@ -120,10 +135,10 @@ class AdapterRegistry:
             return [adapter_info(adapter, slug) for adapter, slug in (await session.execute(page))]
 
     async def delete_adapter(self, tenant_id: str, name: str) -> None:
-        """Delete it with its versions and aliases. Raises AdapterNotFound."""
+        """Delete it with its versions, aliases, imports and uploads. Raises AdapterNotFound."""
         async with self._database.transaction() as session:
             adapter = await lock_adapter(session, tenant_id, name)
-            for rows in (AliasTarget, AliasMove, Alias, AdapterVersion):
+            for rows in (AliasTarget, AliasMove, Alias, AdapterVersion, ImportJob, Upload):
                 await session.execute(delete(rows).where(rows.adapter_id == adapter.id))
             await session.execute(delete(Adapter).where(Adapter.id == adapter.id))
             await record_change(session, names_of(tenant_id, name))
@@ -141,17 +156,22 @@ class AdapterRegistry:
         created_by: str | None,
         invocation_tokens: Sequence[int] = (),
         is_additive: bool = True,
+        chat_template: str | None = None,
+        record: Recorder | None = None,
+        received_sha256: str | None = None,
     ) -> VersionInfo:
         """The version of these bytes: a new one, numbered one above all that ever were, or the one that has them.
 
         It is validating, and serves once `settle` has made it ready; one that was rejected is validated again. The
-        bytes must be in the blob store already. Raises AdapterNotFound.
+        bytes must be in the blob store already. received_sha256: by which `find_received` finds it. chat_template: goes
+        into its profile. Raises AdapterNotFound, and what `record` raises.
         """
         async with self._database.transaction() as session:
             adapter = await lock_adapter(session, tenant_id, name)
             same_bytes = AdapterVersion.adapter_id == adapter.id, AdapterVersion.digest == digest
-            known = await session.scalar(select(AdapterVersion).where(*same_bytes))
-            if known is None:
+            known = select(AdapterVersion).where(*same_bytes)
+            version = await session.scalar(known.options(undefer(AdapterVersion.profile)))
+            if version is None:
                 adapter.last_number += 1
                 version = AdapterVersion(
                     adapter_id=adapter.id,
@@ -165,14 +185,33 @@ class AdapterRegistry:
                     report=list(report),
                     state="validating",
                     created_by=created_by,
+                    received_sha256=received_sha256,
                 )
                 session.add(version)
-            elif known.state == "rejected":
-                known.state, known.state_reason, known.report = "validating", "", list(report)
+            else:
+                version.received_sha256 = received_sha256 or version.received_sha256
+                if version.state == "rejected":
+                    version.state, version.state_reason, version.report = "validating", "", list(report)
+            profile_changed = chat_template is not None and set_template(version, chat_template)
             await session.flush()
+            if profile_changed:
+                await record_change(session, names_of(tenant_id, name))
             found = await first_version(session, select_versions(tenant_id, name).where(*same_bytes))
             assert found is not None, "the transaction has just seen or written it"
+            if record is not None:
+                await record(session, found)
             return found
+
+    async def find_received(self, tenant_id: str, name: str, received_sha256: str) -> VersionInfo | None:
+        """The version of this adapter that files with this `types.received_digest` last became, rejected ones aside.
+
+        Raises AdapterNotFound. No other adapter is looked at: what others have uploaded must not show.
+        """
+        received = AdapterVersion.received_sha256 == received_sha256, AdapterVersion.state != "rejected"
+        async with self._database.read() as session:
+            await find_adapter(session, tenant_id, name)
+            newest_first = select_versions(tenant_id, name).where(*received).order_by(AdapterVersion.number.desc())
+            return await first_version(session, newest_first)
 
     async def settle(
         self,

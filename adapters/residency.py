@@ -154,6 +154,10 @@ class AdapterResidency:
             for digest in list(islice(chain(self._wanted, self._warming), LOOK_AHEAD)):
                 self._prefetch(digest)
 
+    def is_ready(self, digest: str) -> bool:
+        """Whether the adapter is on the device."""
+        return self._pool.is_ready(digest)
+
     def lacks_room(self, digest: str) -> bool:
         """Whether the adapter, which a sequence wants, waits for leases of others to end."""
         return digest in self._lacking_room
@@ -164,7 +168,7 @@ class AdapterResidency:
         Raises AdapterUnavailable if all of them together are larger than the pool.
         """
         is_loading = any(isinstance(load, _Copying) or not load.job.done() for load in self._loads.values())
-        if digest not in self._lacking_room or is_loading or self._pool.num_leases > len(leases):
+        if not leases or digest not in self._lacking_room or is_loading or self._pool.num_leases > len(leases):
             return False
         if sum(lease.size_bytes for lease in leases) + self._lacking_room[digest] > self._pool.capacity_bytes:
             raise AdapterUnavailable(

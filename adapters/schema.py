@@ -16,6 +16,7 @@ from sqlalchemy import (
     Dialect,
     ForeignKey,
     ForeignKeyConstraint,
+    Index,
     MetaData,
     String,
     Text,
@@ -28,7 +29,7 @@ from sqlalchemy.types import TypeDecorator, TypeEngine
 from loraplex.adapters.names import MAX_BASE_NAME_LENGTH, MAX_SLUG_LENGTH
 
 Json = JSON().with_variant(JSONB(), "postgresql")
-NullableJson = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
+JsonOrNull = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
 RowId = String(32)
 
 
@@ -128,7 +129,10 @@ class Adapter(Base):
 class AdapterVersion(Base):
     """Immutable weights, named by their digest. `created_by` is the id of the API key that published them.
 
-    `state`: see `lookup.VersionState`. `report`, the one large column, is read only where it is asked for.
+    `state`: see `lookup.VersionState`. `profile` is a ServingProfile, `profile_digest` names it; both are NULL where
+    there is none, and every change raises `profile_revision`. `report` and `profile`, which can be large, are read only
+    where they are asked for. `received_sha256`: `types.received_digest` of the files that last became this version;
+    none before there was one.
     """
 
     __tablename__ = "adapter_versions"
@@ -141,13 +145,17 @@ class AdapterVersion(Base):
     size_bytes: Mapped[int] = mapped_column(BigInteger)
     max_rank: Mapped[int]
     targets: Mapped[list[str]] = mapped_column(Json)
-    invocation_tokens: Mapped[list[int] | None] = mapped_column(NullableJson)
+    invocation_tokens: Mapped[list[int] | None] = mapped_column(JsonOrNull)
     is_additive: Mapped[bool] = mapped_column(default=True)
     report: Mapped[list[dict[str, Any]]] = mapped_column(Json, deferred=True, deferred_raiseload=True)
     state: Mapped[str] = mapped_column(String(16))
     state_reason: Mapped[str] = mapped_column(Text, default="")
+    received_sha256: Mapped[str | None] = mapped_column(String(64))
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now)
     created_by: Mapped[str | None] = mapped_column(String(12))
+    profile: Mapped[dict[str, Any] | None] = mapped_column(JsonOrNull, deferred=True, deferred_raiseload=True)
+    profile_digest: Mapped[str | None] = mapped_column(String(64))
+    profile_revision: Mapped[int] = mapped_column(default=0)
 
     adapter: Mapped[Adapter] = relationship(viewonly=True, lazy="raise", back_populates="versions")
 
@@ -192,6 +200,62 @@ class AliasMove(Base):
     restores: Mapped[int | None]
     moved_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now)
     moved_by: Mapped[str | None] = mapped_column(String(12))
+
+
+class ImportJob(Base):
+    """Files that a server is to fetch and publish as a version. `state`: see `import_jobs.ImportState`.
+
+    `due_at`: when a server may take it up; a running one, whose server renews it, when its lease has ended.
+    `lease_owner`: another one each time that it is taken up. `version`: its number, written when it is published.
+    `error`: {code, message, details} of the last attempt. `created_by`: the id of the API key.
+    """
+
+    __tablename__ = "import_jobs"
+    __table_args__ = (Index(None, "state", "due_at"),)
+
+    id: Mapped[str] = mapped_column(Name(32), primary_key=True, default=new_id)
+    adapter_id: Mapped[str] = mapped_column(ForeignKey("adapters.id"), index=True)
+    source: Mapped[str] = mapped_column(Text)
+    state: Mapped[str] = mapped_column(String(16))
+    due_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    lease_owner: Mapped[str | None] = mapped_column(RowId)
+    attempt: Mapped[int] = mapped_column(default=0)
+    file: Mapped[str | None] = mapped_column(String(64))
+    bytes_done: Mapped[int] = mapped_column(BigInteger, default=0)
+    bytes_total: Mapped[int | None] = mapped_column(BigInteger)
+    version: Mapped[int | None]
+    error: Mapped[dict[str, Any] | None] = mapped_column(Json)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now)
+    started_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    finished_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    created_by: Mapped[str | None] = mapped_column(String(12))
+
+
+class Upload(Base):
+    """Files that come in pieces: `files` has name, size_bytes and sha256 of each, `size_bytes` is their sum.
+
+    `version_number`: of the version that they became; none while bytes are still to come.
+    """
+
+    __tablename__ = "uploads"
+
+    id: Mapped[str] = mapped_column(RowId, primary_key=True, default=new_id)
+    adapter_id: Mapped[str] = mapped_column(ForeignKey("adapters.id"), index=True)
+    files: Mapped[list[dict[str, Any]]] = mapped_column(Json)
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    version_number: Mapped[int | None]
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now)
+    created_by: Mapped[str | None] = mapped_column(String(12))
+    expires_at: Mapped[datetime] = mapped_column(UtcDateTime, index=True)
+
+
+class Lease(Base):
+    """Work that one server at a time does, and until when whoever does it has it for itself."""
+
+    __tablename__ = "leases"
+
+    name: Mapped[str] = mapped_column(String(32), primary_key=True)
+    expires_at: Mapped[datetime] = mapped_column(UtcDateTime)
 
 
 class RegistryState(Base):

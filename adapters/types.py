@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
@@ -197,6 +198,20 @@ class AdapterSpec:
             copies=frozenset(document.get("copies", ())),
             invocation_tokens=tuple(map(int, document.get("invocation_tokens", ()))),
         )
+
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+def is_digest(text: str) -> bool:
+    """Whether it has the form of a SHA-256: nothing else is looked up, or becomes part of a path."""
+    return _DIGEST.fullmatch(text) is not None
+
+
+def received_digest(sha256_of: Mapping[str, str]) -> str:
+    """One digest over files as they came in: file name -> SHA-256."""
+    lines = "".join(f"{name} {sha256_of[name]}\n" for name in sorted(sha256_of))
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def adapter_digest(spec: AdapterSpec, weights_sha256: str) -> str:

@@ -44,14 +44,16 @@ class EngineClient:
     """A supervised engine process.
 
     When the process dies it is started again: requests without output are sent again, the others fail with
-    `engine_restarted`, and an adapter that was in use at two crashes is refused from then on. After three crashes in
-    five minutes the client gives up and `given_up` is set, so that the whole server can leave with an error.
+    `engine_restarted`, and an adapter that was in use at two crashes is refused from then on and told in `quarantined`.
+    After three crashes in five minutes the client gives up and `given_up` is set, so that the whole server can leave
+    with an error.
     """
 
     def __init__(self, settings: EngineSettings, process: EngineProcess, ready: Ready, max_pending: int) -> None:
         self.ready = ready
         self.status: Status | None = None
         self.given_up = asyncio.Event()
+        self.quarantined: asyncio.Queue[str] = asyncio.Queue()
         self._settings = settings
         self._process = process
         self._max_pending = max_pending
@@ -111,6 +113,10 @@ class EngineClient:
         """Have an adapter version loaded before its first request, where the engine can; nothing waits for it."""
         if self._is_up:
             self._process.send(Warm(digest))
+
+    def forgive(self, digest: str) -> None:
+        """Run an adapter again whatever it was in use at."""
+        del self._crashed_with[digest]
 
     def _forget(self, request_id: str) -> None:
         if self._generations.pop(request_id, None) is not None and self._is_up:
@@ -209,7 +215,11 @@ class EngineClient:
         self._crashes.append(now)
         while self._crashes[0] < now - CRASH_WINDOW_SECONDS:
             self._crashes.popleft()
-        self._crashed_with.update({use.digest for g in self._generations.values() for use in g.request.adapters})
+        suspects = {use.digest for g in self._generations.values() for use in g.request.adapters}
+        self._crashed_with.update(suspects)
+        for digest in suspects:
+            if self._crashed_with[digest] == QUARANTINE_CRASHES:
+                self.quarantined.put_nowait(digest)
         for future in self._inspections.values():
             if not future.cancelled():
                 future.set_exception(EngineUnavailable("the engine is restarting", retry_after_seconds=5))

@@ -11,6 +11,7 @@ import struct
 import msgspec
 
 from loraplex.engine.events import (
+    MAX_ADAPTERS,
     AdapterUse,
     FinishReason,
     RequestFailed,
@@ -25,6 +26,7 @@ from loraplex.engine.events import (
 from loraplex.engine.settings import EngineSettings
 
 __all__ = [
+    "MAX_ADAPTERS",
     "Abort",
     "AdapterUse",
     "EngineSettings",

@@ -205,8 +205,11 @@ class Scheduler:
         return sequence.owed_room_after
 
     def _lease_adapters(self, sequence: Sequence) -> bool:
-        """All of them, or False. One sequence at a time, the oldest, keeps those that it has while others are missing:
+        """All of them, or False. Of sequences with several, one at a time gathers what is missing, keeping what it has:
         two that did so could wait for each other for ever."""
+        must_wait = len(sequence.adapters) > 1 and self._gathering not in (None, sequence)
+        if must_wait and not all(self._residency.is_ready(use.digest) for use in sequence.adapters):
+            return False
         for use in sequence.adapters[len(sequence.leases) :]:
             lease = self._residency.try_lease(use.digest)
             if lease is None:
@@ -216,13 +219,12 @@ class Scheduler:
             if len(sequence.leases) > 1 and not all(lease.is_additive for lease in sequence.leases):
                 raise AdapterUnavailable(NOT_ADDITIVE)
             return True
-        if self._gathering is None and sequence.leases:
+        if sequence.leases:
             self._gathering = sequence
-        if self._gathering is not sequence:
-            self._release_adapters(sequence)
-        elif self._residency.is_blocked_by(sequence.leases, sequence.adapters[len(sequence.leases)].digest):
+        if self._residency.is_blocked_by(sequence.leases, sequence.adapters[len(sequence.leases)].digest):
             # they lie badly: all of them come in anew, one after the other
             self._release_adapters(sequence)
+            self._gathering = sequence
             self._residency.evict_all()
         return False
 

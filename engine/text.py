@@ -7,21 +7,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from datetime import datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from jinja2 import TemplateError as JinjaError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+import msgspec
 from tokenizers import Tokenizer
+
+from loraplex.engine.templates import Messages, TemplateError, TokenizerConfig, compile_template, render
 
 MAX_RENDERED_CHARS = 8 << 20
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 LONGEST_CHARACTER_TOKENS = 4  # UTF-8 bytes of one character; what is still incomplete then is no character at all
-
-
-class TemplateError(ValueError):
-    """The model's chat template refuses these messages, or there is none."""
 
 
 class TextCodec:
@@ -31,30 +27,31 @@ class TextCodec:
         self._tokenizer = Tokenizer.from_file(str(model_path / "tokenizer.json"))
         config_path = model_path / "tokenizer_config.json"
         config: dict[str, Any] = json.loads(config_path.read_text()) if config_path.exists() else {}
-        self._special_tokens = {
+        self.special_tokens = {
             name: _token_text(config.get(name)) for name in ("bos_token", "eos_token", "pad_token", "unk_token")
         }
-        template = _chat_template(model_path, config)
-        self._template = _environment().from_string(template) if template else None
+        self.chat_template = _chat_template(model_path, config)
+        self._template = compile_template(self.chat_template) if self.chat_template else None
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a plain prompt, with the special tokens that the tokenizer adds by itself (a BOS, if any)."""
         ids: list[int] = self._tokenizer.encode(text).ids
         return ids
 
-    def render_chat(self, messages: Sequence[dict[str, str]]) -> list[int]:
-        """Token ids of a conversation, up to where the assistant's answer begins.
+    def render_chat(self, messages: Messages) -> list[int]:
+        """Token ids of a conversation, by the model's own template, up to where the assistant's answer begins.
 
         Raises TemplateError when the model has no chat template or the template refuses the messages.
         """
         if self._template is None:
             raise TemplateError("this model has no chat template; use /v1/completions")
-        try:
-            text = self._template.render(messages=messages, add_generation_prompt=True, **self._special_tokens)
-        except JinjaError as error:
-            raise TemplateError(f"the model's chat template refuses these messages: {error.message}") from error
+        text = render(self._template, messages, self.special_tokens)
         if len(text) > MAX_RENDERED_CHARS:
             raise TemplateError(f"the rendered conversation is longer than {MAX_RENDERED_CHARS} characters")
+        return self.encode_rendered(text)
+
+    def encode_rendered(self, text: str) -> list[int]:
+        """Token ids of a conversation that a template has rendered, which wrote the special tokens itself."""
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
@@ -106,28 +103,8 @@ class Detokenizer:
 
 def _chat_template(model_path: Path, config: dict[str, Any]) -> str | None:
     file = model_path / "chat_template.jinja"
-    if file.exists():
-        return file.read_text()
-    template = config.get("chat_template")
-    if isinstance(template, list):
-        template = next((entry["template"] for entry in template if entry["name"] == "default"), None)
-    return template
+    return file.read_text() if file.exists() else msgspec.convert(config, TokenizerConfig).default_template
 
 
 def _token_text(token: str | dict[str, Any] | None) -> str:
     return token["content"] if isinstance(token, dict) else token or ""
-
-
-def _environment() -> ImmutableSandboxedEnvironment:
-    """The globals that chat templates expect. Templates come with the base model, yet they run sandboxed."""
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.globals["raise_exception"] = _raise
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
-    return environment
-
-
-def _raise(message: str) -> NoReturn:
-    raise JinjaError(message)

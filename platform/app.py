@@ -17,11 +17,15 @@ from loraplex.platform.logging import response_hook
 from loraplex.platform.manage.adapters import ADAPTER_ROUTES
 from loraplex.platform.manage.admin import ADMIN_ROUTES
 from loraplex.platform.manage.aliases import ALIAS_ROUTES
+from loraplex.platform.manage.idempotency import provide_once
+from loraplex.platform.manage.imports import IMPORT_ROUTES
 from loraplex.platform.manage.lora_adapters import LORA_ROUTES
+from loraplex.platform.manage.profiles import PROFILE_ROUTES
+from loraplex.platform.manage.resumable import UPLOAD_ROUTES
 from loraplex.platform.manage.uploads import UploadSlots
 from loraplex.platform.openai.body import JsonRequest
 from loraplex.platform.openai.routes import OPENAI_ROUTES
-from loraplex.platform.openapi import build_document, openapi_config, openapi_json
+from loraplex.platform.openapi import openapi_config, openapi_json
 from loraplex.platform.services import Services
 
 
@@ -36,8 +40,11 @@ def create_app(services: Services, drain: asyncio.Event | None = None) -> Litest
             *HEALTH_ROUTES,
             *OPENAI_ROUTES,
             *ADAPTER_ROUTES,
+            *UPLOAD_ROUTES,
+            *PROFILE_ROUTES,
             *ALIAS_ROUTES,
             *LORA_ROUTES,
+            *IMPORT_ROUTES,
             *ADMIN_ROUTES,
             openapi_json,
         ],
@@ -47,6 +54,7 @@ def create_app(services: Services, drain: asyncio.Event | None = None) -> Litest
             "upload_slots": Provide(lambda: upload_slots, sync_to_thread=False),
             "lora_lock": Provide(lambda: lora_lock, sync_to_thread=False),
             "principal": Provide(provide_principal, sync_to_thread=False),
+            "once": Provide(provide_once, sync_to_thread=False),
         },
         guards=[make_guard(authenticator), make_drain_guard(draining)],
         exception_handlers=EXCEPTION_HANDLERS,
@@ -57,5 +65,4 @@ def create_app(services: Services, drain: asyncio.Event | None = None) -> Litest
         logging_config=None,
     )
     require_closed(app)
-    app.state.openapi_json = build_document(app)
     return app

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 from loraplex.adapters.changes import ChangeFeed
 from loraplex.adapters.errors import AdapterNotFound, InvalidName
-from loraplex.adapters.names import ModelName, parse_model_name, without_base
+from loraplex.adapters.names import ModelName, WeightedName, parse_model_name, split_sum, without_base
 from loraplex.adapters.registry import AdapterRegistry, Target, VersionInfo
+from loraplex.engine.messages import MAX_ADAPTERS
 from loraplex.platform.errors import ApiError
 from loraplex.platform.name_cache import NameCache
 from loraplex.platform.tenants import Principal
@@ -21,12 +22,28 @@ MAX_ECHO_CHARS = 128
 
 
 @dataclass(frozen=True, slots=True)
+class WeightedVersion:
+    """An adapter version, and what its part of every sum is multiplied by."""
+
+    version: VersionInfo
+    weight: float
+
+    @property
+    def name(self) -> str:
+        return self.version.canonical_name + ("" if self.weight == 1 else f"*{self.weight:.12g}")
+
+
+@dataclass(frozen=True, slots=True)
 class ResolvedModel:
-    """`name` is canonical and stands in responses. The base has neither digest nor version."""
+    """`name` is canonical and stands in responses. The base has no adapters."""
 
     name: str
-    digest: str | None = None
-    version: VersionInfo | None = None
+    adapters: tuple[WeightedVersion, ...] = ()
+
+    @property
+    def version(self) -> VersionInfo | None:
+        """The one that says how to ask: the first of a sum."""
+        return self.adapters[0].version if self.adapters else None
 
 
 def model_not_found(model: str) -> ApiError:
@@ -51,14 +68,37 @@ class Catalog:
         changes.subscribe(self._names.forget)
 
     async def resolve(self, principal: Principal, model: str, user: str | None = None) -> ResolvedModel:
-        """The base by its exact name; `[base:][tenant/]adapter[@alias|@version]` in the caller's tenant; or a 404
-        ApiError.
+        """The base by its exact name; `[base:][tenant/]adapter[@alias|@version]` in the caller's tenant; a weighted sum
+        of such names, `a*0.7+b*0.3`; or a 404 ApiError, or a 400 one for what is no weight.
 
         Where versions share the traffic of a name, the same `user`, or without one the same key, gets the same version.
         A key without a tenant (an operator's) may use the base only.
         """
         if model == self.base_model_name:
             return ResolvedModel(model)
+        try:
+            terms = split_sum(model)
+        except InvalidName as error:
+            raise ApiError(400, "invalid_value", f"Invalid value for 'model': {error}.", param="model") from error
+        return await self.resolve_sum(principal, terms, user)
+
+    async def resolve_sum(
+        self, principal: Principal, terms: Sequence[WeightedName], user: str | None = None
+    ) -> ResolvedModel:
+        """As `resolve`, of terms that each name an adapter. Two that name the same version become one."""
+        if len(terms) > MAX_ADAPTERS:
+            message = f"'model' adds up {len(terms)} adapters; at most {MAX_ADAPTERS} may be in one request."
+            raise ApiError(400, "invalid_value", message, param="model")
+        weights: dict[str, WeightedVersion] = {}
+        for term in terms:
+            version = await self._version(principal, term.name, user)
+            before = weights[version.digest].weight if version.digest in weights else 0.0
+            weights[version.digest] = WeightedVersion(version, before + term.weight)
+        adapters = tuple(adapter for adapter in weights.values() if adapter.weight)
+        _require_additive(adapters)
+        return ResolvedModel("+".join(adapter.name for adapter in adapters) or self.base_model_name, adapters)
+
+    async def _version(self, principal: Principal, model: str, user: str | None) -> VersionInfo:
         name = _parse(without_base(model, self.base_model_name))
         if name is None or principal.tenant_id is None or name.tenant not in (None, principal.tenant):
             raise model_not_found(model)
@@ -70,7 +110,7 @@ class Catalog:
         if version.base_model != self.base_model_name:
             message = f"This adapter was made for `{version.base_model}`; this server serves `{self.base_model_name}`."
             raise ApiError(404, "model_not_found", message, param="model")
-        return ResolvedModel(version.canonical_name, version.digest, version)
+        return version
 
     async def _targets(self, tenant_id: str, adapter: str, selector: str | None) -> tuple[Target, ...]:
         await self._changes.refresh()
@@ -97,6 +137,15 @@ def choose(targets: Sequence[Target], who: str) -> VersionInfo:
             return target.version
         point -= target.weight
     return targets[-1].version
+
+
+def _require_additive(adapters: Sequence[WeightedVersion]) -> None:
+    """Raises ApiError 400 for a sum with a version in it that does more than add to the base."""
+    for adapter in adapters if len(adapters) > 1 else ():
+        if not adapter.version.is_additive:
+            why = "rescales the base or replaces parts of it (DoRA, IA3, embeddings of its own)"
+            message = f"`{adapter.version.canonical_name}` {why}, so nothing can be added to it; use it alone."
+            raise ApiError(400, "adapter_not_additive", message, param="model")
 
 
 def _parse(model: str) -> ModelName | None:

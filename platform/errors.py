@@ -34,12 +34,22 @@ from loraplex.adapters.errors import (
     AliasMoved,
     BaseModelConflict,
     BaseModelUnknown,
+    ChecksumMismatch,
+    ImportEnded,
+    ImportNotFound,
     InvalidName,
     NothingToRestore,
+    ProfileChanged,
+    TooManyImports,
+    UploadBusy,
+    UploadIncomplete,
+    UploadLimitReached,
+    UploadNotFound,
     VersionInUse,
     VersionNotReady,
 )
 from loraplex.engine.client import EngineUnavailable, GenerationFailed
+from loraplex.platform.idempotency_keys import IdempotencyKeyInUse, IdempotencyKeyReused, TooManyIdempotencyKeys
 from loraplex.platform.logging import request_id
 from loraplex.platform.tenants import InvalidKeyRequest, KeyNotFound, TenantError, TenantExists, TenantNotFound
 
@@ -126,11 +136,14 @@ def _join(path: str, field: str) -> str:
 
 
 def _from_litestar_validation(error: ValidationException) -> ApiError:
-    """Litestar gives a list of {key, message}, the key `data` standing for the body as a whole; the first is told."""
+    """Litestar gives a list of {key, message, source}; the first is told. The key `data` is the body as a whole, and a
+    header's key is the name of the handler's argument."""
     if not isinstance(error.extra, list) or not error.extra:
         return ApiError(400, "invalid_value", error.detail)
     first = error.extra[0]
     key, message = str(first.get("key", "")), str(first.get("message", ""))
+    if first.get("source") == "header":
+        key = "-".join(word.capitalize() for word in key.split("_"))
     if message == f"'{key}'":
         return ApiError(
             400,
@@ -154,6 +167,8 @@ def _from_generation_failure(error: GenerationFailed) -> ApiError:
 
 _NO_RETRY = {"x-should-retry": "false"}
 """OpenAI's clients retry a 409 unless told not to."""
+
+_SOON = {"retry-after": "2"}
 
 _BY_HTTP_STATUS: dict[int, tuple[str, str]] = {
     401: ("invalid_api_key", "The API key is missing or not valid."),
@@ -179,13 +194,27 @@ TRANSLATIONS: dict[type[Exception], Callable[[Any], ApiError]] = {
     AdapterNotFound: lambda e: ApiError(404, "adapter_not_found", str(e)),
     AdapterExists: lambda e: ApiError(409, "adapter_exists", str(e), param="name", headers=_NO_RETRY),
     AliasMoved: lambda e: ApiError(412, "alias_moved", str(e), param="If-Match", headers=_NO_RETRY),
+    ProfileChanged: lambda e: ApiError(412, "profile_changed", str(e), param="If-Match", headers=_NO_RETRY),
     NothingToRestore: lambda e: ApiError(409, "nothing_to_restore", str(e), headers=_NO_RETRY),
     VersionNotReady: lambda e: ApiError(409, "version_not_ready", str(e), param="version", headers=_NO_RETRY),
     VersionInUse: lambda e: ApiError(409, "version_in_use", str(e), headers=_NO_RETRY),
     BaseModelConflict: lambda e: ApiError(409, "base_model_conflict", str(e), headers=_NO_RETRY),
     AdapterInvalid: lambda e: ApiError(400, "adapter_invalid", str(e), details=e.report),
     BaseModelUnknown: lambda e: ApiError(400, "base_model_unknown", str(e), param="base_model"),
+    ImportNotFound: lambda e: ApiError(404, "import_not_found", str(e)),
+    ImportEnded: lambda e: ApiError(409, "import_ended", str(e), headers=_NO_RETRY),
+    TooManyImports: lambda e: ApiError(429, "too_many_imports", str(e), type="requests", headers={"retry-after": "30"}),
     AdapterUnavailable: lambda e: unavailable("adapter_unavailable", str(e), retry_after_seconds=5),
+    # uploads in pieces
+    UploadNotFound: lambda e: ApiError(404, "upload_not_found", str(e)),
+    UploadLimitReached: lambda e: ApiError(429, "too_many_uploads", str(e), type="requests", headers=_NO_RETRY),
+    UploadBusy: lambda e: ApiError(409, "upload_busy", str(e), headers=_SOON),
+    UploadIncomplete: lambda e: ApiError(409, "upload_incomplete", str(e), headers=_NO_RETRY),
+    ChecksumMismatch: lambda e: ApiError(400, "checksum_mismatch", str(e)),
+    # requests that clients named
+    IdempotencyKeyInUse: lambda e: ApiError(409, "idempotency_key_in_use", str(e), headers=_SOON),
+    IdempotencyKeyReused: lambda e: ApiError(422, "idempotency_key_reused", str(e)),
+    TooManyIdempotencyKeys: lambda e: ApiError(429, "too_many_idempotency_keys", str(e), type="requests"),
     # the database: down, locked, or all its connections in use
     OperationalError: _from_database_outage,
     PoolTimeout: _from_database_outage,

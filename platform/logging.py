@@ -50,7 +50,7 @@ def configure_logging(level: str, format: Literal["console", "json"]) -> None:
         )
     )
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    for chatty in ("uvicorn", "uvicorn.error", "alembic", "httpx", "aiosqlite"):
+    for chatty in ("uvicorn", "uvicorn.error", "alembic", "httpx", "httpcore", "aiosqlite"):
         logging.getLogger(chatty).setLevel(max(logging.WARNING, logging.getLevelName(level.upper())))
 
 

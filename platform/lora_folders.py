@@ -16,18 +16,23 @@ from typing import BinaryIO
 
 from anyio import to_thread
 
-from loraplex.adapters.blobs import CONFIG_FILE, WEIGHTS_FILE, Staging
+from loraplex.adapters.blobs import CONFIG_FILE, TEMPLATE_FILE, TOKENIZER_CONFIG_FILE, WEIGHTS_FILE, Staging
 from loraplex.adapters.errors import AdapterExists
 from loraplex.adapters.peft_checks import AdapterLimits
 from loraplex.adapters.registry import VersionInfo
 from loraplex.platform.errors import ApiError
 from loraplex.platform.publishing import adapter_limits, publish_staged, require_served, validate_now
 from loraplex.platform.services import Services
+from loraplex.platform.template_checks import TEMPLATE_BYTES, TOKENIZER_CONFIG_BYTES
 
 ANYWHERE = (Path("/"),)
 """For folders that the operator named on the command line."""
 
 BLOCK_BYTES = 1 << 20
+
+
+class FileMissing(ApiError):
+    """A folder below an allowed directory has no such file."""
 
 
 async def publish_folder(
@@ -55,7 +60,10 @@ def open_adapter_files(folder: Path, allowed: Sequence[Path]) -> Iterator[dict[s
 
 
 def _stage(folder: Path, allowed: Sequence[Path], staging: Staging, limits: AdapterLimits) -> str:
-    """Copy the files to staging; the SHA-256 of the weights."""
+    """Copy the files to staging, those of a chat template where there are some; the SHA-256 of the weights."""
+    for name, max_bytes in ((TEMPLATE_FILE, TEMPLATE_BYTES), (TOKENIZER_CONFIG_FILE, TOKENIZER_CONFIG_BYTES)):
+        with suppress(FileMissing), _open_allowed(folder, name, allowed) as file:
+            _copy(file, staging.path(name), max_bytes)
     with open_adapter_files(folder, allowed) as files:
         _copy(files[CONFIG_FILE], staging.path(CONFIG_FILE), limits.max_config_bytes)
         return _copy(files[WEIGHTS_FILE], staging.path(WEIGHTS_FILE), limits.max_weights_bytes)
@@ -86,7 +94,7 @@ def _open_allowed(folder: Path, name: str, allowed: Sequence[Path]) -> BinaryIO:
         return open_without_links(real)
     except (FileNotFoundError, NotADirectoryError, ValueError) as error:  # ValueError: a NUL in the path
         message = f"There is no folder with an {name} at this path; save the adapter with PEFT's save_pretrained()."
-        raise ApiError(404, "lora_path_not_found", message, param="lora_path") from error
+        raise FileMissing(404, "lora_path_not_found", message, param="lora_path") from error
     except OSError as error:
         message = f"{name} cannot be read: {error.strerror}."
         raise ApiError(400, "lora_path_unreadable", message, param="lora_path") from error

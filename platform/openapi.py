@@ -70,10 +70,13 @@ def openapi_config() -> OpenAPIConfig:
     )
 
 
-@get("/openapi.json", opt={"public": True}, include_in_schema=False, sync_to_thread=False)
+@get("/openapi.json", opt={"public": True}, include_in_schema=False, sync_to_thread=True)
 def openapi_json(request: Request[Any, Any, Any]) -> Response[bytes]:
-    """This document."""
-    return Response(request.app.state.openapi_json, media_type="application/json")
+    """This document, built when it is first asked for: it takes longer than all else that an app is made of."""
+    state = request.app.state
+    if "openapi_json" not in state:
+        state.openapi_json = build_document(request.app)
+    return Response(state.openapi_json, media_type="application/json")
 
 
 def build_document(app: Litestar) -> bytes:

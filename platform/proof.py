@@ -1,12 +1,14 @@
 """Run a version beside the base on stored prompts before it may serve: it loads, computes, and makes a difference.
 
-Knows the engine and text; knows no row. What it finds goes into the version's report.
+A version with a chat template of its own is asked as that writes questions, and so is the base beside it. Knows the
+engine and text; knows no row. What it finds goes into the version's report.
 """
 
 from __future__ import annotations
 
 import math
 import uuid
+from collections import OrderedDict
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from typing import Any
@@ -14,7 +16,10 @@ from typing import Any
 from loraplex.adapters.types import AdapterSpec
 from loraplex.engine.client import EngineClient, EngineUnavailable, GenerationFailed
 from loraplex.engine.messages import AdapterUse, Generate, SamplingParams
+from loraplex.engine.templates import TemplateError
 from loraplex.engine.text import TextCodec
+from loraplex.engine.untrusted_templates import UntrustedTemplates
+from loraplex.platform.prompts import chat_prompt
 
 PROBES = (
     "Write a short note about the weather.",
@@ -22,6 +27,15 @@ PROBES = (
     "The capital of France is",
 )
 PROBE_TOKENS = 16
+MAX_PROMPT_TOKENS = 1024
+"""Of a probe as a chat template writes it: its end is used."""
+
+Prompts = tuple[tuple[int, ...], ...]
+"""The probes as they are put to the engine."""
+
+KEPT_ANSWERS = 16
+"""Ways to write the probes of which the base's answers are kept."""
+
 MAX_ENDING_TOKENS = 8
 
 LASTING_FAILURES = frozenset({"adapter_load_failed", "adapter_quarantined"})
@@ -45,19 +59,24 @@ class Proof:
 
 
 class Prover:
-    """Remembers the base's answers, which are the same for every version."""
+    """Remembers the base's answers, which are the same for every version that is asked in the same way."""
 
-    def __init__(self, engine: EngineClient, text: TextCodec) -> None:
+    def __init__(self, engine: EngineClient, text: TextCodec, templates: UntrustedTemplates) -> None:
         self._engine = engine
         self._text = text
-        self._base: tuple[str, list[Sample]] | None = None  # digest of the model that gave them
+        self._templates = templates
+        self._base: OrderedDict[tuple[str, Prompts], list[Sample]] = OrderedDict()  # by the digest of its model, too
 
-    async def prove(self, digest: str, spec: AdapterSpec) -> Proof:
-        """Raises EngineUnavailable when the engine cannot say now."""
+    async def prove(self, digest: str, spec: AdapterSpec, template: str | None = None, owner: str = "") -> Proof:
+        """template: the version's own, of this owner. Raises EngineUnavailable when the engine cannot say now."""
         ending = _ending(spec)
-        base = await self._base_samples(ending)
         try:
-            adapted = await self._answers(digest, ending, waits=bool(spec.invocation_tokens))
+            prompts = await self._prompts(ending, template, owner)
+        except TemplateError as error:
+            return Proof([_failure("chat_template_invalid", str(error))])
+        base = await self._base_samples(prompts)
+        try:
+            adapted = await self._answers(digest, prompts, waits=len(spec.invocation_tokens))
         except GenerationFailed as error:
             if error.code not in LASTING_FAILURES:
                 raise EngineUnavailable(f"the engine could not run the version: {error}", 5) from error
@@ -69,37 +88,48 @@ class Prover:
             return Proof([_failure("no_effect", reason)])
         return Proof(report=[self._report(base, adapted)])
 
-    async def _base_samples(self, ending: list[int]) -> list[Sample]:
-        model_digest = self._engine.ready.model_digest
-        if self._base is not None and self._base[0] == model_digest and not ending:
-            return self._base[1]
-        try:
-            samples = await self._answers(None, ending)
-        except GenerationFailed as error:
-            raise EngineUnavailable(f"the engine could not run the base: {error}", 5) from error
-        if not ending:
-            self._base = model_digest, samples
-        return samples
+    async def _prompts(self, ending: tuple[int, ...], template: str | None, owner: str) -> Prompts:
+        """ending: tokens behind every probe."""
+        if template is None:
+            prompts = [self._text.encode(probe) for probe in PROBES]
+        else:
+            prompts = [
+                await chat_prompt(self._text, self._templates, [_question(probe)], template=template, owner=owner)
+                for probe in PROBES
+            ]
+        most = min(MAX_PROMPT_TOKENS, self._engine.ready.max_model_len // 2)
+        return tuple(tuple([*prompt, *ending][-most:]) for prompt in prompts)
 
-    async def _answers(self, adapter: str | None, ending: list[int], *, waits: bool = False) -> list[Sample]:
-        """To every probe, one after the other: on an idle engine equal weights then give numbers equal to the last bit.
+    async def _base_samples(self, prompts: Prompts) -> list[Sample]:
+        asked = self._engine.ready.model_digest, prompts
+        if asked not in self._base:
+            try:
+                self._base[asked] = await self._answers(None, prompts)
+            except GenerationFailed as error:
+                raise EngineUnavailable(f"the engine could not run the base: {error}", 5) from error
+        self._base.move_to_end(asked)
+        if len(self._base) > KEPT_ANSWERS:
+            self._base.popitem(last=False)
+        return self._base[asked]
 
-        ending: token ids behind each probe; waits: the adapter acts from there on. Raises GenerationFailed,
-        EngineUnavailable.
+    async def _answers(self, adapter: str | None, prompts: Prompts, *, waits: int = 0) -> list[Sample]:
+        """To every prompt, one after the other: on an idle engine equal weights then give numbers equal to the bit.
+
+        waits: how many tokens at the end of a prompt are the invocation that the adapter waits for. Raises
+        GenerationFailed, EngineUnavailable.
         """
-        most = self._engine.ready.max_model_len // 2 - len(ending)
         answers = []
-        for probe in PROBES:
-            prompt = self._text.encode(probe)[: max(most, 1)]
-            uses = () if adapter is None else (AdapterUse(adapter, start=len(prompt) if waits else 0),)
-            answers.append(await self._answer([*prompt, *ending], uses))
+        for prompt in prompts:
+            start = max(len(prompt) - waits, 0) if waits else 0
+            uses = () if adapter is None else (AdapterUse(adapter, start=start),)
+            answers.append(await self._answer(prompt, uses))
         return answers
 
-    async def _answer(self, prompt: list[int], adapters: tuple[AdapterUse, ...]) -> Sample:
+    async def _answer(self, prompt: tuple[int, ...], adapters: tuple[AdapterUse, ...]) -> Sample:
         generation = self._engine.generate(
             Generate(
                 request_id=f"probe-{uuid.uuid4().hex}",
-                prompt=prompt,
+                prompt=list(prompt),
                 sampling=SamplingParams(max_tokens=PROBE_TOKENS, temperature=0.0, ignore_eos=True, logprobs=True),
                 adapters=adapters,
                 salt=b"probe",
@@ -136,10 +166,14 @@ class Prover:
         return detokenizer.push(sample.tokens) + detokenizer.flush()
 
 
-def _ending(spec: AdapterSpec) -> list[int]:
+def _ending(spec: AdapterSpec) -> tuple[int, ...]:
     """What a probe must have in it to show anything: the invocation that an adapter waits for, or tokens of its own."""
     rows = (token for tokens in spec.token_rows.values() for token in tokens)
-    return list(spec.invocation_tokens) or list(islice(rows, MAX_ENDING_TOKENS))
+    return spec.invocation_tokens or tuple(islice(rows, MAX_ENDING_TOKENS))
+
+
+def _question(probe: str) -> dict[str, str]:
+    return {"role": "user", "content": probe}
 
 
 def _failure(code: str, message: str) -> dict[str, Any]:

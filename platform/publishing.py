@@ -6,18 +6,37 @@ However the files came, they go this way. Knows services and files; knows no req
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar, TypeVarTuple
 
 from anyio import to_thread
 
-from loraplex.adapters.blobs import CONFIG_FILE, WEIGHTS_FILE, Staging
+from loraplex.adapters.blobs import (
+    CONFIG_FILE,
+    PROMPT_FILES,
+    TEMPLATE_FILE,
+    TOKENIZER_CONFIG_FILE,
+    WEIGHTS_FILE,
+    Staging,
+)
 from loraplex.adapters.peft_checks import AdapterLimits, CheckedAdapter, check_adapter
-from loraplex.adapters.registry import VersionInfo
-from loraplex.adapters.types import BaseShape
+from loraplex.adapters.registry import Recorder, VersionInfo
+from loraplex.adapters.types import BaseShape, received_digest
 from loraplex.engine.client import EngineUnavailable
 from loraplex.platform.errors import ApiError
 from loraplex.platform.services import Services
+from loraplex.platform.template_checks import (
+    TEMPLATE_BYTES,
+    TOKENIZER_CONFIG_BYTES,
+    check_brought_template,
+    take_template,
+)
 from loraplex.platform.validation import validate
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 CONFIG_BYTES = 256 << 10
 
@@ -34,6 +53,17 @@ def adapter_limits(services: Services) -> AdapterLimits:
     )
 
 
+def max_file_bytes(services: Services) -> dict[str, int]:
+    """How large each of ADAPTER_FILES and PROMPT_FILES may be."""
+    limits = adapter_limits(services)
+    return {
+        CONFIG_FILE: limits.max_config_bytes,
+        WEIGHTS_FILE: limits.max_weights_bytes,
+        TEMPLATE_FILE: TEMPLATE_BYTES,
+        TOKENIZER_CONFIG_FILE: TOKENIZER_CONFIG_BYTES,
+    }
+
+
 async def require_served(services: Services, tenant_id: str, name: str) -> None:
     """Raises AdapterNotFound; ApiError 400 where the adapter's base is not the one that this server can check it on."""
     adapter = await services.registry.get_adapter(tenant_id, name)
@@ -46,26 +76,60 @@ async def require_served(services: Services, tenant_id: str, name: str) -> None:
 
 
 async def publish_staged(
-    services: Services, staging: Staging, tenant_id: str, name: str, received_sha256: str, created_by: str | None
+    services: Services,
+    staging: Staging,
+    tenant_id: str,
+    name: str,
+    received_sha256: str,
+    created_by: str | None,
+    record: Recorder | None = None,
 ) -> VersionInfo:
     """The next version of an adapter, from staged files, not run yet; or the version that has these bytes.
 
-    received_sha256: of the weights as they came in. Raises AdapterInvalid with every failed check, AdapterNotFound.
+    received_sha256: of the weights as they came in. A chat template among the files goes into the version's profile.
+    record: see `AdapterRegistry.publish`. Raises AdapterInvalid with every failed check, AdapterNotFound;
+    EngineUnavailable.
     """
-    checked = await to_thread.run_sync(_check, services, staging, received_sha256)
-    digest = await to_thread.run_sync(services.blobs.commit, staging, checked.spec, checked.weights_sha256)
+    checked = await check_staged(services, staging, tenant_id, received_sha256)
+    adapter = checked.adapter
+    digest = await _in_thread(services.blobs.commit, staging, adapter.spec, adapter.weights_sha256)
     return await services.registry.publish(
         tenant_id,
         name,
         digest=digest,
         size_bytes=services.blobs.open(digest).size_bytes,
-        max_rank=checked.spec.max_rank,
-        targets=sorted({module.rsplit(".", 1)[-1] for module in checked.spec.touched}),
-        invocation_tokens=checked.spec.invocation_tokens,
-        is_additive=checked.spec.is_additive,
-        report=[_statistics(checked, services.base_shape)],
+        max_rank=adapter.spec.max_rank,
+        targets=adapter.targets,
+        invocation_tokens=adapter.spec.invocation_tokens,
+        is_additive=adapter.spec.is_additive,
+        report=[statistics(adapter, services.base_shape)],
         created_by=created_by,
+        received_sha256=checked.received_sha256,
+        chat_template=checked.chat_template,
+        record=record,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedFiles:
+    """What staged files turned out to be. `received_sha256`: see `types.received_digest`."""
+
+    adapter: CheckedAdapter
+    chat_template: str | None
+    received_sha256: str
+
+
+async def check_staged(services: Services, staging: Staging, tenant_id: str, received_sha256: str) -> CheckedFiles:
+    """Everything that can be checked without running it; files of a template are taken out of staging.
+
+    Raises AdapterInvalid with every failed check, EngineUnavailable.
+    """
+    digests = await _in_thread(_digests, staging)
+    template = await _in_thread(take_template, staging)
+    if template is not None:
+        await check_brought_template(services.text, services.templates, tenant_id, template)
+    adapter = await _in_thread(_check, services, staging, received_sha256)
+    return CheckedFiles(adapter, template, received_digest(digests | {WEIGHTS_FILE: adapter.weights_sha256}))
 
 
 async def validate_now(services: Services, version: VersionInfo) -> VersionInfo:
@@ -79,6 +143,22 @@ async def validate_now(services: Services, version: VersionInfo) -> VersionInfo:
         return version
 
 
+async def _in_thread(function: Callable[[*Ts], T], *arguments: *Ts) -> T:
+    """Its result. A caller that is cancelled waits for its end all the same: it works on files that then go."""
+    running = asyncio.create_task(to_thread.run_sync(function, *arguments))
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await asyncio.gather(running, return_exceptions=True)
+        raise
+
+
+def _digests(staging: Staging) -> dict[str, str]:
+    """SHA-256 of the small files that are there."""
+    small = [file for file in (CONFIG_FILE, *PROMPT_FILES) if staging.path(file).exists()]
+    return {file: hashlib.sha256(staging.path(file).read_bytes()).hexdigest() for file in small}
+
+
 def _check(services: Services, staging: Staging, received_sha256: str) -> CheckedAdapter:
     config, weights = staging.path(CONFIG_FILE), staging.path(WEIGHTS_FILE)
     checked = check_adapter(config, weights, services.base_shape, adapter_limits(services))
@@ -87,7 +167,8 @@ def _check(services: Services, staging: Staging, received_sha256: str) -> Checke
     return checked
 
 
-def _statistics(checked: CheckedAdapter, shape: BaseShape) -> dict[str, Any]:
+def statistics(checked: CheckedAdapter, shape: BaseShape) -> dict[str, Any]:
+    """The entry of a version's report that its checks make."""
     layers = shape.modules().keys()
     tensors = [numbers for module in checked.statistics.values() for numbers in module.values()]
     return {

@@ -1,4 +1,4 @@
-"""The tables of tenants and API keys.
+"""The tables of tenants, API keys, and the names that clients gave to requests.
 
 Knows columns and constraints, on the metadata of the adapter registry. Knows no query.
 """
@@ -30,6 +30,20 @@ class Tenant(Base):
     weight: Mapped[float] = mapped_column(default=1.0)
     suspended_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now)
+
+
+class IdempotencyKey(Base):
+    """A request that a client named, and its answer once there is one (`status`, `body`). After `expires_at` the name
+    is free again: soon while there is no answer, since its server may have died, later when there is one."""
+
+    __tablename__ = "idempotency_keys"
+
+    api_key_id: Mapped[str] = mapped_column(ForeignKey("api_keys.id"), primary_key=True)
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    request_sha256: Mapped[str] = mapped_column(String(64))
+    status: Mapped[int | None]
+    body: Mapped[bytes | None] = mapped_column(LargeBinary)
+    expires_at: Mapped[datetime] = mapped_column(UtcDateTime, index=True)
 
 
 class ApiKey(Base):

@@ -15,28 +15,38 @@ from pathlib import Path
 
 import structlog
 import uvicorn
-from anyio import to_thread
-from sqlalchemy.exc import SQLAlchemyError
 
 from loraplex.adapters.aliases import AdapterAliases
 from loraplex.adapters.blobs import BlobStore
 from loraplex.adapters.changes import ChangeFeed
 from loraplex.adapters.database import Database
+from loraplex.adapters.import_jobs import ImportJobs
+from loraplex.adapters.import_leases import ImportLeases
+from loraplex.adapters.leases import Leases
+from loraplex.adapters.profile_store import ProfileStore
+from loraplex.adapters.quarantine import Quarantine
 from loraplex.adapters.registry import AdapterRegistry
+from loraplex.adapters.upload_files import UploadFiles
+from loraplex.adapters.upload_sessions import UploadSessions
 from loraplex.engine.client import EngineClient
 from loraplex.engine.text import TextCodec
+from loraplex.engine.untrusted_templates import UntrustedTemplates
 from loraplex.platform.app import create_app
 from loraplex.platform.catalog import Catalog
 from loraplex.platform.http_protocol import BoundedHttpToolsProtocol
+from loraplex.platform.idempotency_keys import IdempotencyKeys
+from loraplex.platform.imports.worker import run_imports
+from loraplex.platform.janitor import clean_up_forever
 from loraplex.platform.lora_modules import publish_lora_modules
 from loraplex.platform.metrics import Metrics
+from loraplex.platform.profile_cache import ProfileCache
 from loraplex.platform.proof import Prover
-from loraplex.platform.services import Services, base_shape
+from loraplex.platform.quarantine import forgive_released, quarantine_crashers
+from loraplex.platform.services import Services, base_shape, upload_limits
 from loraplex.platform.settings import Settings
 from loraplex.platform.tenants import TenantDirectory
 from loraplex.platform.validation import validate_abandoned
 
-SWEEP_SECONDS = 3600
 KEEP_ALIVE_SECONDS = 30
 CLOSE_SECONDS = 5
 """How long streams may take to send their last error event after the engine has stopped."""
@@ -76,9 +86,11 @@ async def run_server(
             watchers = [
                 tasks.create_task(_drain_then_exit(server, services.engine, drain, settings.drain_seconds)),
                 tasks.create_task(_exit_without_engine(server, services.engine)),
-                tasks.create_task(_sweep_forever(services)),
+                tasks.create_task(clean_up_forever(services)),
                 tasks.create_task(services.changes.follow()),
                 tasks.create_task(validate_abandoned(services)),
+                tasks.create_task(run_imports(services, drain)),
+                tasks.create_task(quarantine_crashers(services)),
             ]
             with _signals(server, drain):
                 await server.serve(sockets=[listener])
@@ -97,28 +109,41 @@ async def open_services(settings: Settings, model_path: Path) -> AsyncIterator[S
         engine = await EngineClient.start(
             settings.engine_settings(model_path), max_pending=settings.max_queued_requests
         )
+        templates = UntrustedTemplates()
         try:
             shape = base_shape(engine.ready)
             await registry.register_base_model(settings.base_model_name, shape.digest, settings.model)
+            forgive_released(changes, engine)
             metrics = Metrics()
             metrics.watch_engine(lambda: engine.status)
-            text = TextCodec(model_path)
+            text, profiles = TextCodec(model_path), ProfileStore(database)
             yield Services(
                 settings=settings,
                 engine=engine,
                 text=text,
+                templates=templates,
                 tenants=TenantDirectory(database),
                 registry=registry,
                 aliases=AdapterAliases(database),
+                profiles=profiles,
+                profile_cache=ProfileCache(profiles),
+                imports=ImportJobs(database),
+                import_leases=ImportLeases(database),
+                quarantine=Quarantine(database),
                 blobs=blobs,
+                uploads=UploadSessions(database, upload_limits(settings)),
+                upload_files=UploadFiles(settings.adapters_dir),
+                idempotency=IdempotencyKeys(database),
+                leases=Leases(database),
                 catalog=Catalog(registry, changes, settings.base_model_name),
                 changes=changes,
-                prover=Prover(engine, text),
+                prover=Prover(engine, text, templates),
                 metrics=metrics,
                 base_shape=shape,
                 base_model_name=settings.base_model_name,
             )
         finally:
+            await templates.close()
             await engine.stop()
     finally:
         await database.dispose()
@@ -185,15 +210,3 @@ async def _exit_without_engine(server: uvicorn.Server, engine: EngineClient) -> 
     await engine.given_up.wait()
     logger.error("the engine has failed for good; leaving, so that a supervisor can start the server anew")
     server.should_exit = True
-
-
-async def _sweep_forever(services: Services) -> None:
-    """Remove files that no version refers to: left by crashes and deletions."""
-    while True:
-        try:
-            live = await services.registry.live_digests()
-            removed = await to_thread.run_sync(services.blobs.sweep, live, services.settings.orphan_blob_seconds)
-            logger.debug("swept adapter files", removed=len(removed))
-        except (OSError, SQLAlchemyError) as error:
-            logger.warning("sweeping adapter files failed; trying again later", error=str(error))
-        await asyncio.sleep(SWEEP_SECONDS)

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 
 from loraplex.adapters.aliases import AdapterAliases
 from loraplex.adapters.blobs import BlobStore
 from loraplex.adapters.changes import ChangeFeed
+from loraplex.adapters.import_jobs import ImportJobs
+from loraplex.adapters.import_leases import ImportLeases
+from loraplex.adapters.leases import Leases
+from loraplex.adapters.profile_store import ProfileStore
+from loraplex.adapters.quarantine import Quarantine
 from loraplex.adapters.registry import AdapterRegistry
 from loraplex.adapters.types import BaseShape, LoraSite, LoraSlice
+from loraplex.adapters.upload_files import UploadFiles
+from loraplex.adapters.upload_sessions import UploadLimits, UploadSessions
 from loraplex.engine.client import EngineClient
 from loraplex.engine.messages import Ready
 from loraplex.engine.text import TextCodec
+from loraplex.engine.untrusted_templates import UntrustedTemplates
 from loraplex.platform.catalog import Catalog
+from loraplex.platform.idempotency_keys import IdempotencyKeys
 from loraplex.platform.metrics import Metrics
+from loraplex.platform.profile_cache import ProfileCache
 from loraplex.platform.proof import Prover
 from loraplex.platform.settings import Settings
 from loraplex.platform.tenants import TenantDirectory
@@ -26,10 +37,20 @@ class Services:
     settings: Settings
     engine: EngineClient
     text: TextCodec
+    templates: UntrustedTemplates
     tenants: TenantDirectory
     registry: AdapterRegistry
     aliases: AdapterAliases
+    profiles: ProfileStore
+    profile_cache: ProfileCache
+    imports: ImportJobs
+    import_leases: ImportLeases
+    quarantine: Quarantine
     blobs: BlobStore
+    uploads: UploadSessions
+    upload_files: UploadFiles
+    idempotency: IdempotencyKeys
+    leases: Leases
     catalog: Catalog
     changes: ChangeFeed
     prover: Prover
@@ -45,3 +66,12 @@ def base_shape(ready: Ready) -> BaseShape:
         for site in ready.sites
     )
     return BaseShape(ready.architecture, ready.vocab_size, ready.num_layers, sites)
+
+
+def upload_limits(settings: Settings) -> UploadLimits:
+    """What each tenant may have under way in pieces: there is always room for two of the largest adapters."""
+    return UploadLimits(
+        max_open=settings.max_open_uploads,
+        max_bytes=max(settings.max_open_upload_bytes, 2 * settings.max_adapter_bytes),
+        lifetime=timedelta(seconds=settings.upload_expiry_seconds),
+    )

@@ -5,6 +5,7 @@ The only reader of the environment. Knows no other module.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -20,6 +21,7 @@ from pydantic import (
     Field,
     SecretStr,
     TypeAdapter,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -77,13 +79,26 @@ def _split_paths(value: object) -> object:
     return [path for path in paths if path != ""] if isinstance(paths, list | tuple) else paths
 
 
+def _split_list(value: object) -> object:
+    return value.replace(",", " ").split() if isinstance(value, str) else value
+
+
+Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_list), Field(max_length=1000)]
+"""Words; as one text they are separated by commas or spaces."""
+
+Endpoint = Annotated[str, Field(pattern=r"^https?://[A-Za-z0-9.\[\]:-]+(/[\w.~/-]*)?$", max_length=500)]
+"""Where a service is: no credentials and no query in it."""
+
+_SOURCES = re.compile(r"hf://(\*|[\w.-]+(/[\w.-]+)?(/\*?)?)|s3://(\*|[\w.-]+(/[\w.=+@-]+)*(/\*?)?)", re.ASCII)
+
+
 class Settings(BaseSettings):
     """Read from `LORAPLEX_<NAME>` variables; arguments of the constructor win over them.
 
     Raises `pydantic.ValidationError`, which names the setting, for a value out of bounds or an unknown argument.
     """
 
-    model_config = SettingsConfigDict(env_prefix="LORAPLEX_", frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(env_prefix="LORAPLEX_", frozen=True, extra="forbid", hide_input_in_errors=True)
 
     host: str = Field("127.0.0.1", min_length=1, description="Address to listen on. Loopback unless you say otherwise.")
     port: int = Field(8000, ge=0, le=65535, description="TCP port; 0 takes a free one.")
@@ -122,9 +137,15 @@ class Settings(BaseSettings):
     max_adapter_bytes: Bytes = Field(512 << 20, description="Largest adapter weights file that is accepted.")
     max_adapter_rank: int = Field(256, ge=1, le=4096, description="Largest rank that is accepted.")
     max_uploads_per_tenant: int = Field(2, ge=1, le=1000, description="Uploads of one tenant at the same time.")
+    max_open_uploads: int = Field(8, ge=1, le=1000, description="Uploads in pieces that a tenant may have open.")
+    max_open_upload_bytes: Bytes = Field(4 << 30, description="Sum of the sizes of a tenant's open uploads.")
+    upload_expiry_seconds: float = Field(
+        24 * 3600, ge=60, le=30 * 24 * 3600, description="Age at which an upload in pieces is dropped."
+    )
     max_body_bytes: Bytes = Field(4 << 20, description="Largest JSON body.")
     auth_cache_seconds: float = Field(10, ge=0, le=300, description="How long a checked key is trusted unasked.")
     orphan_blob_seconds: float = Field(24 * 3600, ge=60, description="Age at which unreferenced adapter files go.")
+    sweep_seconds: float = Field(600, ge=10, le=24 * 3600, description="Time between two looks for what is to go.")
 
     lora_modules: Annotated[tuple[LoraModule, ...], NoDecode, BeforeValidator(_split_words)] = Field(
         (), description="Adapters to publish from folders at start: NAME=PATH or JSON with name and path, one or more."
@@ -136,6 +157,24 @@ class Settings(BaseSettings):
     )
     lora_dirs: Annotated[tuple[Path, ...], NoDecode, BeforeValidator(_split_paths)] = Field(
         (), description="Folders below which /v1/load_lora_adapter may read adapters; without any it is off."
+    )
+
+    import_sources: Words = Field(
+        (),
+        description="What tenants may import from, with the server's credentials: hf://org/, hf://org/repo, hf://*, "
+        "s3://bucket/prefix; {tenant} stands for the caller's own name. Default: nothing.",
+    )
+    max_running_imports: int = Field(2, ge=1, le=100, description="Imports that this server runs at the same time.")
+    max_imports_per_tenant: int = Field(20, ge=1, le=1000, description="Imports of one tenant that have not ended.")
+    hf_endpoint: Endpoint = Field("https://huggingface.co", description="The Hugging Face hub, or a mirror of it.")
+    hf_token: SecretStr | None = Field(None, description="Token for the hub. Tenants reach with it what it may read.")
+    s3_endpoint: Endpoint | None = Field(None, description="URL of an S3-compatible service; default: AWS.")
+    s3_region: str = Field("us-east-1", pattern=r"^[a-z0-9-]{1,50}$", description="Region of the buckets.")
+    s3_access_key_id: SecretStr | None = Field(
+        None, description="Key id for S3; default: as AWS's tools find it, in AWS_... variables or the machine's role."
+    )
+    s3_secret_access_key: SecretStr | None = Field(
+        None, validate_default=True, description="The secret that belongs to `s3_access_key_id`."
     )
 
     engine_stall_seconds: float = Field(30, ge=1, le=3600, description="Silence of the engine that fails /readyz.")
@@ -152,6 +191,23 @@ class Settings(BaseSettings):
     @classmethod
     def _normalise_lora_dirs(cls, value: tuple[Path, ...]) -> tuple[Path, ...]:
         return tuple(Path(os.path.normpath(path.expanduser().absolute())) for path in value)
+
+    @field_validator("import_sources")
+    @classmethod
+    def _check_import_sources(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for source in value:
+            if not _SOURCES.fullmatch(source.replace("{tenant}", "tenant")):
+                raise ValueError(f"{ascii(source)[:100]} is not of the form hf://org/, hf://* or s3://bucket/prefix")
+            if source.startswith("s3://") and importlib.util.find_spec("obstore") is None:
+                raise ValueError(f"{source} needs the package obstore; install it with: pip install 'loraplex[s3]'")
+        return value
+
+    @field_validator("s3_secret_access_key")
+    @classmethod
+    def _check_s3_credentials(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        if (value is None) != (info.data.get("s3_access_key_id") is None):
+            raise ValueError("set it and s3_access_key_id, or neither")
+        return value
 
     @property
     def resolved_database_url(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,22 +15,33 @@ import httpx
 from litestar import Litestar
 
 from loraplex.adapters.aliases import AdapterAliases
-from loraplex.adapters.blobs import BlobStore
+from loraplex.adapters.blobs import ADAPTER_FILES, BlobStore
 from loraplex.adapters.changes import ChangeFeed
 from loraplex.adapters.database import Database
+from loraplex.adapters.import_jobs import ImportJobs
+from loraplex.adapters.import_leases import ImportLeases
+from loraplex.adapters.leases import Leases
+from loraplex.adapters.profile_store import ProfileStore
+from loraplex.adapters.quarantine import Quarantine
 from loraplex.adapters.registry import AdapterRegistry
 from loraplex.adapters.types import BaseShape
+from loraplex.adapters.upload_files import UploadFiles
+from loraplex.adapters.upload_sessions import UploadSessions
 from loraplex.engine.client import EngineUnavailable
 from loraplex.engine.events import Status
 from loraplex.engine.generation import Generation
 from loraplex.engine.messages import Generate, Inspection, Ready, Site, TokenChunk
 from loraplex.engine.models.config import ModelConfig, lora_shape
 from loraplex.engine.text import TextCodec
+from loraplex.engine.untrusted_templates import UntrustedTemplates
 from loraplex.platform.app import create_app
 from loraplex.platform.catalog import Catalog
+from loraplex.platform.idempotency_keys import IdempotencyKeys
+from loraplex.platform.manage.resumable import BYTES_FROM_OFFSET
 from loraplex.platform.metrics import Metrics
+from loraplex.platform.profile_cache import ProfileCache
 from loraplex.platform.proof import Prover
-from loraplex.platform.services import Services, base_shape
+from loraplex.platform.services import Services, base_shape, upload_limits
 from loraplex.platform.settings import Settings
 from loraplex.platform.tenants import TenantDirectory
 
@@ -83,47 +95,104 @@ class Api:
     def auth(self, who: str) -> dict[str, str]:
         return {"authorization": f"Bearer {self.keys[who]}"}
 
-    async def upload(self, who: str, name: str, folder: Path) -> Any:
+    async def upload(self, who: str, name: str, folder: Path, **more: bytes) -> Any:
+        """`more`: optional parts of the form."""
         files = {
             "config": ("adapter_config.json", (folder / "adapter_config.json").read_bytes()),
             "weights": ("adapter_model.safetensors", (folder / "adapter_model.safetensors").read_bytes()),
+            **more,
         }
         return await self.client.post(f"/api/v1/adapters/{name}/versions", files=files, headers=self.auth(who))
+
+    async def open_upload(self, who: str, name: str, folder: Path) -> Any:
+        body = {"adapter": name, "files": announced(folder)}
+        return await self.client.post("/api/v1/uploads", json=body, headers=self.auth(who))
+
+    async def finish_upload(self, who: str, upload_id: str, folder: Path) -> Any:
+        """Send what is missing of an upload, each file in two pieces, and complete it."""
+        upload = f"/api/v1/uploads/{upload_id}"
+        state = (await self.client.get(upload, headers=self.auth(who))).json()
+        for file in state["files"]:
+            content, offset = (folder / file["name"]).read_bytes(), file["offset"]
+            middle = (offset + len(content)) // 2
+            for start, end in ((offset, middle), (middle, len(content))):
+                headers = self.auth(who) | {"content-type": BYTES_FROM_OFFSET, "upload-offset": str(start)}
+                if start < end:
+                    url = f"{upload}/files/{file['name']}"
+                    sent = await self.client.patch(url, content=content[start:end], headers=headers)
+                    assert sent.status_code == 204, sent.text
+        return await self.client.post(f"{upload}/complete", headers=self.auth(who))
+
+
+def announced(folder: Path) -> list[dict[str, Any]]:
+    """A folder's files as an upload announces them."""
+    contents = {name: (folder / name).read_bytes() for name in ADAPTER_FILES}
+    return [
+        {"name": name, "size_bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        for name, content in contents.items()
+    ]
 
 
 @asynccontextmanager
 async def run_api(
-    database: Database, folder: Path, model: Path, *, engine: Any = None, **settings: Any
+    database: Database,
+    folder: Path,
+    model: Path,
+    *,
+    engine: Any = None,
+    keys: dict[str, str] | None = None,
+    **settings: Any,
 ) -> AsyncIterator[Api]:
-    """Tenants acme and globex, with keys `acme`, `globex` (both scopes), `acme-chat` (inference) and `operator`."""
+    """Tenants acme and globex, with keys `acme`, `globex` (both scopes), `acme-chat` (inference) and `operator`.
+
+    keys: of an application that ran before on the same database and folder."""
+    services = await make_services(database, folder, model, engine=engine, **settings)
+    drain = asyncio.Event()
+    app = create_app(services, drain)
+    keys = keys or await _make_keys(services.tenants)
+    # In this loop, where Litestar's own test client would run the app in another one, apart from the engine's socket.
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://api") as client:
+        yield Api(app, client, services, drain, keys)
+    await services.templates.close()
+
+
+async def make_services(
+    database: Database, folder: Path, model: Path, *, engine: Any = None, **settings: Any
+) -> Services:
+    """The parts of a server, whose database and folder another one may have used before."""
     engine = engine or StandingEngine(ready_of(lora_shape(ModelConfig.from_folder(model))))
     config = Settings(data_dir=folder, served_model_name="tiny", **settings)
     registry, tenants, metrics = AdapterRegistry(database), TenantDirectory(database), Metrics()
-    changes, text = ChangeFeed(database), TextCodec(model)
+    changes, text, templates = ChangeFeed(database), TextCodec(model), UntrustedTemplates()
+    profiles = ProfileStore(database)
     shape = base_shape(engine.ready)
     await registry.register_base_model("tiny", shape.digest, str(model))
     metrics.watch_engine(lambda: engine.status)
-    services = Services(
+    return Services(
         settings=config,
         engine=engine,
         text=text,
+        templates=templates,
         tenants=tenants,
         registry=registry,
         aliases=AdapterAliases(database),
+        profiles=profiles,
+        profile_cache=ProfileCache(profiles),
+        imports=ImportJobs(database),
+        import_leases=ImportLeases(database),
+        quarantine=Quarantine(database),
         blobs=BlobStore(config.adapters_dir),
+        uploads=UploadSessions(database, upload_limits(config)),
+        upload_files=UploadFiles(config.adapters_dir),
+        idempotency=IdempotencyKeys(database),
+        leases=Leases(database),
         catalog=Catalog(registry, changes, "tiny"),
         changes=changes,
-        prover=Prover(engine, text),
+        prover=Prover(engine, text, templates),
         metrics=metrics,
         base_shape=shape,
         base_model_name="tiny",
     )
-    drain = asyncio.Event()
-    app = create_app(services, drain)
-    keys = await _make_keys(tenants)
-    # In this loop, where Litestar's own test client would run the app in another one, apart from the engine's socket.
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://api") as client:
-        yield Api(app, client, services, drain, keys)
 
 
 async def _make_keys(tenants: TenantDirectory) -> dict[str, str]:

@@ -13,8 +13,8 @@ import pwd
 import shutil
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from uuid import uuid4
 
@@ -23,6 +23,8 @@ from sqlalchemy import URL, create_engine, text
 
 from loraplex.adapters.database import Database, normalise_url
 from loraplex.platform.migrate import upgrade_database
+
+NewDatabase = Callable[[str, Path], AbstractContextManager[str]]
 
 ENGINES = ("sqlite", pytest.param("postgres", marks=pytest.mark.postgres))
 
@@ -38,16 +40,28 @@ def empty_database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterat
 
 
 @pytest.fixture(params=ENGINES)
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+def database_url(request: pytest.FixtureRequest, new_database: NewDatabase, tmp_path: Path) -> Iterator[str]:
     """The URL of a database with all tables, all empty."""
-    if request.param == "sqlite":
-        path = tmp_path / "loraplex.db"
-        shutil.copyfile(request.getfixturevalue("migrated_sqlite_file"), path)
-        yield f"sqlite:///{path}"
-        return
-    server, template = request.getfixturevalue("postgres_server"), request.getfixturevalue("migrated_postgres_database")
-    with postgres_database(server, template) as url:
+    with new_database(request.param, tmp_path) as url:
         yield url
+
+
+@pytest.fixture(scope="session")
+def new_database(request: pytest.FixtureRequest) -> NewDatabase:
+    """`new_database(engine, folder)`: the same for as long as its block lasts; SQLite keeps its file in the folder."""
+
+    @contextmanager
+    def new(engine: str, folder: Path) -> Iterator[str]:
+        if engine == "sqlite":
+            path = folder / "loraplex.db"
+            shutil.copyfile(request.getfixturevalue("migrated_sqlite_file"), path)
+            yield f"sqlite:///{path}"
+            return
+        template = request.getfixturevalue("migrated_postgres_database")
+        with postgres_database(request.getfixturevalue("postgres_server"), template) as url:
+            yield url
+
+    return new
 
 
 @pytest.fixture

@@ -1,23 +1,22 @@
-"""`loraplex adapter`: upload, list, show, warm and delete a tenant's adapters, over the API of a running server."""
+"""`loraplex adapter`: push, import, list, show, warm and delete a tenant's adapters, and how they are asked."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import quote
 
 import click
 import httpx
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
+from loraplex.platform.cli import imports
 from loraplex.platform.cli.database import print_json, print_table
-from loraplex.platform.cli.remote import call, refusal, server_options
+from loraplex.platform.cli.push import FILES, upload
+from loraplex.platform.cli.remote import call, decode, refusal, server_options
 
 ADAPTERS = "/api/v1/adapters"
-FILES = {"config": "adapter_config.json", "weights": "adapter_model.safetensors"}
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
@@ -28,16 +27,22 @@ def adapter() -> None:
 
 
 @adapter.command()
-@click.argument("folder", metavar="DIR", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--name", required=True, help="Name to call it by; made if it is new, else given a new version.")
+@click.argument("folder", metavar="FOLDER", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("name", required=False)
 @click.option("--alias", help="Let this alias, for instance prod, stand for the new version.")
 @json_option
 @server_options
-def push(client: httpx.Client, folder: Path, name: str, alias: str | None, as_json: bool) -> None:
-    """Upload the PEFT LoRA in DIR (adapter_config.json and adapter_model.safetensors) as a new version."""
-    for file in FILES.values():
+def push(client: httpx.Client, folder: Path, name: str | None, alias: str | None, as_json: bool) -> None:
+    """Upload the PEFT LoRA in FOLDER as the next version of the adapter NAME, by default that of the folder.
+
+    FOLDER has adapter_config.json and adapter_model.safetensors. The adapter is made if it is new. When the connection
+    breaks the upload goes on by itself; when the command was ended, run it again and it goes on where it was. It is
+    served with the chat template in FOLDER (chat_template.jinja, or in tokenizer_config.json) where there is one.
+    """
+    for file in FILES:
         if not (folder / file).is_file():
             raise click.ClickException(f"{folder} has no {file}; save the adapter with PEFT's save_pretrained()")
+    name = name or folder.resolve().name
     create_if_missing(client, name)
     version = upload(client, folder, name)
     is_ready = version["state"] == "ready"
@@ -45,18 +50,76 @@ def push(client: httpx.Client, folder: Path, name: str, alias: str | None, as_js
         call(client, "PUT", path(name, "aliases", alias), json={"version": version["version"]})
     if as_json:
         print_json(version)
-        return
-    if not is_ready:
-        follow = f"loraplex adapter show {name}" + (
-            f"; then loraplex alias move {name} {alias} VERSION" if alias else ""
-        )
-        raise click.ClickException(
-            f"the engine has had no time to run {version['model']} yet; see when it is: {follow}"
-        )
-    size = f"rank {version['rank']}, {version['size_bytes'] / 1e6:.1f} MB"
+    elif is_ready:
+        tell_ready(client, version, alias)
+    else:
+        raise click.ClickException(why_not_ready(version, alias))
+
+
+def tell_ready(client: httpx.Client, version: dict[str, Any], alias: str | None) -> None:
+    name, size = version["adapter"], f"rank {version['rank']}, {version['size_bytes'] / 1e6:.1f} MB"
     model = f"{version['tenant']}/{name}@{alias}" if alias else version["model"]
     click.echo(f"Version {version['version']} of {name} is ready ({size}). Try it:\n")
     click.echo(f'  loraplex chat {model} --url {str(client.base_url).rstrip("/")} "Hello"')
+
+
+def why_not_ready(version: dict[str, Any], alias: str | None) -> str:
+    if version["state"] != "validating":
+        return f"{version['model']} is {version['state']}: {version['state_reason']}"
+    name = version["adapter"]
+    follow = f"loraplex adapter show {name}" + (f"; then loraplex alias move {name} {alias} VERSION" if alias else "")
+    return f"the engine has had no time to run {version['model']} yet; see when it is: {follow}"
+
+
+@adapter.command("import")
+@click.argument("source")
+@click.argument("name")
+@click.option("--detach", is_flag=True, help="Do not wait for its end.")
+@json_option
+@server_options
+def import_adapter(client: httpx.Client, source: str, name: str, detach: bool, as_json: bool) -> None:
+    """Have the server fetch SOURCE and publish it as a version of the adapter NAME, which is made if it is new.
+
+    SOURCE is hf://org/repo@COMMIT, hf://org/repo@BRANCH or s3://bucket/prefix, of the places that the operator allows.
+    """
+    wanted = {"adapter": name, "source": source}
+    response = client.post(imports.IMPORTS, json=wanted)
+    if response.status_code == httpx.codes.NOT_FOUND:
+        create_if_missing(client, name)
+        response = client.post(imports.IMPORTS, json=wanted)
+    if response.is_error:
+        raise refusal(response)
+    job = decode(response.content)
+    imports.tell(job if detach else imports.follow(client, job), as_json)
+
+
+@adapter.command("imports")
+@click.argument("import_id", metavar="[ID]", required=False)
+@click.option("--cancel", is_flag=True, help="Cancel the import ID.")
+@json_option
+@server_options
+def show_imports(client: httpx.Client, import_id: str | None, cancel: bool, as_json: bool) -> None:
+    """Follow the import ID to its end; without ID list the last 100."""
+    if import_id is None:
+        if cancel:
+            raise click.UsageError("--cancel needs the ID of an import")
+        jobs = call(client, "GET", imports.IMPORTS)["data"]
+        if as_json:
+            print_json(jobs)
+        else:
+            rows = (
+                (job["id"], job["adapter"], str(job["version"] or ""), job["source"], imports.doing(job))
+                for job in jobs
+            )
+            print_table("import", "adapter", "version", "source", "state", rows=rows)
+    elif cancel:
+        cancelled = call(client, "DELETE", imports.path(import_id))
+        if as_json:
+            print_json(cancelled)
+        else:
+            click.echo("The import is cancelled.")
+    else:
+        imports.tell(imports.follow(client, call(client, "GET", imports.path(import_id))), as_json)
 
 
 @adapter.command("list")
@@ -132,6 +195,51 @@ def delete(client: httpx.Client, name: str, as_json: bool) -> None:
         click.echo(f"Adapter {name} is deleted.")
 
 
+@adapter.group()
+def profile() -> None:
+    """What a version is served with where a request does not say: chat template, system prompt, sampling, ..."""
+
+
+@profile.command("show")
+@click.argument("name")
+@click.argument("version", type=click.IntRange(1))
+@json_option
+@server_options
+def show_profile(client: httpx.Client, name: str, version: int, as_json: bool) -> None:
+    """Show the profile of VERSION of the adapter NAME."""
+    _tell_profile(call(client, "GET", _profile_path(name, version)), as_json)
+
+
+@profile.command("set")
+@click.argument("name")
+@click.argument("version", type=click.IntRange(1))
+@click.option(
+    "--from", "source", required=True, metavar="FILE.json", type=click.File("rb"),
+    help="The profile, a JSON object; - is standard input.",
+)  # fmt: skip
+@json_option
+@server_options
+def set_profile(client: httpx.Client, name: str, version: int, source: BinaryIO, as_json: bool) -> None:
+    """Set the profile of VERSION of the adapter NAME as a whole; a chat_template that is left out stays as it is."""
+    headers = {"content-type": "application/json"}
+    changed = call(client, "PUT", _profile_path(name, version), content=source.read(), headers=headers)
+    _tell_profile(changed, as_json)
+
+
+@profile.command("clear")
+@click.argument("name")
+@click.argument("version", type=click.IntRange(1))
+@json_option
+@server_options
+def clear_profile(client: httpx.Client, name: str, version: int, as_json: bool) -> None:
+    """Serve VERSION of the adapter NAME with the base's chat template and the server's defaults again."""
+    call(client, "DELETE", _profile_path(name, version))
+    if as_json:
+        print_json({"name": name, "version": version, "cleared": True})
+    else:
+        click.echo(f"Version {version} of {name} is served with the defaults of the base.")
+
+
 def path(*parts: str) -> str:
     """Whatever stands in a name stays one part of the path."""
     return "/".join([ADAPTERS, *(quote(part, safe="") for part in parts)])
@@ -143,25 +251,26 @@ def create_if_missing(client: httpx.Client, name: str) -> None:
         raise refusal(response)
 
 
-def upload(client: httpx.Client, folder: Path, name: str) -> dict[str, Any]:
-    """Stream both files, with a progress bar on stderr; returns the version."""
-    columns = [TextColumn("Uploading"), BarColumn(), DownloadColumn(), TransferSpeedColumn()]
-    with ExitStack() as stack:
-        progress = stack.enter_context(Progress(*columns, console=Console(stderr=True)))
-        parts = {
-            part: (file, stack.enter_context(progress.open(folder / file, "rb", description=file)))
-            for part, file in FILES.items()
-        }
-        version: dict[str, Any] = call(client, "POST", path(name, "versions"), files=parts)
-    return version
-
-
 def shown_split(split: Mapping[str, int]) -> str:
     """`2`, or `2 (10%), 1 (90%)`."""
     if len(split) == 1:
         return next(iter(split))
     total = sum(split.values())
     return ", ".join(f"{number} ({100 * weight / total:.3g}%)" for number, weight in split.items())
+
+
+def _profile_path(name: str, version: int) -> str:
+    return path(name, "versions", str(version), "profile")
+
+
+def _tell_profile(found: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print_json(found)
+        return
+    template = found.pop("chat_template", None)
+    click.echo(f"chat_template: {'its own' if template else 'that of the base'}")
+    for field, value in found.items():
+        click.echo(f"{field}: {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}")
 
 
 def _aliases(found: dict[str, Any]) -> str:

@@ -65,15 +65,32 @@ def call(client: httpx.Client, method: str, path: str, **options: Any) -> Any:
 
 
 def refusal(response: httpx.Response) -> click.ClickException:
-    """The server's own words, and every entry of the report that came with them. The body has been read."""
-    try:
-        error = msgspec.json.decode(response.content)["error"]
-    except (msgspec.DecodeError, KeyError, TypeError):
+    """The server's own words, as `refused` tells them. The body has been read."""
+    error = _error(response)
+    if error is None:
         return click.ClickException(f"the server answered {response.status_code} {response.reason_phrase}")
+    return refused(error)
+
+
+def refused(error: dict[str, Any]) -> click.ClickException:
+    """An error object, and every entry of the report that came with it."""
     failed = error.get("details") or []
     if not failed:
         return click.ClickException(told(error))
     return click.ClickException("\n  ".join([f"refused ({error.get('code')}):", *map(_detail, failed)]))
+
+
+def error_code(response: httpx.Response) -> str | None:
+    """The code of an error, if it has one. The body has been read."""
+    code = (_error(response) or {}).get("code")
+    return code if isinstance(code, str) else None
+
+
+def _error(response: httpx.Response) -> dict[str, Any] | None:
+    try:
+        return dict(msgspec.json.decode(response.content)["error"])
+    except (msgspec.DecodeError, KeyError, TypeError, ValueError):
+        return None
 
 
 def told(error: dict[str, Any]) -> str:

@@ -19,10 +19,13 @@ from loraplex.platform.manage.schemas import (
     EngineView,
     KeyList,
     KeyView,
+    Quarantine,
     ResidentAdapterPage,
     ResidentAdapterView,
     TenantList,
     TenantView,
+    VersionList,
+    VersionView,
 )
 from loraplex.platform.services import Services
 
@@ -97,6 +100,22 @@ async def get_engine(services: NamedDependency[Services]) -> EngineView:
     return EngineView.of(services.base_model_name, services.engine, inspection)
 
 
+@post("/versions/{digest:str}/quarantine", status_code=200)
+async def quarantine_versions(
+    digest: FromPath[str], data: JSONBody[Quarantine], services: NamedDependency[Services]
+) -> VersionList:
+    """Take every version with these bytes out of service: no name stands for it. Requests that run finish."""
+    return VersionList([VersionView.of(version) for version in await services.quarantine.begin(digest, data.reason)])
+
+
+@post("/versions/{digest:str}/release", status_code=202)
+async def release_versions(
+    digest: FromPath[str], data: JSONBody[Quarantine], services: NamedDependency[Services]
+) -> VersionList:
+    """End a quarantine. Within a minute or so its versions are validated anew, and serve if they pass."""
+    return VersionList([VersionView.of(version) for version in await services.quarantine.end(digest, data.reason)])
+
+
 async def _inspect(engine: EngineClient) -> Inspection:
     try:
         async with asyncio.timeout(INSPECT_SECONDS):
@@ -117,6 +136,8 @@ ADMIN_ROUTES = [
             revoke_key,
             list_all_adapters,
             get_engine,
+            quarantine_versions,
+            release_versions,
         ],
         opt={"scope": "admin"},
         tags=["admin"],

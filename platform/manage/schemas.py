@@ -5,11 +5,16 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from msgspec import Meta, Struct, structs
+from msgspec import UNSET, Meta, Struct, UnsetType, convert, structs
 
 from loraplex.adapters.aliases import MoveInfo
+from loraplex.adapters.import_jobs import ImportInfo, ImportState
 from loraplex.adapters.lookup import MAX_TARGETS, AliasInfo, VersionState
+from loraplex.adapters.peft_checks import CheckedAdapter
+from loraplex.adapters.profile import ChatTemplate, ProfileSettings, ServingProfile
+from loraplex.adapters.quarantine import MAX_REASON_LENGTH
 from loraplex.adapters.registry import AdapterInfo, VersionInfo
+from loraplex.adapters.types import adapter_digest
 from loraplex.engine.client import EngineClient
 from loraplex.engine.messages import Inspection, Ready, ResidentAdapter, Status
 from loraplex.platform.tenants import KeyInfo, TenantInfo
@@ -116,7 +121,7 @@ class AdapterView(Struct, frozen=True, kw_only=True):
 
 
 class VersionView(Struct, frozen=True, kw_only=True):
-    """`model` is the name to call it by, once `state` is ready; `state_reason` says why it is rejected."""
+    """`model` is the name to call it by, once `state` is ready; `state_reason` says why it does not serve."""
 
     tenant: str
     adapter: str
@@ -150,13 +155,47 @@ class VersionView(Struct, frozen=True, kw_only=True):
 
 
 class VersionDetail(VersionView, frozen=True, kw_only=True):
-    """`report`: what the checks found out about the weights, and the engine about the version."""
+    """`report`: what the checks found out about the weights, and the engine about the version. `profile`: null where it
+    is served with the defaults of the base."""
 
+    report: list[dict[str, Any]]
+    profile: ServingProfile | None
+
+    @classmethod
+    def told(cls, version: VersionInfo, report: list[dict[str, Any]], profile: ServingProfile | None) -> VersionDetail:
+        return cls(**structs.asdict(VersionView.of(version)), report=report, profile=profile)
+
+
+class SetProfile(ProfileSettings, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """`chat_template`: left out, the version keeps the one it has, which may have come with its weights."""
+
+    chat_template: ChatTemplate | UnsetType | None = UNSET
+
+    def onto(self, old: ServingProfile | None) -> ServingProfile:
+        settings = structs.asdict(self)
+        if self.chat_template is UNSET:
+            settings["chat_template"] = None if old is None else old.chat_template
+        return ServingProfile(**settings)
+
+
+class CheckedView(Struct, frozen=True, kw_only=True):
+    """The version that files would be, which were checked and not kept. `report`: what the checks found out."""
+
+    digest: str
+    size_bytes: int
+    rank: int
+    targets: list[str]
     report: list[dict[str, Any]]
 
     @classmethod
-    def told(cls, version: VersionInfo, report: list[dict[str, Any]]) -> VersionDetail:
-        return cls(**structs.asdict(VersionView.of(version)), report=report)
+    def of(cls, checked: CheckedAdapter, size_bytes: int, report: list[dict[str, Any]]) -> CheckedView:
+        return cls(
+            digest=adapter_digest(checked.spec, checked.weights_sha256),
+            size_bytes=size_bytes,
+            rank=checked.spec.max_rank,
+            targets=checked.targets,
+            report=report,
+        )
 
 
 class AdapterPage(Struct, frozen=True):
@@ -168,6 +207,72 @@ class AdapterPage(Struct, frozen=True):
 
 class VersionList(Struct, frozen=True):
     data: list[VersionView]
+
+
+class CreateImport(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`source`: hf://org/repo@COMMIT, hf://org/repo@BRANCH, whose commit is looked up once, or s3://bucket/prefix."""
+
+    adapter: Name
+    source: Annotated[str, Meta(min_length=1, max_length=500)]
+
+
+class ImportFailure(Struct, frozen=True, kw_only=True):
+    """Why the last attempt did not succeed. `details`: of code `adapter_invalid`, every failed check."""
+
+    code: str
+    message: str
+    details: Any = None
+
+
+class ImportView(Struct, frozen=True, kw_only=True):
+    """An error that may pass queues the job again, until its 5th attempt. A branch in `source` becomes its commit.
+
+    `file`: the one being fetched; the bytes are those of both files. `version` is set once it is published, and
+    `version_state` is the state of that version now. `created_by`: the id of the API key.
+    """
+
+    id: str
+    adapter: str
+    source: str
+    state: ImportState
+    attempt: int
+    file: str | None
+    bytes_done: int
+    bytes_total: int | None
+    version: int | None
+    version_state: VersionState | None
+    error: ImportFailure | None
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    created_by: str | None
+
+    @classmethod
+    def of(cls, job: ImportInfo) -> ImportView:
+        return cls(
+            id=job.id,
+            adapter=job.adapter,
+            source=job.source,
+            state=job.state,
+            attempt=job.attempt,
+            file=job.progress.file,
+            bytes_done=job.progress.bytes_done,
+            bytes_total=job.progress.bytes_total,
+            version=job.version,
+            version_state=job.version_state,
+            error=None if job.error is None else convert(job.error, ImportFailure),
+            created_at=job.created_at,
+            started_at=job.started_at,
+            finished_at=job.finished_at,
+            created_by=job.created_by,
+        )
+
+
+class ImportPage(Struct, frozen=True):
+    """`next`: give it as `after` to get the next page; null on the last one."""
+
+    data: list[ImportView]
+    next: str | None
 
 
 class CreateTenant(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -237,6 +342,12 @@ class KeyView(Struct, frozen=True, kw_only=True):
 
 class KeyList(Struct, frozen=True):
     data: list[KeyView]
+
+
+class Quarantine(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`reason`: the tenant sees it."""
+
+    reason: Annotated[str, Meta(min_length=1, max_length=MAX_REASON_LENGTH)]
 
 
 class ResidentVersion(Struct, frozen=True, kw_only=True):

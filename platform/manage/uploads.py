@@ -1,4 +1,4 @@
-"""Receive an adapter's two files from a multipart request, straight to disk, hashed and bounded on the way.
+"""Receive an adapter's files from a multipart request, straight to disk, hashed and bounded on the way.
 
 Nothing is held in memory beyond one block, nothing is written twice, and no name that the client sent becomes a path.
 """
@@ -39,6 +39,7 @@ class PartTarget:
 
     path: Path
     max_bytes: int
+    required: bool = True
 
 
 @dataclass(frozen=True)
@@ -87,8 +88,8 @@ class UploadSink:
             self._parser.close()
         except MultipartError as error:
             raise _malformed("it ended too early; send it again") from error
-        for name in self._targets:
-            if name not in self.received:
+        for name, target in self._targets.items():
+            if target.required and name not in self.received:
                 files = "`config` (adapter_config.json) and `weights` (adapter_model.safetensors)"
                 message = f"The upload has no part `{name}`. Send two files: {files}."
                 raise ApiError(400, "missing_required_parameter", message, param=name)
@@ -96,7 +97,7 @@ class UploadSink:
 
     def _open_part(self, name: str) -> None:
         if name not in self._targets:
-            expected = " and ".join(f"`{target}`" for target in self._targets)
+            expected = " and ".join(f"`{part}`" for part, target in self._targets.items() if target.required)
             message = f"The upload has a part `{name[:100]}` that is not known here. Send {expected}."
             raise ApiError(400, "unknown_parameter", message, param=name[:100], headers=CLOSE)
         if name in self.received:
@@ -146,14 +147,14 @@ async def receive_parts(request: Request[Any, Any, Any], targets: dict[str, Part
     """Stream the request's parts to their targets.
 
     Raises ApiError: 413 when too large (before reading, where Content-Length tells), 415 when not multipart, 400 when
-    malformed, cut off, or not exactly the parts that were asked for. Files that were begun stay for the caller to drop.
+    malformed, cut off, or not the parts that were asked for. Files that were begun stay for the caller to drop.
     """
     limit = FRAMING_BYTES + sum(target.max_bytes for target in targets.values())
-    if (_content_length(request) or 0) > limit:
+    if (content_length(request) or 0) > limit:
         raise _too_large("upload", limit)
     with UploadSink(_boundary(request), targets) as sink:
         received_bytes = 0
-        async for block in _blocks(request):
+        async for block in blocks(request):
             received_bytes += len(block)
             if received_bytes > limit:
                 raise _too_large("upload", limit)
@@ -161,15 +162,23 @@ async def receive_parts(request: Request[Any, Any, Any], targets: dict[str, Part
         return sink.finish()
 
 
-async def _blocks(request: Request[Any, Any, Any]) -> AsyncIterator[bytes]:
-    """The body in pieces of about BLOCK_BYTES, so that few of them cross to the thread that writes."""
+async def blocks(request: Request[Any, Any, Any]) -> AsyncIterator[bytes]:
+    """The body in pieces of about BLOCK_BYTES, so that few of them cross to the thread that writes.
+
+    When the body stalls or breaks off, what came of it is yielded before ApiError 408 or 400 is raised.
+    """
     block = bytearray()
     stream = aiter(request.stream())
-    while chunk := await _next_chunk(stream):
-        block += chunk
-        if len(block) >= BLOCK_BYTES:
+    try:
+        while chunk := await _next_chunk(stream):
+            block += chunk
+            if len(block) >= BLOCK_BYTES:
+                yield bytes(block)
+                block.clear()
+    except ApiError:
+        if block:
             yield bytes(block)
-            block.clear()
+        raise
     if block:
         yield bytes(block)
 
@@ -184,7 +193,8 @@ async def _next_chunk(stream: AsyncIterator[bytes]) -> bytes:
         raise _malformed("the connection was closed before its end") from error
 
 
-def _content_length(request: Request[Any, Any, Any]) -> int | None:
+def content_length(request: Request[Any, Any, Any]) -> int | None:
+    """What the request announces, if that is a number."""
     try:
         return request.content_length
     except HTTPException:

@@ -12,10 +12,11 @@ from litestar.di import NamedDependency
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import JSONBody
 
-from loraplex.engine.text import TemplateError, TextCodec
+from loraplex.adapters.profile import ServingProfile
+from loraplex.engine.templates import TemplateError
 from loraplex.platform.errors import ApiError
 from loraplex.platform.openai.answer import Answer
-from loraplex.platform.openai.generation import choose_model, heading, prepare, respond, tokenise
+from loraplex.platform.openai.generation import choose_model, heading, prepare, respond, stop_strings
 from loraplex.platform.openai.types import (
     AssistantMessage,
     ChatChoice,
@@ -28,6 +29,7 @@ from loraplex.platform.openai.types import (
     FinishReason,
     Heading,
 )
+from loraplex.platform.prompts import chat_prompt
 from loraplex.platform.services import Services
 from loraplex.platform.tenants import Principal
 
@@ -47,26 +49,35 @@ async def create_chat_completion(
     """Answer a conversation, in one piece or, with `stream`, as server-sent events of `chat.completion.chunk`."""
     principal = request.auth
     model = await choose_model(services.catalog, principal, data)
+    profile = await services.profile_cache.of(model.version)
     ready = services.engine.ready
     asked = prepare(
         data,
         request_id=f"chatcmpl-{uuid.uuid4().hex}",
-        prompt=await _render(services.text, data.messages),
+        prompt=await _render(services, principal, profile, data.messages),
         prompt_field="messages",
         max_tokens=data.token_limit,
+        default_max_tokens=profile.max_tokens,
         model=model,
+        profile=profile,
         principal=principal,
         ready=ready,
     )
     shape = ChatShape(heading(asked, model, ready), data.include_usage)
-    answer = Answer(services, "chat", asked, data.stop_strings)
+    answer = Answer(services, "chat", asked, stop_strings(data, profile))
     return await respond(request.receive, answer, shape, stream=bool(data.stream), model=model)
 
 
-async def _render(text: TextCodec, messages: list[ChatMessage]) -> list[int]:
+async def _render(
+    services: Services, principal: Principal, profile: ServingProfile, messages: list[ChatMessage]
+) -> list[int]:
+    """By the version's template, begun with its system prompt where the conversation has no system message."""
     plain = [message.for_template() for message in messages]
+    if profile.system_prompt is not None and all(message["role"] != "system" for message in plain):
+        plain.insert(0, {"role": "system", "content": profile.system_prompt})
+    template, owner = profile.chat_template, principal.tenant_id or ""
     try:
-        return await tokenise(lambda: text.render_chat(plain), sum(len(message["content"]) for message in plain))
+        return await chat_prompt(services.text, services.templates, plain, template=template, owner=owner)
     except TemplateError as error:
         raise ApiError(400, "invalid_value", f"Invalid value for 'messages': {error}.", param="messages") from error
 

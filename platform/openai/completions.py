@@ -14,8 +14,9 @@ from litestar.params import JSONBody
 
 from loraplex.engine.text import TextCodec
 from loraplex.platform.openai.answer import Answer
-from loraplex.platform.openai.generation import choose_model, heading, prepare, respond, tokenise
+from loraplex.platform.openai.generation import choose_model, heading, prepare, respond, stop_strings
 from loraplex.platform.openai.types import Completion, CompletionRequest, FinishReason, Heading, TextChoice
+from loraplex.platform.prompts import tokenise
 from loraplex.platform.services import Services
 from loraplex.platform.tenants import Principal
 
@@ -39,19 +40,22 @@ async def create_completion(
     prompt = data.single_prompt()
     principal = request.auth
     model = await choose_model(services.catalog, principal, data)
+    profile = await services.profile_cache.of(model.version)
     ready = services.engine.ready
     asked = prepare(
         data,
         request_id=f"cmpl-{uuid.uuid4().hex}",
         prompt=await _encode(services.text, prompt),
         prompt_field="prompt",
-        max_tokens=DEFAULT_MAX_TOKENS if data.max_tokens is None else data.max_tokens,
+        max_tokens=data.max_tokens,
+        default_max_tokens=profile.max_tokens or DEFAULT_MAX_TOKENS,
         model=model,
+        profile=profile,
         principal=principal,
         ready=ready,
     )
     shape = CompletionShape(heading(asked, model, ready), data.include_usage)
-    answer = Answer(services, "completions", asked, data.stop_strings)
+    answer = Answer(services, "completions", asked, stop_strings(data, profile))
     return await respond(request.receive, answer, shape, stream=bool(data.stream), model=model)
 
 

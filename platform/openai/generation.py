@@ -5,17 +5,19 @@ Knows the bounds that depend on the model, and when text is written. The endpoin
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
-import anyio.to_thread
 import msgspec
 from litestar import Response
 from litestar.types import Receive
 
+from loraplex.adapters.names import WeightedName
+from loraplex.adapters.profile import ServingProfile
 from loraplex.engine.messages import Generate, Ready, SamplingParams
 from loraplex.platform.catalog import Catalog, ResolvedModel
 from loraplex.platform.errors import ApiError
@@ -26,11 +28,10 @@ from loraplex.platform.openai.sse import DONE, EventStream, TextFrame, Write, er
 from loraplex.platform.openai.types import GenerationRequest, Heading
 from loraplex.platform.tenants import Principal
 
-INLINE_TOKENISE_CHARS = 4096
-"""About a millisecond of tokenising. More goes to a thread, so that the event loop turns."""
+T = TypeVar("T")
 
-ADAPTER_FIELDS = ("adapter_id", "lora_path")
-"""Fields beside `model` that name an adapter."""
+ADAPTER_FIELDS = ("adapters", "adapter_id", "lora_path")
+"""Fields beside `model` that name adapters."""
 
 
 class Shape(Protocol):
@@ -50,32 +51,31 @@ class Shape(Protocol):
 
 
 async def choose_model(catalog: Catalog, principal: Principal, request: GenerationRequest) -> ResolvedModel:
-    """What `model` names or, where that is the base, what LoRAX's `adapter_id` or SGLang's `lora_path` names.
+    """What `model` names or, where that is the base, what `adapters`, LoRAX's `adapter_id` or SGLang's `lora_path` do.
 
     Raises ApiError: 404 for a name that means nothing to the caller, 400 where two of them name different versions.
     """
     chosen = await catalog.resolve(principal, request.model, request.user)
     for field in ADAPTER_FIELDS:
-        name = getattr(request, field)
-        if name is None:
+        names = getattr(request, field)
+        if names is None:
             continue
         try:
-            named = await catalog.resolve(principal, name, request.user)
+            if isinstance(names, str):
+                named = await catalog.resolve(principal, names, request.user)
+            else:
+                terms = [WeightedName(adapter.model, adapter.weight) for adapter in names]
+                named = await catalog.resolve_sum(principal, terms, request.user)
         except ApiError as error:
             error.param = field
             raise
-        if chosen.digest is not None and chosen.name != named.name:
+        if chosen.adapters and chosen.name != named.name:
             message = (
                 f"The request names two models: `{chosen.name}`, and `{named.name}` in '{field}'. Send one of them."
             )
             raise ApiError(400, "invalid_value", message, param=field)
         chosen = named
     return chosen
-
-
-async def tokenise(encode: Callable[[], list[int]], chars: int) -> list[int]:
-    """Run `encode`, which turns `chars` characters into token ids."""
-    return encode() if chars <= INLINE_TOKENISE_CHARS else await anyio.to_thread.run_sync(encode)
 
 
 def prepare(
@@ -85,49 +85,64 @@ def prepare(
     prompt: list[int],
     prompt_field: str,
     max_tokens: int | None,
+    default_max_tokens: int | None,
     model: ResolvedModel,
+    profile: ServingProfile,
     principal: Principal,
     ready: Ready,
 ) -> Generate:
-    """What the engine is asked. `max_tokens` None: as many as fit. Raises ApiError for a prompt that cannot run."""
+    """What the engine is asked. Without `max_tokens`, the default or as many as fit; a default is cut to what fits.
+
+    Raises ApiError for a prompt that cannot run.
+    """
     if not prompt:
         raise ApiError(400, "invalid_value", f"'{prompt_field}' has no tokens; send some text.", param=prompt_field)
     if max(prompt) >= ready.vocab_size:
         message = f"'{prompt_field}' has a token id outside of the vocabulary of {ready.vocab_size}."
         raise ApiError(400, "invalid_value", message, param=prompt_field)
-    room = ready.max_model_len - len(prompt)
+    limit = min(ready.max_model_len, profile.context_limit or ready.max_model_len)
+    room = limit - len(prompt)
     if room < 1 or (max_tokens is not None and max_tokens > room):
         asked = "" if max_tokens is None else f" and {max_tokens} in the completion"
         message = (
-            f"This model's maximum context length is {ready.max_model_len} tokens. However, you asked for "
+            f"This model's maximum context length is {limit} tokens. However, you asked for "
             f"{len(prompt)} tokens in the {prompt_field}{asked}. Send less, or ask for less."
         )
         raise ApiError(400, "context_length_exceeded", message, param=prompt_field)
     return Generate(
         request_id=request_id,
         prompt=prompt,
-        sampling=_sampling(request, max_tokens or room),
-        adapters=uses_of(model.version, prompt),
+        sampling=_sampling(request, profile, max_tokens or min(default_max_tokens or room, room)),
+        adapters=uses_of(model.adapters, prompt),
         salt=_salt(principal, request.cache_salt),
     )
 
 
 def heading(asked: Generate, model: ResolvedModel, ready: Ready) -> Heading:
-    """What all parts of an answer begin with. `system_fingerprint` tells the weights, of base and adapter."""
-    adapter = f"_{model.digest[:8]}" if model.digest else ""
+    """What all parts of an answer begin with. `system_fingerprint` tells the weights, of base and adapters."""
     return Heading(
         id=asked.request_id,
         created=int(time.time()),
         model=model.name,
-        system_fingerprint=f"fp_{ready.model_digest[:8]}{adapter}",
+        system_fingerprint=f"fp_{ready.model_digest[:8]}{_fingerprint(model)}",
     )
+
+
+def _fingerprint(model: ResolvedModel) -> str:
+    """The beginning of the adapter's digest; of adapters that are weighted or added up, of a hash over all of it."""
+    if not model.adapters:
+        return ""
+    if len(model.adapters) == 1 and model.adapters[0].weight == 1:
+        return f"_{model.adapters[0].version.digest[:8]}"
+    terms = [f"{adapter.version.digest}*{adapter.weight!r}" for adapter in model.adapters]
+    return f"_{hashlib.sha256('+'.join(terms).encode()).hexdigest()[:8]}"
 
 
 async def respond(
     receive: Receive, answer: Answer, shape: Shape, *, stream: bool, model: ResolvedModel
 ) -> Response[Any]:
     """Wait for the whole answer or, of a stream, for the first token: what fails until then has its own HTTP status."""
-    headers = {"x-adapter-version": model.name} if model.digest else {}
+    headers = {"x-adapter-version": model.name} if model.adapters else {}
     try:
         if stream:
             await while_connected(receive, answer.begin())
@@ -157,17 +172,26 @@ async def _stream(answer: Answer, shape: Shape, write: Write) -> None:
     await write(due + DONE, more=False)
 
 
-def _sampling(request: GenerationRequest, max_tokens: int) -> SamplingParams:
+def stop_strings(request: GenerationRequest, profile: ServingProfile) -> tuple[str, ...]:
+    """The request's and the profile's."""
+    return tuple(dict.fromkeys((*request.stop_strings, *profile.stop)))
+
+
+def _sampling(request: GenerationRequest, profile: ServingProfile, max_tokens: int) -> SamplingParams:
     return SamplingParams(
         max_tokens=max_tokens,
-        temperature=1.0 if request.temperature is None else request.temperature,
-        top_p=1.0 if request.top_p is None else request.top_p,
-        top_k=max(request.top_k or 0, 0),
-        min_p=request.min_p or 0.0,
+        temperature=_first_given(request.temperature, profile.temperature, 1.0),
+        top_p=_first_given(request.top_p, profile.top_p, 1.0),
+        top_k=max(_first_given(request.top_k, profile.top_k, 0), 0),
+        min_p=_first_given(request.min_p, profile.min_p, 0.0),
         seed=None if request.seed is None else request.seed % (1 << 63),
-        stop_token_ids=tuple(request.stop_token_ids or ()),
+        stop_token_ids=tuple(dict.fromkeys((*(request.stop_token_ids or ()), *profile.stop_token_ids))),
         ignore_eos=bool(request.ignore_eos),
     )
+
+
+def _first_given(asked: T | None, profiled: T | None, default: T) -> T:
+    return asked if asked is not None else profiled if profiled is not None else default
 
 
 def _salt(principal: Principal, cache_salt: str | None) -> bytes:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from loraplex.adapters.registry import VersionInfo
 from loraplex.engine.messages import AdapterUse
+from loraplex.platform.catalog import WeightedVersion
 
 
-def uses_of(version: VersionInfo | None, prompt: Sequence[int]) -> tuple[AdapterUse, ...]:
-    """A version as a whole; or from its invocation on, if it is one that waits for that. As in PEFT, a prompt without
-    the invocation is answered by the base."""
-    if version is None:
-        return ()
-    if not version.invocation_tokens:
-        return (AdapterUse(version.digest),)
-    start = last_place_of(version.invocation_tokens, prompt)
-    return () if start is None else (AdapterUse(version.digest, start=start),)
+def uses_of(adapters: Sequence[WeightedVersion], prompt: Sequence[int]) -> tuple[AdapterUse, ...]:
+    """Versions as a whole; or from their invocation on, those that wait for one. As in PEFT, what is not invoked in the
+    prompt leaves the base as it is."""
+    uses = []
+    for version, weight in ((adapter.version, adapter.weight) for adapter in adapters):
+        start = last_place_of(version.invocation_tokens, prompt) if version.invocation_tokens else 0
+        if start is not None:
+            uses.append(AdapterUse(version.digest, weight, start))
+    return tuple(uses)
 
 
 def last_place_of(invocation: Sequence[int], prompt: Sequence[int]) -> int | None:

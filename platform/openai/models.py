@@ -59,14 +59,14 @@ async def get_model(
     """One model by any of its names. The slash of `tenant/adapter` may stand raw or as %2F."""
     name = model.removeprefix("/")
     found = await services.catalog.resolve(principal, name)
-    if found.version is None:
+    if not found.adapters:
         return _base(services)
-    version = found.version
+    version = found.adapters[0].version
     return Model(
         id=name,
         created=_seconds(version.created_at),
         owned_by=version.tenant,
-        root=version.canonical_name,
+        root=found.name,
         parent=version.base_model,
     )
 

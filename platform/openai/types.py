@@ -10,20 +10,19 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from loraplex.adapters.names import MAX_WEIGHT
+from loraplex.adapters.profile import MinP, StopString, Temperature, TokenCount, TokenId, TopK, TopP
+from loraplex.engine.messages import MAX_ADAPTERS
 from loraplex.platform.errors import ApiError
 
 # -- what is read --------------------------------------------------------------------------------------------------
 
 MAX_TEXT_CHARS = 8 << 20
 MAX_PROMPT_TOKENS = 4 << 20
-MAX_TOKENS_LIMIT = 1 << 24
 
 Text = Annotated[str, Meta(max_length=MAX_TEXT_CHARS)]
 ModelRef = Annotated[str, Meta(max_length=16384)]
 Label = Annotated[str, Meta(min_length=1, max_length=512)]
-TokenId = Annotated[int, Meta(ge=0, lt=1 << 31)]
-TokenCount = Annotated[int, Meta(ge=1, le=MAX_TOKENS_LIMIT)]
-StopString = Annotated[str, Meta(min_length=1, max_length=256)]
 Seed = Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
 
 
@@ -52,6 +51,13 @@ class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     include_obfuscation: bool = False
 
 
+class WeightedAdapter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One adapter, by any of its names, of those whose weighted sum a request runs with."""
+
+    model: ModelRef
+    weight: Annotated[float, Meta(ge=-MAX_WEIGHT, le=MAX_WEIGHT)] = 1.0
+
+
 class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What chat and completions have in common. None is the same as leaving the field out, as in OpenAI's clients."""
 
@@ -60,11 +66,13 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     """LoRAX's field: the adapter, where `model` is the base."""
     lora_path: ModelRef | None = None
     """SGLang's field for the same."""
+    adapters: Annotated[list[WeightedAdapter], Meta(min_length=1, max_length=MAX_ADAPTERS)] | None = None
+    """Several adapters, where `model` is the base; as text it is `model: "a*0.7+b*0.3"`."""
     max_tokens: TokenCount | None = None
-    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Meta(ge=-1, lt=1 << 31)] | None = None
-    min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
+    top_k: TopK | None = None
+    min_p: MinP | None = None
     seed: Seed | None = None
     stop: StopString | Annotated[list[StopString], Meta(max_length=4)] | None = None
     stop_token_ids: Annotated[list[TokenId], Meta(max_length=64)] | None = None

@@ -11,6 +11,8 @@ from sqlalchemy.exc import OperationalError
 from loraplex.adapters.aliases import AdapterAliases
 from loraplex.adapters.changes import KEPT_CHANGES, KEYS, MAX_STALE_SECONDS, ChangeFeed, names_of, record_change
 from loraplex.adapters.database import Database
+from loraplex.adapters.profile import ServingProfile
+from loraplex.adapters.profile_store import ProfileStore
 from loraplex.adapters.registry import AdapterRegistry
 from loraplex.platform.tenants import TenantDirectory
 
@@ -75,7 +77,8 @@ async def test_own_changes_are_seen_at_once_and_others_within_the_bound(database
 
 
 async def test_everything_that_names_and_keys_depend_on_is_a_change(database):
-    """Versions, aliases, deletions, suspensions and revocations; reading is none."""
+    """Versions, aliases, profiles, deletions, suspensions and revocations; reading is none."""
+    profiles = ProfileStore(database)
     registry, aliases, tenants = AdapterRegistry(database), AdapterAliases(database), TenantDirectory(database)
     await registry.register_base_model("base", "0" * 64, "hub:base")
     acme = (await tenants.create_tenant("acme")).id
@@ -83,10 +86,9 @@ async def test_everything_that_names_and_keys_depend_on_is_a_change(database):
     await registry.create_adapter(acme, "bot", "base")
     feed, told = await listening(database)
 
-    async def publish(digest: str) -> None:
-        version = await registry.publish(
-            acme, "bot", digest=digest * 64, size_bytes=1, max_rank=8, targets=(), report=[], created_by=None
-        )
+    async def publish(digest: str, **options: str) -> None:
+        facts = {"size_bytes": 1, "max_rank": 8, "targets": (), "report": [], "created_by": None, **options}
+        version = await registry.publish(acme, "bot", digest=digest * 64, **facts)
         await registry.settle(version, "ready")
 
     bot = names_of(acme, "bot")
@@ -97,6 +99,9 @@ async def test_everything_that_names_and_keys_depend_on_is_a_change(database):
         (lambda: aliases.move(acme, "bot", "prod", {2: 1}), bot),
         (lambda: aliases.roll_back(acme, "bot", "prod"), bot),
         (lambda: aliases.delete(acme, "bot", "prod"), bot),
+        (lambda: profiles.change(acme, "bot", 1, lambda _: ServingProfile(temperature=0)), bot),
+        (lambda: profiles.change(acme, "bot", 1, lambda _: None), bot),
+        (lambda: publish("a", chat_template="x"), bot),
         (lambda: registry.delete_version(acme, "bot", 1), bot),
         (lambda: registry.delete_adapter(acme, "bot"), bot),
         (lambda: tenants.set_suspended("acme", True), KEYS),

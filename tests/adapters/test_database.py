@@ -6,7 +6,7 @@ import asyncio
 from datetime import datetime
 
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import func, select, update
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.exc import IntegrityError
 
@@ -74,6 +74,26 @@ async def test_a_cancelled_transaction_leaves_nothing(database):
         session.add(base_model("kept"))
 
     assert await names(database) == {"kept"}
+
+
+async def test_a_task_cancelled_within_a_statement_blocks_no_later_one(database):
+    """Wherever in a transaction it is cancelled, the next one gets its turn, though the task is still referred to."""
+    async with database.transaction() as session:
+        session.add(base_model("there"))
+
+    async def write() -> None:
+        async with database.transaction() as session:
+            written = await session.execute(update(BaseModel).values(source="new").returning(BaseModel.name))
+            assert written.first() is not None
+
+    tasks = []
+    for steps in range(60):
+        tasks.append(asyncio.create_task(write()))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        tasks[-1].cancel()
+        await asyncio.wait(tasks[-1:])
+        await write()
 
 
 async def test_many_transactions_at_once_all_succeed(database):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from e2e.server import BASE, Server, running_server
+from hub_server import Hub, running_hub
 
 
 @dataclass
@@ -27,8 +28,15 @@ class Site:
 
 
 @pytest.fixture(scope="session")
+def hub() -> Iterator[Hub]:
+    """What the server may import from: `hf://acme/`."""
+    with running_hub() as hub:
+        yield hub
+
+
+@pytest.fixture(scope="session")
 def site(
-    tiny_model_dir: Path, make_adapter: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+    tiny_model_dir: Path, make_adapter: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory, hub: Hub
 ) -> Iterator[Site]:
     folder = tmp_path_factory.mktemp("site")
     loras = folder / "loras"
@@ -36,6 +44,7 @@ def site(
     b = make_adapter(loras / "b", rank=2, modules=("q_proj", "v_proj"), seed=2)
     c = make_adapter(loras / "c", rank=4, seed=3)
     options = {"served_model_name": BASE, "kv_cache_bytes": 32 << 20, "adapter_device_bytes": 32 << 20}
+    options |= {"import_sources": "hf://acme/", "hf_endpoint": hub.url}
     modules = f"sql={a}", json.dumps({"name": "chat", "path": str(b), "base_model_name": BASE})
     with running_server(
         tiny_model_dir, folder / "data", lora_modules=modules, lora_dirs=str(loras), **options

@@ -147,7 +147,7 @@ async def test_a_warmed_adapter_is_on_the_device_unasked(client, tiny_model_dir,
 async def test_an_adapter_in_use_at_two_crashes_is_quarantined(
     client, settings, tiny_model_dir, make_adapter, tmp_path
 ):
-    """The third request for it is refused, while the base goes on."""
+    """The third request for it is refused and its digest told, while the base goes on; until it is forgiven."""
     built = start_engine(tiny_model_dir, tmp_path / "blobs", kernels="reference")
     digest = store_adapter(tmp_path / "blobs", make_adapter(tmp_path / "peft"), built.shape)
     built.engine.close()
@@ -162,6 +162,9 @@ async def test_an_adapter_in_use_at_two_crashes_is_quarantined(
     with pytest.raises(GenerationFailed) as failure:
         client.generate(request("poison again", adapter=digest))
     assert failure.value.code == "adapter_quarantined"
+    assert [client.quarantined.get_nowait(), client.quarantined.qsize()] == [digest, 0]
+    client.forgive(digest)
+    assert len(await tokens_of(client.generate(request("forgiven", adapter=digest)))) == 8
 
 
 async def test_an_engine_that_keeps_dying_is_given_up(client):

@@ -13,6 +13,7 @@ from api_running import Api, run_api
 from loraplex.adapters.database import Database
 from loraplex.engine.client import EngineClient
 from loraplex.engine.settings import EngineSettings
+from loraplex.platform.quarantine import REASON, quarantine_crasher
 
 pytest_plugins = ["database_fixtures"]
 pytestmark = pytest.mark.anyio
@@ -141,3 +142,47 @@ async def residency(api: Api) -> list[str]:
     response = await api.client.get("/api/v1/admin/adapters", headers=api.auth("operator"))
     [adapter] = response.json()["data"]
     return adapter["versions"][0]["residency"]
+
+
+async def test_an_operator_takes_a_version_out_and_lets_it_back(
+    api: Api, make_adapter: Callable[..., Path], tmp_path: Path
+) -> None:
+    """By its bytes: 404 in inference, 409 with the reason where the version is named; released, it is run again."""
+    folder, operator = make_adapter(tmp_path / "peft", rank=1), api.auth("operator")
+    await api.client.post("/api/v1/adapters", json={"name": "bot"}, headers=api.auth("acme"))
+    digest = (await api.upload("acme", "bot", folder)).json()["digest"]
+    url, why = f"/api/v1/admin/versions/{digest}", {"reason": "it insults people"}
+
+    taken_out = await api.client.post(f"{url}/quarantine", json=why, headers=operator)
+
+    assert taken_out.status_code == 200
+    assert [version["model"] for version in taken_out.json()["data"]] == ["acme/bot@1"]
+    assert (await api.client.get("/v1/models/bot", headers=api.auth("acme"))).status_code == 404
+    told = (await api.client.get("/api/v1/adapters/bot/versions/1", headers=api.auth("acme"))).json()
+    assert (told["state"], told["state_reason"]) == ("quarantined", "it insults people")
+    warmed = await api.client.post("/api/v1/adapters/bot/versions/1/warm", headers=api.auth("acme"))
+    for refused in (warmed, await api.upload("acme", "bot", folder)):
+        assert (refused.status_code, refused.json()["error"]["code"]) == (409, "version_not_ready")
+        assert "it insults people" in refused.json()["error"]["message"]
+
+    released = await api.client.post(f"{url}/release", json={"reason": "sorry"}, headers=operator)
+
+    assert [version["state"] for version in released.json()["data"]] == ["validating"]
+    assert (await api.upload("acme", "bot", folder)).status_code == 201
+    assert (await api.client.get("/v1/models/bot", headers=api.auth("acme"))).status_code == 200
+    again = await api.client.post(f"{url}/release", json={"reason": "sorry"}, headers=operator)
+    assert (again.status_code, again.json()["error"]["code"]) == (404, "adapter_not_found")
+    assert (await api.client.post(f"{url}/quarantine", json={}, headers=operator)).status_code == 400
+    assert (await api.client.post(f"{url}/quarantine", json=why, headers=api.auth("acme"))).status_code == 403
+
+
+async def test_what_the_engine_crashed_with_is_taken_out_for_good(
+    api: Api, make_adapter: Callable[..., Path], tmp_path: Path
+) -> None:
+    """The version is quarantined in the registry with the reason; bytes that no version has harm nothing."""
+    await api.client.post("/api/v1/adapters", json={"name": "bot"}, headers=api.auth("acme"))
+    digest = (await api.upload("acme", "bot", make_adapter(tmp_path / "peft", rank=1))).json()["digest"]
+    for crasher in ("0" * 64, digest, digest):
+        await quarantine_crasher(api.services, crasher)
+    told = (await api.client.get("/api/v1/adapters/bot/versions/1", headers=api.auth("acme"))).json()
+    assert (told["state"], told["state_reason"]) == ("quarantined", REASON)

@@ -66,6 +66,8 @@ async def test_every_other_route_wants_a_key(api: Api) -> None:
         response = await api.client.request(method, path)
         assert response.status_code == 401, (method, path)
         assert response.headers["www-authenticate"] == "Bearer"
+        if method == "HEAD":
+            continue  # it has no body
         error = response.json()["error"]
         assert error["code"] is None
         assert "Authorization: Bearer" in error["message"]
@@ -79,7 +81,7 @@ async def test_every_route_wants_its_scope(api: Api) -> None:
                 continue
             response = await api.client.request(method, path, headers=api.auth(who))
             assert response.status_code == 403, (method, path, who)
-            assert response.json()["error"]["code"] == "insufficient_permissions"
+            assert method == "HEAD" or response.json()["error"]["code"] == "insufficient_permissions"
 
 
 async def test_an_operator_is_told_to_make_a_tenants_key(api: Api) -> None:

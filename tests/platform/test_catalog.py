@@ -43,8 +43,10 @@ class OneAdapter:
 
     async def resolve(self, tenant_id, name, selector):
         self.asked += 1
-        if (tenant_id, name) != ("t1", "bot") or selector not in (None, "prod", "7"):
+        if (tenant_id, name) != ("t1", "bot") or selector not in (None, "prod", "6", "7"):
             raise AdapterNotFound("no such adapter")
+        if selector == "6":
+            return (Target(replace(self.version, number=6, digest="6" * 64), 1),)
         return (Target(self.version, 1),)
 
 
@@ -75,7 +77,60 @@ async def test_every_spelling_of_an_adapter_means_its_version(model):
     resolved = await Catalog(OneAdapter(), Unchanged(), "tiny").resolve(ACME, model)
 
     assert resolved.name == "acme/bot@7"
-    assert resolved.digest == "d" * 64
+    assert [adapter.version.digest for adapter in resolved.adapters] == ["d" * 64]
+
+
+@pytest.mark.parametrize(
+    ("model", "name", "weights"),
+    [
+        ("bot*0.5", "acme/bot@7*0.5", [0.5]),
+        ("bot*1.0", "acme/bot@7", [1.0]),
+        ("bot@prod*0.7+acme/bot@6*.3", "acme/bot@7*0.7+acme/bot@6*0.3", [0.7, 0.3]),
+        ("tiny:bot@6+tiny:bot*-2", "acme/bot@6+acme/bot@7*-2", [1.0, -2.0]),
+        ("bot*0.25+bot@6+bot@prod*0.5", "acme/bot@7*0.75+acme/bot@6", [0.75, 1.0]),
+        ("bot+bot*-1", "tiny", []),
+        ("bot@6+bot*0", "acme/bot@6", [1.0]),
+    ],
+)
+async def test_a_sum_resolves_each_of_its_names(model, name, weights):
+    """Terms of one version become one, and those of no weight none; the canonical name tells the whole sum."""
+    resolved = await Catalog(OneAdapter(), Unchanged(), "tiny").resolve(ACME, model)
+
+    assert (resolved.name, [adapter.weight for adapter in resolved.adapters]) == (name, weights)
+
+
+@pytest.mark.parametrize("weight", ["", "x", "1e3", "16.1", "0.1234567", ".", "1*2", "nan"])
+async def test_a_weight_that_is_none_is_refused_with_the_remedy(weight):
+    """Unlike a name, a weight is nobody's secret: the answer says what to write."""
+    status, body = await refusal(Catalog(OneAdapter(), Unchanged(), "tiny"), ACME, f"bot*{weight}")
+
+    assert (status, body["error"]["code"], body["error"]["param"]) == (400, "invalid_value", "model")
+    assert "a*0.7+b*0.3" in body["error"]["message"]
+
+
+@pytest.mark.parametrize("model", ["bot+nothing", "+bot", "bot+", "bot++bot", "globex/bot*0.5", "tiny+bot", "*0.5"])
+async def test_a_sum_with_a_name_that_means_nothing_is_the_same_404(model):
+    """One term that is absent, foreign or malformed is a 404 for the request; the base is in every sum as it is."""
+    assert (await refusal(Catalog(OneAdapter(), Unchanged(), "tiny"), ACME, model))[0] == 404
+
+
+async def test_what_does_more_than_add_is_no_part_of_a_sum():
+    """Alone, at any weight, it is served; with another it is refused before anything runs."""
+    registry = OneAdapter()
+    registry.version = replace(registry.version, is_additive=False)
+    catalog = Catalog(registry, Unchanged(), "tiny")
+
+    assert (await catalog.resolve(ACME, "bot*0.5")).name == "acme/bot@7*0.5"
+    status, body = await refusal(catalog, ACME, "bot@6*0.5+bot")
+    assert (status, body["error"]["code"]) == (400, "adapter_not_additive")
+    assert "use it alone" in body["error"]["message"]
+
+
+async def test_a_sum_of_too_many_adapters_is_refused():
+    """Each takes device memory and work."""
+    status, body = await refusal(Catalog(OneAdapter(), Unchanged(), "tiny"), ACME, "+".join(["bot"] * 9))
+
+    assert (status, body["error"]["param"]) == (400, "model")
 
 
 async def test_the_base_is_for_everybody_and_only_by_its_exact_name():
@@ -84,7 +139,7 @@ async def test_the_base_is_for_everybody_and_only_by_its_exact_name():
 
     for principal in (ACME, OPERATOR):
         resolved = await catalog.resolve(principal, "tiny")
-        assert (resolved.name, resolved.digest) == ("tiny", None)
+        assert (resolved.name, resolved.adapters) == ("tiny", ())
     assert (await refusal(catalog, ACME, "Tiny"))[0] == 404
 
 
@@ -164,7 +219,7 @@ async def test_any_name_is_a_model_or_the_404(model):
         outcome = (await Catalog(OneAdapter(), Unchanged(), "tiny").resolve(ACME, model)).name
     except ApiError as error:
         outcome = error.code
-    assert outcome in ("tiny", "acme/bot@7", "model_not_found")
+    assert outcome in ("tiny", "acme/bot@7", "model_not_found") or (outcome == "invalid_value" and "*" in model)
 
 
 def split(*weights):

@@ -8,7 +8,16 @@ from litestar.testing import TestClient
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from loraplex.adapters.errors import AdapterExists, AdapterInvalid, AdapterNotFound, InvalidName, VersionNotFound
+from loraplex.adapters.errors import (
+    AdapterExists,
+    AdapterInvalid,
+    AdapterNotFound,
+    ImportEnded,
+    ImportNotFound,
+    InvalidName,
+    TooManyImports,
+    VersionNotFound,
+)
 from loraplex.engine.client import EngineUnavailable, GenerationFailed
 from loraplex.platform.errors import EXCEPTION_HANDLERS, MAX_MESSAGE_CHARS, ApiError, to_api_error, validation_error
 from loraplex.platform.tenants import TenantExists
@@ -106,6 +115,9 @@ def test_a_conflict_tells_clients_not_to_retry(client):
         (InvalidName("name", "no"), 400, "invalid_value"),
         (AdapterNotFound("no"), 404, "adapter_not_found"),
         (VersionNotFound("no"), 404, "adapter_not_found"),
+        (ImportNotFound("no"), 404, "import_not_found"),
+        (ImportEnded("no"), 409, "import_ended"),
+        (TooManyImports("no"), 429, "too_many_imports"),
         (TenantExists("no"), 409, "tenant_exists"),
         (EngineUnavailable("no", 3), 503, "engine_unavailable"),
         (GenerationFailed("adapter_load_failed", "no"), 503, "adapter_load_failed"),

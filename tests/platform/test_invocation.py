@@ -12,6 +12,7 @@ from peft.tuners.lora.variants import calculate_alora_offsets
 
 from loraplex.adapters.registry import VersionInfo
 from loraplex.engine.messages import AdapterUse
+from loraplex.platform.catalog import WeightedVersion
 from loraplex.platform.openai.invocation import last_place_of, uses_of
 
 VERSION = VersionInfo(
@@ -43,11 +44,12 @@ def test_the_last_occurrence_is_the_one_that_peft_finds(invocation, prompt):
     assert last_place_of(invocation, prompt) == (None if offset is None else len(prompt) - offset)
 
 
-def test_a_version_acts_from_its_invocation_on():
+def test_each_version_acts_from_its_invocation_on():
     """Others act on the whole prompt; without the invocation in it, nothing but the base does."""
-    waiting = replace(VERSION, invocation_tokens=(8, 9))
+    whole = WeightedVersion(VERSION, 0.5)
+    waiting = WeightedVersion(replace(VERSION, digest="e" * 64, invocation_tokens=(8, 9)), 1.0)
 
-    assert uses_of(None, [8, 9]) == ()
-    assert uses_of(VERSION, [8, 9]) == (AdapterUse("d" * 64),)
-    assert uses_of(waiting, [1, 8, 9, 8, 9, 2]) == (AdapterUse("d" * 64, start=3),)
-    assert uses_of(waiting, [1, 8, 2, 9]) == ()
+    assert uses_of((), [8, 9]) == ()
+    assert uses_of((whole,), [8, 9]) == (AdapterUse("d" * 64, 0.5),)
+    assert uses_of((whole, waiting), [1, 8, 9, 8, 9, 2]) == (AdapterUse("d" * 64, 0.5), AdapterUse("e" * 64, start=3))
+    assert uses_of((waiting,), [1, 8, 2, 9]) == ()

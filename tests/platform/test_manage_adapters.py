@@ -15,6 +15,7 @@ from loraplex.adapters.database import Database
 from loraplex.platform.errors import ApiError
 from loraplex.platform.manage.uploads import PartTarget, UploadSink, UploadSlots
 from loraplex.platform.publishing import CONFIG_BYTES
+from loraplex.platform.template_checks import TOKENIZER_CONFIG_BYTES
 
 pytest_plugins = ["database_fixtures"]
 pytestmark = pytest.mark.anyio
@@ -87,7 +88,8 @@ async def test_the_same_bytes_are_the_same_version(api: Api, adapter: Path, othe
     assert again == first
     assert second["version"] == 2
     listed = (await api.client.get("/api/v1/adapters/bot/versions", headers=api.auth("acme"))).json()["data"]
-    assert listed == [{k: v for k, v in version.items() if k != "report"} for version in (first, second)]
+    detail = ("report", "profile")
+    assert listed == [{k: v for k, v in version.items() if k not in detail} for version in (first, second)]
     one = await api.client.get("/api/v1/adapters/bot/versions/2", headers=api.auth("acme"))
     assert one.json() == second
 
@@ -133,7 +135,7 @@ async def test_too_large_parts_are_refused(api: Api, adapter: Path) -> None:
     too_large = {
         "weights": form(config=config, weights=bytes(limit + 1)),
         "config": form(config=b" " * (CONFIG_BYTES + 1), weights=b""),
-        "upload": form(config=config, weights=bytes(limit + 2 * CONFIG_BYTES)),
+        "upload": form(config=config, weights=bytes(limit * 2 + CONFIG_BYTES + TOKENIZER_CONFIG_BYTES)),
     }
     for param, body in too_large.items():
         response = await send(api, body)

@@ -16,6 +16,7 @@ from loraplex.platform.catalog import Catalog
 from loraplex.platform.errors import EXCEPTION_HANDLERS
 from loraplex.platform.metrics import Metrics
 from loraplex.platform.openai.routes import OPENAI_ROUTES
+from loraplex.platform.profile_cache import ProfileCache
 from loraplex.platform.services import Services
 from loraplex.platform.tenants import Principal
 
@@ -115,6 +116,7 @@ class Api:
                 "engine": engine,
                 "text": ByteText(),
                 "catalog": Catalog(None, SimpleNamespace(subscribe=lambda listener: None), "base"),
+                "profile_cache": ProfileCache(None),
                 "metrics": self.metrics,
                 "base_model_name": "base",
             }

@@ -12,6 +12,8 @@ from api_running import Api, run_api
 
 from loraplex.adapters.database import Database
 
+OPTIONAL_PARTS = {"chat_template", "tokenizer_config"}
+
 pytest_plugins = ["database_fixtures"]
 pytestmark = pytest.mark.anyio
 
@@ -64,7 +66,7 @@ async def test_every_closed_operation_documents_its_key_and_its_errors(api: Api,
 
 
 async def test_bodies_are_documented(document: dict[str, Any]) -> None:
-    """Every POST, PUT and PATCH that takes something says what, the upload as a form of two files."""
+    """Every POST, PUT and PATCH that takes something says what: an upload is a form of two files, or raw bytes."""
     bodiless = set()
     for path, item in document["paths"].items():
         for method in {"post", "put", "patch"} & set(item):
@@ -72,9 +74,12 @@ async def test_bodies_are_documented(document: dict[str, Any]) -> None:
                 bodiless.add((method, path))
             else:
                 assert item[method]["requestBody"]["content"], (method, path)
-    assert bodiless == {("post", "/api/v1/adapters/{name}/versions/{number}/warm")}
+    assert bodiless == {
+        ("post", "/api/v1/adapters/{name}/versions/{number}/warm"),
+        ("post", "/api/v1/uploads/{upload_id}/complete"),
+    }
     upload = document["paths"]["/api/v1/adapters/{name}/versions"]["post"]["requestBody"]["content"]
-    assert set(upload["multipart/form-data"]["schema"]["properties"]) == {"config", "weights"}
+    assert set(upload["multipart/form-data"]["schema"]["properties"]) == {"config", "weights", *OPTIONAL_PARTS}
 
 
 async def test_references_lead_somewhere(document: dict[str, Any]) -> None:

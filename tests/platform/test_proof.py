@@ -109,7 +109,7 @@ async def test_a_version_whose_validation_was_cut_short_is_taken_up(
     """202 while the engine cannot say; later it becomes ready by itself, and serves."""
     prove = api.services.prover.prove
 
-    async def unavailable(digest: str, spec: AdapterSpec) -> Any:
+    async def unavailable(*_: Any) -> Any:
         raise EngineUnavailable("the engine is restarting")
 
     monkeypatch.setattr(api.services.prover, "prove", unavailable)

@@ -1,0 +1,130 @@
+"""The process in which chat templates of strangers run: a template is a program, and only a process can be bounded.
+
+Run as `python -m loraplex.engine.template_process CPU_SECONDS` by `untrusted_templates`: a `Render` comes in on
+standard input, a `Rendered` or a `Failed` goes out. The kernel ends the process when one render takes more processor
+time, and refuses it memory, files and sockets, whatever the template made it do. Knows no tenant and no tokenizer.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import struct
+import sys
+from collections import OrderedDict
+from contextlib import suppress
+
+import msgspec
+from jinja2 import Template
+
+from loraplex.engine.templates import TemplateError, compile_template, render
+
+MEMORY_BYTES = 384 << 20
+"""Address space. A template of 64 KiB takes up to 100 MiB while it is compiled and 5 MiB from then on."""
+
+KEPT_CHARS = 1 << 20
+"""Source of the templates that are kept compiled: hundreds of usual ones, or 16 of the longest."""
+
+LENGTH = struct.Struct("<I")
+
+LATE_IMPORTS = (
+    "{{ lipsum(n=1) | striptags | wordwrap }}{{ messages | pprint }}{{ strftime_now('%c') }}{{ raise_exception('') }}"
+)
+"""All for which Jinja and Python open files only when it is first used, a failure included."""
+
+
+class Render(msgspec.Struct, frozen=True):
+    """`max_chars`: of the rendered text."""
+
+    template: str
+    messages: list[dict[str, str]]
+    special_tokens: dict[str, str]
+    max_chars: int
+
+
+class Rendered(msgspec.Struct, frozen=True, tag=True):
+    text: str
+
+
+class Failed(msgspec.Struct, frozen=True, tag=True):
+    """`refused`: see TemplateError."""
+
+    reason: str
+    refused: bool = False
+
+
+Outcome = Rendered | Failed
+
+
+class Compiled:
+    """Templates by their source; least recently used ones leave first."""
+
+    def __init__(self, max_chars: int = KEPT_CHARS) -> None:
+        self._max_chars = max_chars
+        self._templates: OrderedDict[str, Template] = OrderedDict()
+        self._chars = 0
+
+    def get(self, source: str) -> Template:
+        """Raises TemplateError."""
+        if source not in self._templates:
+            self._templates[source] = compile_template(source)
+            self._chars += len(source)
+        self._templates.move_to_end(source)
+        while self._chars > self._max_chars and len(self._templates) > 1:
+            self._chars -= len(self._templates.popitem(last=False)[0])
+        return self._templates[source]
+
+    def clear(self) -> None:
+        self._templates.clear()
+        self._chars = 0
+
+
+def main() -> None:
+    """Answer one job after the other, until standard input ends."""
+    cpu_seconds = float(sys.argv[1])
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the API process decides
+    _give_up_rights()
+    compiled = Compiled()
+    decoder = msgspec.msgpack.Decoder(Render)
+    while len(header := sys.stdin.buffer.read(LENGTH.size)) == LENGTH.size:
+        (length,) = LENGTH.unpack(header)
+        job = decoder.decode(sys.stdin.buffer.read(length))
+        signal.setitimer(signal.ITIMER_PROF, cpu_seconds)  # SIGPROF, which nobody handles, ends the process
+        outcome = _run(job, compiled)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        sys.stdout.buffer.write(LENGTH.pack(len(outcome)) + outcome)
+        sys.stdout.buffer.flush()
+    os._exit(0)  # nothing that runs at an exit could write what it has
+
+
+def _give_up_rights() -> None:
+    """For good. What is open stays open."""
+    with suppress(TemplateError):
+        render(compile_template(LATE_IMPORTS), [], {})
+    for what, limit in (
+        (resource.RLIMIT_AS, MEMORY_BYTES),
+        (resource.RLIMIT_NOFILE, 0),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        resource.setrlimit(what, (limit, limit))
+
+
+def _run(job: Render, compiled: Compiled) -> bytes:
+    """The outcome, encoded: a text that is no Unicode fails here."""
+    try:
+        text = render(compiled.get(job.template), job.messages, job.special_tokens)
+        if len(text) > job.max_chars:
+            raise TemplateError(f"the chat template makes more than {job.max_chars} characters of these messages")
+        return msgspec.msgpack.encode(Rendered(text))
+    except TemplateError as error:
+        return msgspec.msgpack.encode(Failed(str(error), error.refused))
+    except UnicodeEncodeError:
+        return msgspec.msgpack.encode(Failed("the chat template makes text that is not Unicode"))
+    except MemoryError:
+        compiled.clear()
+        return msgspec.msgpack.encode(Failed(f"the chat template takes more than {MEMORY_BYTES >> 20} MiB of memory"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""Chat templates as Transformers runs them: what they may use, what they are given, and how one says no.
+
+Knows Jinja, sandboxed. Bounds neither time nor memory: the base's own template runs here as it is, those of strangers
+run in `template_process`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from functools import cache
+from typing import Any, NoReturn
+
+import msgspec
+from jinja2 import Template, nodes
+from jinja2 import TemplateError as JinjaError
+from jinja2.exceptions import SecurityError
+from jinja2.ext import Extension
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
+
+MAX_REASON_CHARS = 300
+"""A template writes a part of its error messages itself."""
+
+Messages = Sequence[Mapping[str, str]]
+
+
+class NamedTemplate(msgspec.Struct, frozen=True):
+    name: str
+    template: str
+
+
+class TokenizerConfig(msgspec.Struct, frozen=True):
+    """What a tokenizer_config.json says about chat templates: there may be none, one, or several by name."""
+
+    chat_template: str | list[NamedTemplate] | None = None
+
+    @property
+    def default_template(self) -> str | None:
+        if isinstance(self.chat_template, list):
+            return next((named.template for named in self.chat_template if named.name == "default"), None)
+        return self.chat_template
+
+
+class TemplateError(ValueError):
+    """A chat template fails on these messages, or there is none. `refused`: the template itself says that it will not
+    have them, with raise_exception."""
+
+    def __init__(self, message: str, *, refused: bool = False) -> None:
+        super().__init__(message)
+        self.refused = refused
+
+
+def compile_template(source: str) -> Template:
+    """Raises TemplateError when it is no template."""
+    try:
+        return _environment().from_string(source)
+    except MemoryError:
+        raise
+    except Exception as error:  # Jinja's own, and what Python says to the code that Jinja makes
+        raise TemplateError(f"the chat template is not valid: {_told(error)}") from error
+
+
+def render(template: Template, messages: Messages, special_tokens: Mapping[str, str]) -> str:
+    """The conversation up to where the assistant's answer begins. Raises TemplateError."""
+    try:
+        # What a template need not find defined, it finds as None: some ask for `tools` by `is not none`.
+        return template.render(
+            messages=messages, tools=None, documents=None, add_generation_prompt=True, **special_tokens
+        )
+    except _Refusal as error:
+        raise TemplateError(f"the chat template refuses these messages: {_told(error)}", refused=True) from error
+    except MemoryError:
+        raise
+    except Exception as error:  # a template is a program: it may fail in any way
+        raise TemplateError(f"the chat template fails on these messages: {_told(error)}") from error
+
+
+class _Refusal(JinjaError):
+    """raise_exception."""
+
+
+class _Generation(Extension):
+    """`{% generation %}` marks what the assistant said, for training; what it marks is rendered as it is."""
+
+    tags = {"generation"}  # noqa: RUF012  Jinja declares it so
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
+
+
+class _Namespace(Namespace):
+    """A namespace without names that could pass for Python's internals."""
+
+    def __init__(*args: Any, **names: Any) -> None:
+        self, positional = args[0], args[1:]  # `namespace(self=...)` is allowed
+        _refuse_internals(dict(*positional, **names))
+        Namespace.__init__(self, *positional, **names)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        _refuse_internals((name,))
+        super().__setitem__(name, value)
+
+
+def _refuse_internals(names: Any) -> None:
+    if any(str(name).startswith("_") for name in names):
+        raise SecurityError("a namespace takes no name that begins with an underscore")
+
+
+@cache
+def _environment() -> ImmutableSandboxedEnvironment:
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
+    )
+    environment.globals["raise_exception"] = _raise
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    environment.globals["dict"] = lambda *items, **named: dict(*items, **named)
+    environment.globals["namespace"] = _Namespace
+    environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
+    return environment
+
+
+def _raise(message: str) -> NoReturn:
+    raise _Refusal(str(message))
+
+
+def _told(error: Exception) -> str:
+    """In its own words, without the names of files."""
+    words = " ".join(str(error.strerror if isinstance(error, OSError) else error).split())
+    return (words or type(error).__name__)[:MAX_REASON_CHARS].encode(errors="replace").decode()

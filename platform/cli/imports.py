@@ -1,0 +1,90 @@
+"""Follow an import on a running server to its end, and tell how it ended.
+
+Knows the jobs of the API. Knows no command.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+from urllib.parse import quote
+
+import click
+import httpx
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+from loraplex.platform.cli.database import print_json
+from loraplex.platform.cli.remote import call, refused, told
+
+IMPORTS = "/api/v1/imports"
+POLL_SECONDS = 0.5
+INTERRUPTED = 130
+"""Exit status of a program that was ended by Ctrl-C."""
+
+Job = dict[str, Any]
+
+
+def path(import_id: str) -> str:
+    return f"{IMPORTS}/{quote(import_id, safe='')}"
+
+
+def follow(client: httpx.Client, job: Job) -> Job:
+    """The job once it has ended, with a progress bar on stderr until then. Ctrl-C ends the command, not the job."""
+    columns = [TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()]
+    try:
+        with Progress(*columns, console=Console(stderr=True)) as bar:
+            task = bar.add_task("", total=None)
+            while True:
+                bar.update(task, description=doing(job), completed=job["bytes_done"], total=job["bytes_total"])
+                if job["state"] not in ("queued", "running"):
+                    return job
+                time.sleep(POLL_SECONDS)
+                job = call(client, "GET", path(job["id"]))
+    except KeyboardInterrupt:
+        click.echo("The import goes on without you.\n" + how_to_look(job), err=True)
+        sys.exit(INTERRUPTED)
+
+
+def tell(job: Job, as_json: bool) -> None:
+    """Say where the job stands. Raises click.ClickException where it ended without a version that serves."""
+    if as_json:
+        print_json(job)
+        sys.exit(job["state"] in ("failed", "cancelled"))
+    if job["state"] == "failed":
+        raise refused(job["error"])
+    if job["state"] == "cancelled":
+        raise click.ClickException("the import was cancelled")
+    if job["state"] != "succeeded":
+        click.echo(f"The import {job['id']} is {job['state']}.\n{how_to_look(job)}")
+    elif job["version_state"] == "ready":
+        model = f"{job['adapter']}@{job['version']}"
+        click.echo(f"Version {job['version']} of {job['adapter']} is ready, from {job['source']}. Try it:\n")
+        click.echo(f'  loraplex chat {model} "Hello"')
+    else:
+        raise click.ClickException(
+            f"version {job['version']} is {job['version_state'] or 'deleted'}; look at it with: "
+            f"loraplex adapter show {job['adapter']}"
+        )
+
+
+def doing(job: Job) -> str:
+    """What the job is about just now, in a few words."""
+    if job["state"] == "queued" and job["error"]:
+        return f"Waiting for attempt {job['attempt'] + 1}: {told(job['error'])}"
+    if job["state"] == "failed":
+        return f"Failed: {told(job['error'])}"
+    if job["state"] != "running":
+        return str(job["state"]).capitalize()
+    if job["version"] is not None:
+        return f"Running version {job['version']}"
+    if job["bytes_done"] == job["bytes_total"]:
+        return "Checking"
+    return f"Fetching {job['file']}" if job["file"] else "Fetching"
+
+
+def how_to_look(job: Job) -> str:
+    return f"  loraplex adapter imports {job['id']}            follows it\n" + (
+        f"  loraplex adapter imports {job['id']} --cancel   cancels it"
+    )

@@ -1,0 +1,81 @@
+"""Imports of adapters from hubs and buckets, as jobs: ask for one, look at it, cancel it. `imports/` runs them."""
+
+from __future__ import annotations
+
+from litestar import Router, delete, get, post
+from litestar.di import NamedDependency, Provide
+from litestar.params import FromPath, JSONBody
+
+from loraplex.platform.imports.source_names import parse_source, require_allowed
+from loraplex.platform.manage.adapters import PageAfter, PageLimit, provide_tenant_id
+from loraplex.platform.manage.schemas import CreateImport, ImportPage, ImportView
+from loraplex.platform.publishing import require_served
+from loraplex.platform.services import Services
+from loraplex.platform.tenants import Principal
+
+
+@post("/", status_code=202)
+async def create_import(
+    data: JSONBody[CreateImport],
+    services: NamedDependency[Services],
+    principal: NamedDependency[Principal],
+    tenant_id: NamedDependency[str],
+) -> ImportView:
+    """Have the server fetch adapter_config.json, adapter_model.safetensors and a chat template, where there is one, and
+    publish them as the next version.
+
+    The adapter must exist. Off unless the operator has set `import_sources`; 403 for a source that lies in none of
+    them. What is fetched goes the way of an upload: `adapter_invalid` in the job's `error` has every failed check.
+    """
+    source = parse_source(data.source)
+    assert principal.tenant is not None, "the guard has sent operators away"
+    require_allowed(source, services.settings.import_sources, principal.tenant)
+    await require_served(services, tenant_id, data.adapter)
+    job = await services.imports.create(
+        tenant_id,
+        data.adapter,
+        str(source),
+        max_open=services.settings.max_imports_per_tenant,
+        created_by=principal.key_id,
+    )
+    return ImportView.of(job)
+
+
+@get("/")
+async def list_imports(
+    services: NamedDependency[Services],
+    tenant_id: NamedDependency[str],
+    limit: PageLimit = 100,
+    after: PageAfter = None,
+) -> ImportPage:
+    """Your imports, newest first, a page at a time. Of those that have ended the last 1000 are kept."""
+    found = await services.imports.list(tenant_id, limit + 1, after)
+    page = found[:limit]
+    return ImportPage([ImportView.of(job) for job in page], page[-1].id if len(found) > limit else None)
+
+
+@get("/{import_id:str}")
+async def get_import(
+    import_id: FromPath[str], services: NamedDependency[Services], tenant_id: NamedDependency[str]
+) -> ImportView:
+    """How far an import is, or how it ended."""
+    return ImportView.of(await services.imports.get(tenant_id, import_id))
+
+
+@delete("/{import_id:str}", status_code=200)
+async def cancel_import(
+    import_id: FromPath[str], services: NamedDependency[Services], tenant_id: NamedDependency[str]
+) -> ImportView:
+    """Cancel an import; one that runs stops within seconds. 409 where it has ended or has published its version."""
+    return ImportView.of(await services.imports.cancel(tenant_id, import_id))
+
+
+IMPORT_ROUTES = [
+    Router(
+        "/api/v1/imports",
+        route_handlers=[create_import, list_imports, get_import, cancel_import],
+        dependencies={"tenant_id": Provide(provide_tenant_id, sync_to_thread=False)},
+        opt={"scope": "adapters"},
+        tags=["imports"],
+    )
+]

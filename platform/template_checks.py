@@ -1,0 +1,76 @@
+"""The chat template that an adapter brings among its files, and whether a profile's template can serve.
+
+Knows the files' forms and the conversations that a template is tried on. Knows no request and no row.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from loraplex.adapters.blobs import TEMPLATE_FILE, TOKENIZER_CONFIG_FILE, Staging
+from loraplex.adapters.errors import AdapterInvalid
+from loraplex.adapters.profile import ChatTemplate, ServingProfile
+from loraplex.engine.templates import TemplateError, TokenizerConfig
+from loraplex.engine.text import TextCodec
+from loraplex.engine.untrusted_templates import UntrustedTemplates
+from loraplex.platform.prompts import chat_prompt
+
+TEMPLATE_BYTES = 64 << 10
+TOKENIZER_CONFIG_BYTES = 4 << 20
+"""Most of a large one is its list of special tokens."""
+
+USER = {"role": "user", "content": "Hello"}
+TURNS = (USER, {"role": "assistant", "content": "Hello. How can I help?"}, {"role": "user", "content": "Tell me more."})
+
+
+def take_template(staging: Staging) -> str | None:
+    """The chat template among staged files, as Transformers would choose it; its files are removed.
+
+    A blob holds what its digest names, and no template is part of that. Raises AdapterInvalid.
+    """
+    template_file, config_file = staging.path(TEMPLATE_FILE), staging.path(TOKENIZER_CONFIG_FILE)
+    found, where = None, "chat_template"
+    try:
+        if template_file.exists():
+            found = template_file.read_bytes().decode()
+        elif config_file.exists():
+            where = "tokenizer_config"
+            found = msgspec.json.decode(config_file.read_bytes(), type=TokenizerConfig).default_template
+        return msgspec.convert(found, ChatTemplate | None)
+    except (UnicodeDecodeError, msgspec.DecodeError) as error:
+        raise AdapterInvalid([_failure(where, str(error))]) from error
+    finally:
+        template_file.unlink(missing_ok=True)
+        config_file.unlink(missing_ok=True)
+
+
+async def check_brought_template(text: TextCodec, templates: UntrustedTemplates, owner: str, template: str) -> None:
+    """Raises AdapterInvalid when a template that came with an adapter cannot serve; EngineUnavailable."""
+    try:
+        await check_profile(text, templates, owner, ServingProfile(chat_template=template))
+    except TemplateError as error:
+        raise AdapterInvalid([_failure("chat_template", str(error))]) from error
+
+
+async def check_profile(text: TextCodec, templates: UntrustedTemplates, owner: str, profile: ServingProfile) -> None:
+    """Try the profile's template on a question, on turns, and with a system message, which it may refuse to have unless
+    the profile brings one. Raises TemplateError; EngineUnavailable."""
+
+    async def try_on(*messages: dict[str, str]) -> None:
+        if not await chat_prompt(text, templates, messages, template=profile.chat_template, owner=owner):
+            raise TemplateError("the chat template makes nothing of a conversation")
+
+    if profile.chat_template is not None:
+        await try_on(USER)
+        await try_on(*TURNS)
+    if profile.chat_template is not None or profile.system_prompt is not None:
+        try:
+            await try_on({"role": "system", "content": profile.system_prompt or "Be brief."}, USER)
+        except TemplateError as error:
+            if profile.system_prompt is not None or not error.refused:
+                raise
+
+
+def _failure(where: str, reason: str) -> dict[str, str]:
+    message = f"{reason}; mend it, or leave it out to have the base's chat template"
+    return {"code": "chat_template_invalid", "where": where, "message": message}

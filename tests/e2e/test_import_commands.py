@@ -1,0 +1,85 @@
+"""`loraplex adapter import` against a real server that fetches from a hub: what a user types and what comes back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from e2e.conftest import Site
+from hub_server import COMMIT, Hub
+
+from loraplex.platform.cli import imports
+from loraplex.platform.cli.main import main
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run(site: Site, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run a command as acme; the result has exit_code, stdout and stderr."""
+    monkeypatch.setenv("LORAPLEX_URL", site.server.url)
+    monkeypatch.setenv("LORAPLEX_API_KEY", site.acme)
+    return lambda *arguments: CliRunner().invoke(main, ["adapter", *arguments])
+
+
+@pytest.fixture
+def bot(hub: Hub, make_adapter: Callable[..., Any], tmp_path: Any) -> Hub:
+    """The hub, with an adapter of its own in acme/bot."""
+    hub.add("acme/bot", make_adapter(tmp_path / "lora", rank=2, modules=("v_proj",), seed=11))
+    return hub
+
+
+def test_an_import_is_followed_until_it_serves(run: Run, bot: Hub) -> None:
+    """A new name is made; the end tells the version, the commit that it is from, and what to type next."""
+    imported = run("import", "hf://acme/bot", "imported")
+    assert imported.exit_code == 0, imported.output
+    assert f"Version 1 of imported is ready, from hf://acme/bot@{COMMIT}" in imported.stdout
+    assert 'loraplex chat imported@1 "Hello"' in imported.stdout
+    assert "Succeeded" in imported.stderr
+    again = json.loads(run("import", f"hf://acme/bot@{COMMIT}", "imported", "--json").stdout)
+    assert (again["state"], again["version"], again["version_state"]) == ("succeeded", 1, "ready")
+    assert CliRunner().invoke(main, ["chat", "imported@1", "Hello", "--max-tokens", "2"]).exit_code == 0
+    assert run("delete", "imported").exit_code == 0
+
+
+def test_ctrl_c_leaves_the_import_running(run: Run, bot: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says how to look; whoever looks follows it to its end. --detach does not wait, --cancel ends it."""
+
+    def interrupt(_seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    bot.proceed.clear()
+    with monkeypatch.context() as context:
+        context.setattr(imports.time, "sleep", interrupt)
+        left = run("import", "hf://acme/bot", "watched")
+    assert left.exit_code == imports.INTERRUPTED
+    [watched] = json.loads(run("imports", "--json").stdout)[:1]
+    assert f"loraplex adapter imports {watched['id']}" in left.stderr
+    detached = run("import", "hf://acme/bot", "watched", "--detach")
+    assert (detached.exit_code, "loraplex adapter imports" in detached.stdout) == (0, True)
+    [other] = json.loads(run("imports", "--json").stdout)[:1]
+    assert run("imports", other["id"], "--cancel").exit_code == 0
+    assert "was cancelled" in run("imports", other["id"]).stderr
+    bot.proceed.set()
+    assert "Version 1 of watched is ready" in run("imports", watched["id"]).stdout
+    listed = run("imports").stdout
+    assert "Succeeded" in listed
+    assert "Cancelled" in listed
+    assert run("delete", "watched").exit_code == 0
+
+
+def test_what_is_wrong_is_told(run: Run, bot: Hub) -> None:
+    """A source that is not allowed makes no adapter; a refused adapter tells every failed check; exit code 1."""
+    refused = run("import", "hf://elsewhere/bot", "nothing")
+    assert (refused.exit_code, "(source_not_allowed)" in refused.stderr) == (1, True)
+    assert "nothing" not in run("list").stdout
+    bot.repos["acme/bad", COMMIT] = {"adapter_config.json": b"{}", "adapter_model.safetensors": b"pickle"}
+    invalid = run("import", f"hf://acme/bad@{COMMIT}", "bad")
+    assert (invalid.exit_code, "refused (adapter_invalid):" in invalid.stderr) == (1, True)
+    assert json.loads(run("import", f"hf://acme/bad@{COMMIT}", "bad", "--json").stdout)["state"] == "failed"
+    assert "(import_not_found)" in run("imports", "none").stderr
+    assert run("imports", "--cancel").exit_code == 2
+    assert run("delete", "bad").exit_code == 0
