@@ -65,13 +65,14 @@ def runs_of(place: int, spans: Sequence[Span], concerns: Callable[[DeviceAdapter
         if len(sequence.leases) <= place:
             continue
         adapter, use = sequence.leases[place], sequence.adapters[place]
-        first += max(use.start - position, 0)
-        if first >= end or not concerns(adapter):
-            continue
+        if use.start > position:
+            first += use.start - position
+            if first >= end:
+                continue
         last = runs[-1] if runs else None
         if last is not None and last.adapter is adapter and (last.scale, last.end) == (use.scale, first):
             last.end = end
-        else:
+        elif concerns(adapter):
             runs.append(Run(adapter, use.scale, first, end))
     return runs
 

@@ -114,9 +114,7 @@ SOME = {"target_modules": ["q_proj", "down_proj"]}
 REAL: dict[str, Callable[[], Any]] = {
     "dora": lambda: lora(use_dora=True, **SOME),
     "alora": lambda: lora(alora_invocation_tokens=INVOCATION, **SOME),
-    "adalora": lambda: AdaLoraConfig(init_r=5, total_step=10, task_type="CAUSAL_LM", **SOME),
     "loha": lambda: LoHaConfig(r=4, alpha=4, task_type="CAUSAL_LM", **SOME),
-    "lokr": lambda: LoKrConfig(r=4, alpha=4, decompose_both=True, task_type="CAUSAL_LM", **SOME),
     "ia3": KINDS["ia3"],
     "own tokens": lambda: lora(trainable_token_indices=[50, 7, 44, 9], **SOME),
     "own embedding and head": lambda: lora(modules_to_save=["embed_tokens", "lm_head"], **SOME),
@@ -145,6 +143,18 @@ def write(path: Path, base: Path, config: Any, seed: int, spread: float = 0.1) -
             weight.data += moved * torch.randn(weight.shape, generator=generator)
     model.save_pretrained(path)
     return path
+
+
+@torch.inference_mode()
+def blended_logits(base: Path, folder: Path, scale: float, tokens: list[int]) -> torch.Tensor:
+    """[len(tokens), vocab] fp32 of weights that are `scale` of the way from the base to PEFT's merged model."""
+    model = _fresh(base)
+    before = copy.deepcopy(model.state_dict())
+    merged = PeftModel.from_pretrained(model, folder).merge_and_unload()
+    after = {name: torch.lerp(before[name], weight, scale) for name, weight in merged.state_dict().items()}
+    merged.load_state_dict(after)
+    logits: torch.Tensor = merged.eval()(torch.tensor([tokens])).logits[0]
+    return logits
 
 
 @torch.inference_mode()

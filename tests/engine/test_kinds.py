@@ -10,7 +10,7 @@ import torch
 from conftest import write_tiny_llama, write_tokenizer
 from engine_running import collect, greedy, start_engine, store_adapter
 from oracle import Answer, verdict
-from peft_kinds import BIASED, INVOCATION, KINDS, REAL, peft_logits, summed_logits, write
+from peft_kinds import BIASED, INVOCATION, KINDS, REAL, blended_logits, peft_logits, summed_logits, write
 
 from loraplex.engine.events import AdapterUse
 
@@ -139,6 +139,27 @@ def test_what_only_adds_adds_up(tiny_model_dir, tmp_path):
     answer = Answer(prompt, outcome.tokens, outcome.logprobs)
     seen = verdict(summed_logits(tiny_model_dir, parts, prompt + answer.tokens), answer, EPSILON)
     assert (len(answer.tokens), seen.wrong, seen.logprob_error < TOLERANCE) == (12, 0, True), seen
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_at_a_scale_an_adapter_is_part_of_the_way_from_the_base(biased_model_dir, tmp_path):
+    """Of every weight that it changes, magnitudes, factors, biases and rows of the vocabulary too."""
+    built = start_engine(biased_model_dir, tmp_path / "blobs", dtype="float32")
+    prompt = [3 + 7 * i % 90 for i in range(21)] + [50, 7]
+    paths = {}
+    for seed, name in enumerate(
+        ("dora", "ia3", "lora_bias", "embedding, dora", "own embedding and head", "own tokens")
+    ):
+        paths[name] = write(tmp_path / name, biased_model_dir, KINDS[name](), seed)
+        uses = (AdapterUse(store_adapter(tmp_path / "blobs", paths[name], built.shape), 0.6),)
+        built.engine.submit(name, prompt, greedy(8, logprobs=True, ignore_eos=True), adapters=uses)
+    outcomes = collect(built.engine, paths)
+    built.engine.close()
+
+    for name, path in paths.items():
+        answer = Answer(prompt, outcomes[name].tokens, outcomes[name].logprobs)
+        seen = verdict(blended_logits(biased_model_dir, path, 0.6, prompt + answer.tokens), answer, EPSILON)
+        assert (len(answer.tokens), seen.wrong, seen.logprob_error < TOLERANCE) == (8, 0, True), (name, seen)
 
 
 def test_what_rescales_the_base_is_used_alone(tiny_model_dir, tmp_path):
