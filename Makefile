@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ONCE ?=
 
-.PHONY: help setup demo check format lint types imports test wheel bench bench-cpu-kernels bench-scale bench-peers examples gpu-check gpu-bench gpu-tune clean
+.PHONY: help setup demo lifecycle check format lint types imports test wheel bench bench-cpu-kernels bench-scale bench-registry bench-peers examples gpu-check gpu-bench gpu-tune clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -21,6 +21,9 @@ $(VENV)/.ready: pyproject.toml
 
 demo: setup  ## serve the base and three example adapters of two tenants, and call them (ONCE=1: stop after the table)
 	$(BIN)/python examples/demo.py $(if $(ONCE),--once)
+
+lifecycle: setup  ## push, canary, promote, roll back and delete versions under live traffic; every answer checked
+	$(BIN)/python examples/lifecycle.py
 
 check: format lint types imports test wheel  ## all that CI runs
 
@@ -51,8 +54,11 @@ bench: $(VENV)/.bench-ready  ## the engine in one process: decode, prefill, what
 bench-cpu-kernels: $(VENV)/.bench-ready  ## every CPU operation: native code, the reference, the bound
 	$(BIN)/python benchmarks/cpu_kernels.py
 
-bench-scale: $(VENV)/.bench-ready  ## a thousand adapters, cold starts, loads beside decodes, memory
+bench-scale: $(VENV)/.bench-ready  ## a thousand adapters, cold starts, loads beside decodes, a popular one, memory
 	$(BIN)/python benchmarks/scale.py --store .bench/scale-adapters
+
+bench-registry: $(VENV)/.bench-ready  ## the registry with 5,000 adapters, on SQLite and PostgreSQL: times, statements, memory
+	$(BIN)/python benchmarks/registry_scale.py
 
 bench-peers: $(VENV)/.bench-ready  ## the target table beside vLLM and PEFT, within 40 minutes (PEERS=folder, ARGS=options)
 	$(BIN)/python benchmarks/bench_peers.py $(ARGS)

@@ -103,7 +103,8 @@ def select_adapters() -> Select[Adapter, str]:
         .options(
             joinedload(Adapter.base_model),
             selectinload(Adapter.versions),
-            selectinload(Adapter.aliases).selectinload(Alias.targets),
+            # joined: SQLite finds no index for the pairs of adapter and alias that a select of their own would list
+            selectinload(Adapter.aliases).joinedload(Alias.targets),
         )
     )
 

@@ -124,13 +124,16 @@ class AdapterRegistry:
 
         after: `tenant/name` of the last adapter of the page before. Raises InvalidName.
         """
-        page = select_adapters().order_by(tenants.c.slug, Adapter.name).limit(min(max(limit, 1), MAX_PAGE))
-        if tenant_id is not None:
-            page = page.where(Adapter.tenant_id == tenant_id)
+        page, last = select_adapters().limit(min(max(limit, 1), MAX_PAGE)), None
         if after is not None:
             tenant, _, name = after.partition("/")
             last = check_slug(tenant, "after"), check_slug(name, "after")
-            page = page.where(tuple_(tenants.c.slug, Adapter.name) > last)
+        if tenant_id is None:
+            page = page.order_by(tenants.c.slug, Adapter.name)
+            page = page if last is None else page.where(tuple_(tenants.c.slug, Adapter.name) > last)
+        else:  # by the name alone, as it stands in the index: a deep page costs what the first one does
+            page = page.where(Adapter.tenant_id == tenant_id).order_by(Adapter.name)
+            page = page if last is None else page.where(Adapter.name > last[1])
         async with self._database.read() as session:
             return [adapter_info(adapter, slug) for adapter, slug in (await session.execute(page))]
 

@@ -136,7 +136,11 @@ class AdapterVersion(Base):
     """
 
     __tablename__ = "adapter_versions"
-    __table_args__ = (UniqueConstraint("adapter_id", "number"), UniqueConstraint("adapter_id", "digest"))
+    __table_args__ = (
+        UniqueConstraint("adapter_id", "number"),
+        UniqueConstraint("adapter_id", "digest"),
+        Index(None, "state", "created_at"),  # those that are validating, found again and again among all
+    )
 
     id: Mapped[str] = mapped_column(RowId, primary_key=True, default=new_id)
     adapter_id: Mapped[str] = mapped_column(ForeignKey("adapters.id"))

@@ -30,7 +30,9 @@ QUICK_SCALE = (
     "--loads=2",
     "--streams=2",
     "--mixed=4",
+    "--crowd=4",
 )
+SCALE_PARTS = ("zipf", "cold", "loading", "memory", "waste")  # what the table has rows of
 Figures = dict[str, float]
 
 
@@ -129,7 +131,8 @@ def vllm_http_lora(place: Workplace) -> Figures:
 
 
 def scale(place: Workplace) -> Figures:
-    command = [sys.executable, HERE / "scale.py", "--model", place.base, *(QUICK_SCALE if place.quick else ())]
+    parts = [f"--only={part}" for part in SCALE_PARTS]
+    command = [sys.executable, HERE / "scale.py", "--model", place.base, *parts, *(QUICK_SCALE if place.quick else ())]
     return _command(place, "scale", command + ([] if place.quick else ["--store", ADAPTER_STORE]))
 
 

@@ -1,4 +1,4 @@
-"""Many adapters on one engine: Zipf traffic over a small device pool, cold starts, loads beside decodes, memory.
+"""Many adapters on one engine: Zipf traffic, cold starts, loads beside decodes, one popular adapter, memory.
 
 `python benchmarks/scale.py --help` tells the options. Every figure compares runs that alternate in one process.
 """
@@ -19,6 +19,7 @@ os.environ |= ENVIRONMENT | os.environ  # as in the engine's own process; read b
 
 import click
 from adapter_store import random_adapters
+from crowd import waits
 from machine import environment
 from report import open_console, print_table, progress, write_json
 from traffic import Request, Traffic, drive
@@ -31,7 +32,7 @@ from loraplex.engine.loop import Engine
 from loraplex.engine.models import source
 from loraplex.engine.settings import EngineSettings
 
-PARTS = ("zipf", "cold", "loading", "memory", "waste")
+PARTS = ("zipf", "cold", "loading", "crowd", "memory", "waste")
 TARGETS = {
     "zipf_1000_vs_8": "at least 0.80",
     "cold_ttft_extra_ms": "at most 50",
@@ -166,6 +167,25 @@ def loading(bench: Bench, count: int, streams: int, rounds: int) -> dict[str, fl
     }
 
 
+def crowd(bench: Bench, half_rank: str, count: int) -> dict[str, float]:
+    """Requests for adapters that nobody else asks for, one after every eighth of a popular one that fills the server.
+
+    beside: the pool has room for more than the popular adapter. instead: it must go, since a cold one takes the whole
+    pool, so that its running requests have to end first.
+    """
+    cold = bench.adapters[-count:]
+    bench.tell("a popular adapter: packed files")
+    bench.prepare_files(cold, never_used=False)
+    figures = {}
+    for name, hot, pool in (("beside", bench.adapters[0], FEW), ("instead", half_rank, 1)):
+        bench.tell(f"a popular adapter: cold ones {name}")
+        engine = bench.start(adapter_device_bytes=pool * bench.adapter_bytes, max_num_seqs=bench.concurrency).engine
+        found = waits(engine, hot, cold, bench.concurrency)
+        figures |= {f"crowd_{name}_{figure}": value for figure, value in found.items()}
+        engine.close()
+    return figures
+
+
 def memory(bench: Bench, half_rank: str) -> dict[str, float]:
     """Device bytes of an adapter and of one on the same modules with half its rank."""
     bench.tell("memory of a rank")
@@ -237,6 +257,7 @@ def _p99_ms(traffic: Traffic) -> float:
 @click.option("--cold", "cold_starts", type=int, default=20, help="Cold starts to time.")
 @click.option("--loads", type=int, default=20, help="Adapters loaded while streams decode.")
 @click.option("--streams", type=int, default=16, help="Streams that decode meanwhile.")
+@click.option("--crowd", "crowded", type=click.IntRange(1), default=200, help="Cold adapters beside a popular one.")
 @click.option("--mixed", type=int, default=64, help="Requests of mixed lengths for the KV waste.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the figures to this file too.")
 def main(
@@ -252,8 +273,9 @@ def main(
     **sizes: int,
 ) -> None:
     """Traffic over many adapters: throughput, cold starts, disturbance, memory. Greedy, prefix cache off."""
-    if adapters < (needed := FEW + sizes["rounds"] * sizes["loads"] + sizes["cold_starts"]):
-        raise click.UsageError(f"--adapters {adapters}: these rounds, loads and cold starts need {needed}")
+    needed = max(FEW + sizes["rounds"] * sizes["loads"] + sizes["cold_starts"], 1 + sizes["crowded"])
+    if adapters < needed:
+        raise click.UsageError(f"--adapters {adapters}: these rounds, loads, cold starts and crowd need {needed}")
     console = open_console()
     folder = store or data_dir / "scale"
     model_path = str(source.resolve(model, data_dir))
@@ -289,6 +311,7 @@ def main(
                 "cold": lambda: cold(bench, sizes["cold_starts"]),
                 "loading": lambda: loading(bench, sizes["loads"], sizes["streams"], sizes["rounds"]),
                 "zipf": lambda: zipf(bench, sizes["requests"], sizes["rounds"]),
+                "crowd": lambda: crowd(bench, half_rank, sizes["crowded"]),
                 "memory": lambda: memory(bench, half_rank),
                 "waste": lambda: waste(bench, sizes["mixed"]),
             }

@@ -117,7 +117,7 @@ class Engine:
         return [ResidentAdapter(*entry) for entry in self._residency.host_residents()]
 
     def device_adapters(self) -> list[ResidentAdapter]:
-        """Adapters that are on the device; those still being copied are not among them."""
+        """Adapters that have a place on the device, those among them that are still being copied to it."""
         return [ResidentAdapter(*entry) for entry in self._residency.device_residents()]
 
     def close(self) -> None:

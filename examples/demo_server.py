@@ -43,11 +43,11 @@ def prepare_model(data_dir: Path) -> None:
 
 
 @contextlib.contextmanager
-def serving(data_dir: Path, console: Console) -> Iterator[Server]:
+def serving(data_dir: Path, console: Console, *options: str) -> Iterator[Server]:
     """`loraplex serve` on a free loopback port, until the block ends. Its log is data_dir/server.log."""
     port = free_port()
     log = data_dir / "server.log"
-    command = ["serve", "--model", MODEL, "--port", str(port), "--data-dir", str(data_dir)]
+    command = ["serve", "--model", MODEL, "--port", str(port), "--data-dir", str(data_dir), *options]
     with log.open("wb") as output:
         # A session of its own: Ctrl-C reaches the demo alone, which then stops the server in good order.
         process = subprocess.Popen(
@@ -135,15 +135,19 @@ def ensure_tenant(server: Server, operator_key: str, slug: str) -> None:
 
 
 def upload_adapter(server: Server, key: str, name: str) -> str:
-    """Create the adapter if it is new, upload its two files, point `prod` at them; the version's model name."""
-    path = f"/api/v1/adapters/{name}"
+    """Publish an example adapter under its own name and point `prod` at it; the version's model name."""
+    version = publish(server, key, name, ADAPTERS / name)
+    url = f"{server.url}/api/v1/adapters/{name}/aliases/prod"
+    httpx.put(url, headers=bearer(key), json={"version": version["version"]}).raise_for_status()
+    return str(version["model"])
+
+
+def publish(server: Server, key: str, name: str, folder: Path) -> dict[str, Any]:
+    """Create the adapter if it is new and upload a PEFT folder's two files as its next version."""
     post(server, "/api/v1/adapters", key, json={"name": name}, exists_ok=True)
     with contextlib.ExitStack() as stack:
-        parts = {part: (file, stack.enter_context((ADAPTERS / name / file).open("rb"))) for part, file in FILES.items()}
-        version = post(server, f"{path}/versions", key, files=parts)
-    response = httpx.put(f"{server.url}{path}/aliases/prod", headers=bearer(key), json={"version": version["version"]})
-    response.raise_for_status()
-    return str(version["model"])
+        parts = {part: (file, stack.enter_context((folder / file).open("rb"))) for part, file in FILES.items()}
+        return post(server, f"/api/v1/adapters/{name}/versions", key, files=parts)
 
 
 def post(server: Server, path: str, key: str, *, exists_ok: bool = False, **content: Any) -> dict[str, Any]:

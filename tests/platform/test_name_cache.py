@@ -25,8 +25,8 @@ def test_a_change_of_one_adapter_forgets_its_names_alone():
 
 
 def test_the_cache_is_bounded():
-    """By adapters, the least recently used going first, and by the selectors of each."""
-    cache = NameCache(max_adapters=2)
+    """By names, those of the least recently used adapter going first, and by the selectors of each adapter."""
+    cache = NameCache(max_names=2)
     for adapter in ("a", "b"):
         cache.put("t", adapter, None, ())
     cache.get("t", "a", None)
@@ -36,3 +36,17 @@ def test_the_cache_is_bounded():
         cache.put("t", "a", str(number), ())
     assert cache.get("t", "a", "0") is None
     assert cache.get("t", "a", str(MAX_SELECTORS)) == ()
+    assert cache.get("t", "c", None) is None
+
+
+def test_names_that_were_forgotten_make_room():
+    """What a change forgot does not count any more, and a name that is put again counts once."""
+    cache = NameCache(max_names=2)
+    for _ in range(3):
+        for adapter in ("a", "b"):
+            cache.put("t", adapter, None, ())
+        cache.forget(frozenset({names_of("t", "a"), names_of("t", "absent")}))
+    cache.put("t", "c", None, ())
+    cache.put("t", "c", None, ())
+
+    assert [cache.get("t", adapter, None) for adapter in "abc"] == [None, (), ()]
