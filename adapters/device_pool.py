@@ -14,22 +14,12 @@ from enum import Enum, auto
 import torch
 from torch import Tensor
 
+from loraplex.adapters.device_adapter import DeviceAdapter
 from loraplex.adapters.errors import AdapterUnavailable
-from loraplex.adapters.weights import ALIGN_BYTES, PackedAdapter
+from loraplex.adapters.layout import ALIGN_BYTES
+from loraplex.adapters.weights import PackedAdapter
 
-
-@dataclass(frozen=True, slots=True)
-class DeviceAdapter:
-    """An adapter that kernels may read.
-
-    table     [num_sites, 2 + MAX_SLICES] int64 on the CPU: LoraBatch's rows, offsets into the pool
-    max_rank  the largest sum of a row's ranks
-    """
-
-    digest: str
-    table: Tensor
-    max_rank: int
-    size_bytes: int
+__all__ = ["DeviceAdapter", "DevicePool", "Resident"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,9 +128,7 @@ class DevicePool:
         """The copy is complete: the adapter can be leased."""
         block = self._blocks[digest]
         assert block.state is _State.LOADING
-        table = packed.table.clone()
-        table[:, :2] += block.start
-        block.adapter = DeviceAdapter(digest, table, packed.max_rank, packed.size_bytes)
+        block.adapter = DeviceAdapter.of(digest, packed, block.start, self.pool)
         block.state = _State.READY
         self._blocks.move_to_end(digest)
         self.loads += 1

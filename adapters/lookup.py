@@ -37,6 +37,7 @@ class VersionInfo:
     """One version: immutable weights, whose bytes `digest` names, and the state that they are in.
 
     `profile_digest` names its serving profile; None: it has none.
+    invocation_tokens, is_additive: see `types.AdapterSpec`
     """
 
     adapter_id: str
@@ -53,6 +54,8 @@ class VersionInfo:
     state_reason: str
     created_at: datetime
     profile_digest: str | None = None
+    invocation_tokens: tuple[int, ...] = ()
+    is_additive: bool = True
 
     @property
     def canonical_name(self) -> str:
@@ -216,6 +219,8 @@ def _version_info(version: AdapterVersion, adapter: Adapter, base_model: str, sl
         state_reason=version.state_reason,
         created_at=version.created_at,
         profile_digest=version.profile_digest,
+        invocation_tokens=tuple(version.invocation_tokens or ()),
+        is_additive=version.is_additive,
     )
 
 

@@ -7,6 +7,7 @@ after its adapter's load, appears by one rename once its bytes are on disk, and 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -15,20 +16,23 @@ import time
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from loraplex.adapters.blobs import StoredAdapter
+from loraplex.adapters.factors import BaseWeights
+from loraplex.adapters.layout import ALIGN_BYTES
 from loraplex.adapters.loader_threads import loader_threads
-from loraplex.adapters.types import BaseShape
-from loraplex.adapters.weights import ALIGN_BYTES, PackedAdapter, load_packed
+from loraplex.adapters.types import AdapterSpec, BaseShape
+from loraplex.adapters.weights import PackedAdapter, layout_of, load_packed
 
 _logger = logging.getLogger(__name__)
 
-LAYOUT_VERSION = "1"
-"""Of what `weights.plan_layout` lays out: change it with the layout, and older files are no longer read."""
+LAYOUT_VERSION = "2"
+"""Of what `layout.plan_layout` lays out: change it with the layout, and older files are no longer read."""
 
 PAUSE_SECONDS = 0.002
 """After each site that is packed while steps run: a load then takes about a tenth of a core for a while, and not all of
@@ -53,17 +57,18 @@ class PackedFiles:
         shape: BaseShape,
         dtype: torch.dtype,
         *,
+        base: BaseWeights | None = None,
         pin_memory: bool = False,
         is_busy: Callable[[], bool] = lambda: False,
     ) -> None:
-        """pin_memory: put weights where a GPU can fetch them beside other work. Else they are the mapped file.
-        is_busy: whether steps run now, so that packing is to be spread over time."""
+        """base: for adapters that cannot be packed without it. pin_memory: put weights where a GPU can fetch them
+        beside other work. Else they are the mapped file. is_busy: whether steps run now, so that packing is to be
+        spread over time."""
         self._shape = shape
         self._dtype = dtype
         self._pin_memory = pin_memory
         self._is_busy = is_busy
-        self._base = shape.digest
-        self._file_name = f"packed-{str(dtype).removeprefix('torch.')}-{self._base[:16]}.safetensors"
+        self._base = base
         self._writer = loader_threads(1, "packed-files")
         self._unwritten = threading.BoundedSemaphore(MAX_UNWRITTEN)
         self._hurry = threading.Event()
@@ -72,15 +77,17 @@ class PackedFiles:
     def load(self, digest: str, stored: StoredAdapter) -> PackedAdapter:
         """From its packed file; or packed now, and the file is written later. Raises AdapterUnavailable as
         `load_packed` does."""
-        path = stored.weights_path.with_name(self._file_name)
-        packed = self._read(path, digest)
+        metadata = self._metadata(digest, stored.spec)
+        name = f"packed-{str(self._dtype).removeprefix('torch.')}-{metadata['base'][:16]}.safetensors"
+        path = stored.weights_path.with_name(name)
+        packed = self._read(path, metadata, stored.spec)
         has_file = packed is not None
         if packed is None:
-            packed = load_packed(stored, self._shape, self._dtype, pause=self._pause)
+            packed = load_packed(stored, self._shape, self._dtype, base=self._base, pause=self._pause)
         if self._pin_memory:
-            packed = PackedAdapter(packed.weights.pin_memory(), packed.table, packed.max_rank)
+            packed = replace(packed, weights=packed.weights.pin_memory())
         if not has_file and self._unwritten.acquire(blocking=False):
-            self._writer.submit(self._write_later, path, digest, packed)
+            self._writer.submit(self._write_later, path, metadata, packed)
         return packed
 
     def flush(self) -> None:
@@ -99,20 +106,24 @@ class PackedFiles:
         if self._is_busy():
             time.sleep(PAUSE_SECONDS)
 
-    def _write_later(self, path: Path, digest: str, packed: PackedAdapter) -> None:
+    def _write_later(self, path: Path, metadata: dict[str, str], packed: PackedAdapter) -> None:
         self._hurry.wait(WRITE_INTERVAL_SECONDS)
         if not self._closing.is_set():
-            self._write(path, digest, packed)
+            self._write(path, metadata, packed)
         self._unwritten.release()
 
-    def _metadata(self, digest: str) -> dict[str, str]:
-        return {"layout": LAYOUT_VERSION, "adapter": digest, "base": self._base, "dtype": str(self._dtype)}
+    def _metadata(self, digest: str, spec: AdapterSpec) -> dict[str, str]:
+        """All that the file's content depends on."""
+        base = self._shape.digest
+        if spec.depends_on_base and self._base is not None:
+            base = hashlib.sha256(f"{base} {self._base.fingerprint}".encode()).hexdigest()
+        return {"layout": LAYOUT_VERSION, "adapter": digest, "base": base, "dtype": str(self._dtype)}
 
-    def _read(self, path: Path, digest: str) -> PackedAdapter | None:
+    def _read(self, path: Path, metadata: dict[str, str], spec: AdapterSpec) -> PackedAdapter | None:
         """None if there is no file. One that is not exactly what is asked for is removed; its size is checked."""
         try:
             with safe_open(path, framework="pt") as file:
-                if file.metadata() != self._metadata(digest):
+                if file.metadata() != metadata:
                     raise SafetensorError("it is another adapter's, or another version's")
                 weights, table = file.get_tensor("weights"), file.get_tensor("table").clone()
         except FileNotFoundError:
@@ -122,13 +133,15 @@ class PackedFiles:
             with suppress(OSError):
                 path.unlink()
             return None
-        return PackedAdapter(weights, table, int(table[:, 2:].sum(1).max()))
+        if not spec.has_vocabulary:
+            return PackedAdapter(weights, table)
+        return PackedAdapter(weights, table, layout_of(spec, self._shape, self._dtype, self._base).vocabulary)
 
-    def _write(self, path: Path, digest: str, packed: PackedAdapter) -> None:
+    def _write(self, path: Path, metadata: dict[str, str], packed: PackedAdapter) -> None:
         part = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
         try:
             with part.open("xb") as file:
-                file.write(_header(packed, self._metadata(digest)))
+                file.write(_header(packed, metadata))
                 file.write(_bytes(packed.weights))
                 file.write(_bytes(packed.table))
                 file.flush()

@@ -18,6 +18,7 @@ from typing import Protocol, TypeVar
 from loraplex.adapters.blobs import StoredAdapter
 from loraplex.adapters.device_pool import DeviceAdapter, DevicePool
 from loraplex.adapters.errors import AdapterError, AdapterUnavailable
+from loraplex.adapters.factors import BaseWeights
 from loraplex.adapters.host_cache import HostCache
 from loraplex.adapters.loader_threads import loader_threads
 from loraplex.adapters.packed_files import PackedFiles
@@ -76,13 +77,15 @@ class AdapterResidency:
         pool: DevicePool,
         host_cache: HostCache,
         *,
+        base: BaseWeights | None = None,
         workers: int = 1,
         retry_after_seconds: float = 5.0,
         on_loaded: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """retry_after_seconds: how long a load that failed is not tried again. on_loaded: called from a worker thread
-        when a job ends, for an engine that sleeps elsewhere than in `wait`; it must not call back in here."""
+        """base: as in `packed_files`. retry_after_seconds: how long a load that failed is not tried again. on_loaded:
+        called from a worker thread when a job ends, for an engine that sleeps elsewhere than in `wait`; it must not
+        call back in here."""
         self._pool = pool
         self._host_cache = host_cache
         self._blobs = blobs
@@ -93,6 +96,7 @@ class AdapterResidency:
         self._files = PackedFiles(
             shape,
             pool.pool.dtype,
+            base=base,
             pin_memory=pool.pool.device.type == "cuda",
             is_busy=lambda: self._is_busy,
         )

@@ -85,14 +85,18 @@ Answers = dict[str, tuple[list[int], list[float]]]
 
 
 def answers(built: BuiltEngine, folder: Path, tokens: int) -> Answers:
-    """Greedy tokens and log-probabilities of 18 requests that come and go: base and ranks 1 to 64, prompts of 5 to 170
-    tokens, so that steps of any number of rows and any mix of adapters follow one another, the last on the base."""
-    digests = [None, *Adapters(folder, built.shape, built.dtype).digests((1, 8, 16, 33, 64))]
-    results: Answers = {str(index): ([], []) for index in range(18)}
+    """Greedy tokens and log-probabilities of 24 requests that come and go: base, ranks 1 to 64 and other kinds, prompts
+    of 5 to 170 tokens, so that steps of any number of rows and any mix of adapters follow one another, the last on the
+    base."""
+    torch.manual_seed(0)
+    adapters = Adapters(folder, built.shape, built.dtype)
+    digests = [None, *adapters.digests((1, 8, 16, 33, 64)), *adapters.of_other_kinds()]
+    results: Answers = {str(index): ([], []) for index in range(3 * len(digests))}
     for index, name in enumerate(results):
-        most = tokens * (3 if index % 6 == 0 else 1) + 3 * index
+        digest = digests[index % len(digests)]
+        most = tokens * (1 if digest else 3) + 3 * index
         sampling = SamplingParams(max_tokens=most, temperature=0.0, ignore_eos=True, logprobs=True)
-        built.engine.submit(name, prompt(index, 5 + 33 * (index % 6)), sampling, adapters=only(digests[index % 6]))
+        built.engine.submit(name, prompt(index, 5 + 33 * (index % 6)), sampling, adapters=only(digest))
         _step(built, results)
     while built.engine.has_work:
         _step(built, results)

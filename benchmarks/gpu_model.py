@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 from loraplex.adapters.blobs import BlobStore
-from loraplex.adapters.types import AdapterSpec, BaseShape, ModuleSpec
+from loraplex.adapters.types import EMBEDDING, HEAD, AdapterSpec, BaseShape, ModuleSpec
 from loraplex.engine.build import BuiltEngine, build_engine
 from loraplex.engine.events import SamplingParams, only
 from loraplex.engine.models.config import ModelConfig
@@ -91,6 +91,30 @@ class Adapters:
                 self._digests[rank, number] = self._store(rank, number)
             digests.append(self._digests[rank, number])
         return digests
+
+    def of_other_kinds(self) -> list[str]:
+        """DoRA of every module of the layers; and LoRA of the embedding and the head, which has a bias."""
+        rank, hidden, vocab = 8, self._shape.hidden_size, self._shape.vocab_size
+        dora, ends = self._tensors(rank), {}
+        for module, (in_features, out_features) in self._shape.modules().items():
+            lengths = 0.02 * in_features**0.5 * (1 + 0.2 * torch.randn(out_features))  # about those of dummy weights
+            dora[f"base_model.model.{module}.lora_magnitude_vector"] = lengths.to(self._dtype)
+        sizes = {f"{EMBEDDING}.lora_embedding_A": (rank, vocab), f"{EMBEDDING}.lora_embedding_B": (hidden, rank)}
+        sizes |= {f"{HEAD}.lora_A.weight": (rank, hidden), f"{HEAD}.lora_B.weight": (vocab, rank)}
+        for name, size in (sizes | {f"{HEAD}.lora_B.bias": (vocab,)}).items():
+            ends[f"base_model.model.{name}"] = (torch.randn(size) * 0.1).to(self._dtype)
+        magnitude = ModuleSpec(rank, 2.0, parts=frozenset({"magnitude"}))
+        head = ModuleSpec(rank, 2.0, parts=frozenset({"lora_bias"}))
+        return [
+            self._commit(AdapterSpec(dict.fromkeys(self._shape.modules(), magnitude)), dora, "dora"),
+            self._commit(AdapterSpec({EMBEDDING: ModuleSpec(rank, 2.0), HEAD: head}), ends, "ends"),
+        ]
+
+    def _commit(self, spec: AdapterSpec, tensors: dict[str, torch.Tensor], name: str) -> str:
+        with self._blobs.stage() as staging:
+            save_file(tensors, staging.path("adapter_model.safetensors"))
+            staging.path("adapter_config.json").write_text(json.dumps({"peft_type": "LORA"}))
+            return self._blobs.commit(staging, spec, hashlib.sha256(name.encode()).hexdigest())
 
     def _store(self, rank: int, number: int) -> str:
         spec = AdapterSpec({module: ModuleSpec(rank, 2.0) for module in self._shape.modules()})

@@ -25,6 +25,7 @@ from traffic import drive, in_turn
 
 from loraplex.engine.batch import BatchInputs
 from loraplex.engine.build import PAGE_TOKENS, BuiltEngine, build_engine
+from loraplex.engine.end_uses import EndUses
 from loraplex.engine.events import SamplingParams
 from loraplex.engine.models import source
 from loraplex.engine.settings import EngineSettings, Quantization
@@ -183,7 +184,7 @@ def logits(built: BuiltEngine, tokens: list[int]) -> Tensor:
     )
     nothing = torch.empty(0)
     sampling = SamplingBatch(nothing, nothing, nothing, nothing, nothing, all_greedy=True)
-    inputs = BatchInputs(torch.tensor(tokens), places, attention, None, places, sampling, places[:0])
+    inputs = BatchInputs(torch.tensor(tokens), places, attention, (), EndUses(), places, sampling, places[:0])
     return built.runner.forward(inputs)
 
 

@@ -5,7 +5,7 @@ Knows sequences and tensors; knows no model. Everything is put together in one b
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,21 +15,14 @@ from torch import Tensor
 from loraplex.adapters.device_pool import DeviceAdapter
 from loraplex.engine.adapter_table import AdapterTable
 from loraplex.engine.decode_shapes import DecodeShape
+from loraplex.engine.end_uses import EndUses, vocabulary_uses
 from loraplex.engine.events import MAX_ADAPTERS
+from loraplex.engine.lora_work import PADDING, Run, Span, logit_spans, runs_of, token_spans, work_lists
 from loraplex.engine.page_tables import PageTables
 from loraplex.engine.scheduler import Chunk, StepPlan
 from loraplex.engine.sequence import Sequence
 from loraplex.engine.step_buffer import StepBuffer
-from loraplex.kernels.ops import (
-    LONG_WORK_TOKENS,
-    MAX_SLICES,
-    WORK_NUMBERS,
-    WORK_TOKENS,
-    AttentionBatch,
-    LoraBatch,
-    SamplingBatch,
-    scale_bits,
-)
+from loraplex.kernels.ops import TABLE_COLUMNS, WORK_NUMBERS, WORK_TOKENS, AttentionBatch, LoraBatch, SamplingBatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +34,7 @@ class BatchInputs:
                           step the padding's follow
     lora                  one for the first adapters of all rows, one for the second ones, and so on; none when no row
                           has an adapter
+    ends                  what adapters do before the first layer and after the last one
     sampling, logprob_rows [rows that want it] int64: of the rows of logits that belong to the plan, in its order
     """
 
@@ -48,6 +42,7 @@ class BatchInputs:
     positions: Tensor
     attention: AttentionBatch
     lora: tuple[LoraBatch, ...]
+    ends: EndUses
     sample_rows: Tensor
     sampling: SamplingBatch
     logprob_rows: Tensor
@@ -82,7 +77,7 @@ class BatchBuilder:
         self._adapter_pool = adapter_pool
         self._buffer = StepBuffer(_capacity_bytes(limits, num_sites), device)
         self._page_tables = PageTables(limits.max_num_seqs, limits.max_pages)
-        self._adapters = AdapterTable(limits.max_num_seqs * MAX_ADAPTERS, num_sites, 2 + MAX_SLICES, device)
+        self._adapters = AdapterTable(limits.max_num_seqs * MAX_ADAPTERS, num_sites, TABLE_COLUMNS, device)
 
     @property
     def copies(self) -> int:
@@ -103,9 +98,9 @@ class BatchBuilder:
         token_ids, positions, attention = self._tokens(chunks, counts, starts, None if shape is None else shape.pages)
         sampling_chunks = [row for row, chunk in enumerate(chunks) if chunk.samples]
         sample_rows = self._filled("int64", starts[1:][[*sampling_chunks, *range(len(chunks), len(counts))]] - 1)
-        places = range(max((len(chunk.sequence.leases) for chunk in chunks), default=0))
-        passes = [self._lora(place, chunks, starts, shape) for place in places]
-        lora = tuple(batch for batch in passes if batch is not None)
+        spans = token_spans(chunks, starts.tolist())
+        lora = self._passes(spans, _layers, shape)
+        ends = self._ends(chunks, spans)
         sequences = [chunks[row].sequence for row in sampling_chunks]
         sampling = self._sampling(sequences)
         wanted = [row for row, sequence in enumerate(sequences) if sequence.sampling.logprobs]
@@ -113,7 +108,18 @@ class BatchBuilder:
         arrivals = self._adapters.stage(self._buffer)
         self._buffer.copy()
         self._adapters.store(arrivals)
-        return BatchInputs(token_ids, positions, attention, lora, sample_rows, sampling, logprob_rows)
+        return BatchInputs(token_ids, positions, attention, lora, ends, sample_rows, sampling, logprob_rows)
+
+    def _ends(self, chunks: tuple[Chunk, ...], spans: list[Span]) -> EndUses:
+        """What adapters change at the ends of the model: nothing, but for few kinds of them."""
+        if all(lease.is_lora_of_layers for chunk in chunks for lease in chunk.sequence.leases):
+            return EndUses()
+        rows = logit_spans(chunks)
+        return EndUses(
+            embedding=vocabulary_uses(spans, lambda vocabulary: vocabulary.changes_embedding),
+            head_lora=self._passes(rows, _head),
+            head=vocabulary_uses(rows, lambda vocabulary: vocabulary.head is not None),
+        )
 
     def _tokens(
         self, chunks: tuple[Chunk, ...], counts: np.ndarray, starts: np.ndarray, table_width: int | None
@@ -148,31 +154,24 @@ class BatchBuilder:
         )
         return token_ids, positions, batch
 
-    def _lora(
-        self, place: int, chunks: tuple[Chunk, ...], starts: np.ndarray, shape: DecodeShape | None
-    ) -> LoraBatch | None:
-        """The work of each sequence's adapter at this place, if it has one. Chunks of one adapter are neighbours, so
-        that each adapter owns one run of tokens, or few, cut into work entries."""
-        short: list[Entry] = []
-        rest: list[Entry] = []
-        long_work: list[Entry] = []
-        max_rank = 0
-        for run in _runs(place, chunks, starts.tolist()):
-            row = self._adapters.row_of(run.adapter)
-            max_rank = max(max_rank, run.adapter.max_rank)
-            if run.end - run.first < LONG_WORK_TOKENS or shape is not None:
-                short.extend(run.entries(row, WORK_TOKENS))
-            else:
-                rest.extend(run.entries(row, WORK_TOKENS))
-                long_work.extend(run.entries(row, LONG_WORK_TOKENS))
-        if not max_rank:
-            return None
+    def _passes(self, spans: list[Span], part: _PartOf, shape: DecodeShape | None = None) -> tuple[LoraBatch, ...]:
+        """What the adapters of these rows do to a part of the model: one batch for every place that has work."""
+        places = range(max((len(span.sequence.leases) for span in spans), default=0))
+        runs = (runs_of(place, spans, lambda adapter: any(part(adapter))) for place in places)
+        return tuple(self._lora(of_place, part, shape) for of_place in runs if of_place)
+
+    def _lora(self, runs: list[Run], part: _PartOf, shape: DecodeShape | None) -> LoraBatch:
+        """Chunks of one adapter are neighbours, so that each adapter owns one run of rows, or few, cut into work."""
+        lists = work_lists(runs, self._adapters.row_of, only_short=shape is not None)
+        ranks, vectors = zip(*(part(run.adapter) for run in runs), strict=True)
+        max_rank = max(ranks)
         if shape is not None:
             max_rank = shape.lora_rank
-            short.extend([(0, 0, 0, 0)] * (shape.rows - len(short) - len(rest)))
-        work = self._filled("int32", np.array(short + rest, dtype=np.int32))
-        long_tensor = self._filled("int32", np.array(long_work, dtype=np.int32)) if long_work else None
-        return LoraBatch(self._adapter_pool, self._adapters.tensor, work, max_rank, long_tensor, len(short))
+            lists.short.extend([PADDING] * (shape.rows - len(lists.short)))
+        work = self._filled("int32", np.array(lists.short + lists.rest, dtype=np.int32))
+        long_work = self._filled("int32", np.array(lists.long_work, dtype=np.int32)) if lists.long_work else None
+        table = self._adapters.tensor
+        return LoraBatch(self._adapter_pool, table, work, max_rank, long_work, len(lists.short), any(vectors))
 
     def _sampling(self, sequences: list[Sequence]) -> SamplingBatch:
         params = [sequence.sampling for sequence in sequences]
@@ -192,41 +191,16 @@ class BatchBuilder:
         return tensor
 
 
-Entry = tuple[int, int, int, int]
-"""An entry of `ops.LoraBatch.work`."""
+_PartOf = Callable[[DeviceAdapter], tuple[int, bool]]
+"""What an adapter has at a part of the model: the largest rank, and whether there are gains or shifts."""
 
 
-@dataclass(slots=True)
-class _Run:
-    """Tokens first .. end - 1 of the step, all with one adapter at one scale."""
-
-    adapter: DeviceAdapter
-    scale: float
-    first: int
-    end: int
-
-    def entries(self, row: int, most_tokens: int) -> Iterator[Entry]:
-        bits = scale_bits(self.scale)
-        for start in range(self.first, self.end, most_tokens):
-            yield row, start, min(most_tokens, self.end - start), bits
+def _layers(adapter: DeviceAdapter) -> tuple[int, bool]:
+    return adapter.max_rank, adapter.has_vectors
 
 
-def _runs(place: int, chunks: tuple[Chunk, ...], starts: list[int]) -> list[_Run]:
-    """The runs of the adapters at this place of their sequences that do something, in the order of tokens."""
-    runs: list[_Run] = []
-    for chunk, first, end in zip(chunks, starts, starts[1:], strict=False):
-        if len(chunk.sequence.leases) <= place:
-            continue
-        adapter, use = chunk.sequence.leases[place], chunk.sequence.adapters[place]
-        first += max(use.start - chunk.start, 0)
-        if not adapter.max_rank or first >= end:
-            continue
-        last = runs[-1] if runs else None
-        if last is not None and last.adapter is adapter and (last.scale, last.end) == (use.scale, first):
-            last.end = end
-        else:
-            runs.append(_Run(adapter, use.scale, first, end))
-    return runs
+def _head(adapter: DeviceAdapter) -> tuple[int, bool]:
+    return adapter.head_rank, adapter.head_has_vectors
 
 
 def _capacity_bytes(limits: StepLimits, num_sites: int) -> int:
@@ -236,8 +210,8 @@ def _capacity_bytes(limits: StepLimits, num_sites: int) -> int:
     entries = rows + tokens // WORK_TOKENS
     per_token = [("int64", (tokens,))] * 3
     per_row = [("int64", (rows,))] * 2 + [("int32", (rows + 1,))] * 2 + [("float32", (rows,))] * 5
-    tables = [("int32", (rows, limits.max_pages))] + [("int64", (num_sites, 2 + MAX_SLICES))] * (rows * MAX_ADAPTERS)
-    work = [("int32", (entries, WORK_NUMBERS))] * (2 * MAX_ADAPTERS)
+    tables = [("int32", (rows, limits.max_pages))] + [("int64", (num_sites, TABLE_COLUMNS))] * (rows * MAX_ADAPTERS)
+    work = [("int32", (entries, WORK_NUMBERS))] * (3 * MAX_ADAPTERS)  # layers, long work, head
     return StepBuffer.bytes_for(*per_token, *per_row, *tables, *work)
 
 

@@ -18,9 +18,10 @@ from loraplex.engine.decode_shapes import DecodeShapes
 from loraplex.engine.graphs import CudaRecorder, DecodeGraphs
 from loraplex.engine.kv_cache import PagePool
 from loraplex.engine.loop import Engine
+from loraplex.engine.models.base_weights import OwnWeights, checkpoint_weights, dummy_base_weights
 from loraplex.engine.models.config import ModelConfig, UnsupportedModel, lora_shape
 from loraplex.engine.models.decoder import Decoder, KVCache
-from loraplex.engine.models.weights import WeightsError, dummy_weights, load_weights, model_digest
+from loraplex.engine.models.weights import WeightsError, dummy_tensors, dummy_weights, load_weights, model_digest
 from loraplex.engine.runner import Runner
 from loraplex.engine.scheduler import Scheduler, SchedulerLimits
 from loraplex.engine.settings import EngineSettings
@@ -92,6 +93,7 @@ def build_engine(settings: EngineSettings, *, on_adapter_progress: Callable[[], 
         shape,
         pool,
         HostCache(settings.adapter_host_bytes),
+        base=_base_weights(settings, config, dtype, device),
         on_loaded=on_adapter_progress,
     )
     limits = SchedulerLimits(
@@ -99,7 +101,7 @@ def build_engine(settings: EngineSettings, *, on_adapter_progress: Callable[[], 
     )
     pages = PagePool(num_pages, PAGE_TOKENS, prefix_cache=settings.enable_prefix_cache)
     step_limits = StepLimits(settings.max_num_seqs, settings.max_step_tokens, pages.pages_for(max_len))
-    builder = BatchBuilder(device, PAGE_TOKENS, num_pages, pool.pool, shape.num_sites, step_limits)
+    builder = BatchBuilder(device, PAGE_TOKENS, num_pages, pool.pool, shape.num_sites + 1, step_limits)
     runner = Runner(Decoder(config, weights, kernels), cache, builder, kernels)
     if settings.cuda_graphs and kernels.name == "triton":  # the reference asks the device for values as it goes
         shapes = DecodeShapes(step_limits.max_num_seqs, step_limits.max_pages)
@@ -119,6 +121,15 @@ def build_engine(settings: EngineSettings, *, on_adapter_progress: Callable[[], 
         dtype,
         kernels_reason,
     )
+
+
+def _base_weights(
+    settings: EngineSettings, config: ModelConfig, dtype: torch.dtype, device: torch.device
+) -> OwnWeights:
+    if settings.load_format == "dummy":
+        source = dummy_tensors(dtype, device, settings.seed)
+        return dummy_base_weights(source, settings.seed, config, dtype, settings.quantization)
+    return checkpoint_weights(Path(settings.model_path), config, dtype, settings.quantization)
 
 
 def choose_device(name: str) -> torch.device:

@@ -37,9 +37,11 @@ class DecodeShapes:
             self._pages.insert(-1, pages)
 
     def shape_of(self, plan: StepPlan) -> DecodeShape | None:
-        """The smallest shape that holds the step; None when it is not one new token, of one adapter at most, for every
-        sequence."""
+        """The smallest shape that holds the step; None when it is not one new token for every sequence, of one adapter
+        at most, which has nothing but A and B."""
         if not all(chunk.count == 1 and chunk.samples and len(chunk.sequence.leases) < 2 for chunk in plan.chunks):
+            return None
+        if not all(lease.is_lora_of_layers for chunk in plan.chunks for lease in chunk.sequence.leases):
             return None
         pages = max(len(chunk.sequence.pages) for chunk in plan.chunks)
         rank = max((lease.max_rank for chunk in plan.chunks for lease in chunk.sequence.leases), default=0)

@@ -21,6 +21,12 @@ MAX_OVERTAKEN = 64
 before it: a popular adapter cannot keep a rare one waiting for ever."""
 
 
+NOT_ADDITIVE = (
+    "an adapter that rescales the base or replaces parts of it (DoRA, IA3, embeddings of its own) cannot be combined "
+    "with others; use it alone"
+)
+
+
 @dataclass(frozen=True, slots=True)
 class SchedulerLimits:
     max_num_seqs: int
@@ -210,6 +216,8 @@ class Scheduler:
                 break
             sequence.leases += (lease,)
         if len(sequence.leases) == len(sequence.adapters):
+            if len(sequence.leases) > 1 and not all(lease.is_additive for lease in sequence.leases):
+                raise AdapterUnavailable(NOT_ADDITIVE)
             return True
         if sequence.leases:
             self._gathering = sequence

@@ -55,6 +55,7 @@ _ARGUMENTS: dict[str, tuple[Any, ...]] = {
         *(c_void_p, c_void_p, c_int64, c_void_p, c_void_p, c_int64),
         *(c_void_p, c_int, c_int, c_void_p, c_int),
     ),
+    "scale_and_shift": (c_void_p, c_int64, c_void_p, c_void_p, c_int64, c_void_p, c_int),
     "int8_linear": _QUANTIZED_LINEAR,
     "int4_linear": _QUANTIZED_LINEAR,
     "sample": (c_void_p, c_void_p, c_int64, c_int64, c_int64, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p),
@@ -177,12 +178,20 @@ class NativeKernels(ReferenceKernels):
         widths = self._slice_widths.get(slice_widths)
         if widths is None:
             widths = self._slice_widths[slice_widths] = (c_int * len(slice_widths))(*slice_widths)
-        if self._last_lora[0] is not lora:
-            self._last_lora = lora, _lora_arguments(lora)
-        pool, table, site_bytes, table_stride, work, entries = self._last_lora[1]
+        pool, table, site_bytes, table_stride, work, entries = self._arguments(lora)
         compiled.add_lora(
             *(out.data_ptr(), x.data_ptr(), x.shape[1], pool, table + site * site_bytes, table_stride),
             *(work, entries, lora.max_rank, widths, len(slice_widths)),
+        )
+        return None
+
+    def scale_and_shift(self, out: Tensor, lora: LoraBatch, site: int) -> None:
+        compiled = self._compiled.get(out.dtype)
+        if compiled is None:
+            return super().scale_and_shift(out, lora, site)
+        pool, table, site_bytes, table_stride, work, entries = self._arguments(lora)
+        compiled.scale_and_shift(
+            *(out.data_ptr(), out.shape[1], pool, table + site * site_bytes, table_stride, work, entries)
         )
         return None
 
@@ -198,6 +207,11 @@ class NativeKernels(ReferenceKernels):
             *(batch.min_p.data_ptr(), batch.uniform.data_ptr()),
         )
         return ids
+
+    def _arguments(self, lora: LoraBatch) -> tuple[int, ...]:
+        if self._last_lora[0] is not lora:
+            self._last_lora = lora, _lora_arguments(lora)
+        return self._last_lora[1]
 
 
 def _lora_arguments(lora: LoraBatch) -> tuple[int, ...]:

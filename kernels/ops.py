@@ -25,6 +25,9 @@ LONG_WORK_TOKENS = 128
 MAX_SLICES = 3
 """Most output slices that share one input (q, k and v)."""
 
+TABLE_COLUMNS = 4 + MAX_SLICES
+"""Numbers in a row of `LoraBatch.table`."""
+
 
 def scale_bits(scale: float) -> int:
     """The scale of a work entry as the int32 that stands in it."""
@@ -56,15 +59,16 @@ class LoraBatch:
     """Which tokens of the step use which adapter, and where its weights lie. Tokens of base requests stand in no entry.
 
     pool    [elements] flat, the model's dtype: all adapters' weights
-    table   [adapters, sites, 2 + MAX_SLICES] int64: offset of A, offset of B, then the rank of each slice (0: the
-            adapter does not touch it). With R = the sum of a row's ranks, A is [R, in_features] row-major, slice 0's
-            rows first; B is one block per slice, [rank, slice_width] row-major (transposed, scaling folded in),
-            one after the other.
+    table   [adapters, sites, TABLE_COLUMNS] int64: offset of A, offset of B, the rank of each slice (0: the adapter
+            does not touch it), offset of gain, offset of shift (-1: it has none). With R = the sum of a row's ranks, A
+            is [R, in_features] row-major, slice 0's rows first; B is one block per slice, [rank, slice_width] row-major
+            (transposed, scaling folded in), one after the other; gain and shift are [sum of slice_widths].
     work    [entries, 4] int32: (row of table, first token, number of tokens 0..WORK_TOKENS, scale), the scale being the
             bits of an fp32. Entries do not overlap; one with 0 tokens is padding and does nothing.
     max_rank: at least the largest R of a row of the table that is in the work list
     long_work  [entries, 4] int32 or None: the tokens of work[num_short:] once more, in entries of up to
             LONG_WORK_TOKENS, for kernels that multiply larger tiles faster. Others read `work` alone.
+    has_vectors: whether a row of the table that is in the work list may have a gain or a shift
     """
 
     pool: Tensor
@@ -73,6 +77,7 @@ class LoraBatch:
     max_rank: int
     long_work: Tensor | None = None
     num_short: int = 0
+    has_vectors: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +162,13 @@ class Kernels(Protocol):
 
         A_s, B_s: the slice's blocks at `table[row, site]`; scale: of t's entry.  x [tokens, in_features] and
         out [tokens, sum(slice_widths)] contiguous rows, the pool's dtype. The product with A stays in fp32 in between.
+        """
+
+    def scale_and_shift(self, out: Tensor, lora: LoraBatch, site: int) -> None:
+        """out[t] += scale (out[t] * gain + shift) for every token t in the work list (out written in place).
+
+        gain, shift: at `table[row, site]`, 0 where the adapter has none; scale: of t's entry.  out [tokens, width]
+        contiguous, the pool's dtype. Called before `add_lora`, and only where `lora.has_vectors`.
         """
 
     def sample(self, logits: Tensor, batch: SamplingBatch) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from loraplex.kernels.ops import AttentionBatch, Linear, LoraBatch, SamplingBatch
+from loraplex.kernels.ops import MAX_SLICES, AttentionBatch, Linear, LoraBatch, SamplingBatch
 from loraplex.kernels.quantization import QuantizedWeight
 
 
@@ -82,7 +82,7 @@ class ReferenceKernels:
         scales = lora.work[:, 3].view(torch.float32).tolist()
         for (row, first_token, num_tokens, _), scale in zip(lora.work.tolist(), scales, strict=True):
             tokens = slice(first_token, first_token + num_tokens)
-            a_offset, b_offset, *ranks = table[row]
+            a_offset, b_offset, *ranks = table[row][: 2 + MAX_SLICES]
             column = 0
             for rank, width in zip(ranks, slice_widths, strict=False):
                 a = lora.pool[a_offset : a_offset + rank * x.shape[1]].view(rank, x.shape[1])
@@ -91,6 +91,15 @@ class ReferenceKernels:
                 delta = scale * (_wide(x[tokens]) @ _wide(a).T @ _wide(b))
                 out[tokens, columns] = (out[tokens, columns] + delta).to(out.dtype)
                 a_offset, b_offset, column = a_offset + a.numel(), b_offset + b.numel(), column + width
+
+    def scale_and_shift(self, out: Tensor, lora: LoraBatch, site: int) -> None:
+        vectors = lora.table[:, site, 2 + MAX_SLICES :].tolist()
+        scales = lora.work[:, 3].view(torch.float32).tolist()
+        for (row, first_token, num_tokens, _), scale in zip(lora.work.tolist(), scales, strict=True):
+            tokens = slice(first_token, first_token + num_tokens)
+            before = _wide(out[tokens])
+            gain, shift = (_wide(lora.pool[at : at + out.shape[1]]) if at >= 0 else 0 for at in vectors[row])
+            out[tokens] = (before + scale * (before * gain + shift)).to(out.dtype)
 
     def sample(self, logits: Tensor, batch: SamplingBatch) -> Tensor:
         chosen = logits.argmax(dim=-1)

@@ -51,5 +51,8 @@ class TritonKernels:
     def add_lora(self, out: Tensor, x: Tensor, lora: LoraBatch, site: int, slice_widths: tuple[int, ...]) -> None:
         triton_lora.add_lora(out, x, lora, site, slice_widths)
 
+    def scale_and_shift(self, out: Tensor, lora: LoraBatch, site: int) -> None:
+        triton_lora.scale_and_shift(out, lora, site)
+
     def sample(self, logits: Tensor, batch: SamplingBatch) -> Tensor:
         return triton_sampling.sample(logits, batch)

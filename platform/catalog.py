@@ -95,6 +95,7 @@ class Catalog:
             before = weights[version.digest].weight if version.digest in weights else 0.0
             weights[version.digest] = WeightedVersion(version, before + term.weight)
         adapters = tuple(adapter for adapter in weights.values() if adapter.weight)
+        _require_additive(adapters)
         return ResolvedModel("+".join(adapter.name for adapter in adapters) or self.base_model_name, adapters)
 
     async def _version(self, principal: Principal, model: str, user: str | None) -> VersionInfo:
@@ -136,6 +137,15 @@ def choose(targets: Sequence[Target], who: str) -> VersionInfo:
             return target.version
         point -= target.weight
     return targets[-1].version
+
+
+def _require_additive(adapters: Sequence[WeightedVersion]) -> None:
+    """Raises ApiError 400 for a sum with a version in it that does more than add to the base."""
+    for adapter in adapters if len(adapters) > 1 else ():
+        if not adapter.version.is_additive:
+            why = "rescales the base or replaces parts of it (DoRA, IA3, embeddings of its own)"
+            message = f"`{adapter.version.canonical_name}` {why}, so nothing can be added to it; use it alone."
+            raise ApiError(400, "adapter_not_additive", message, param="model")
 
 
 def _parse(model: str) -> ModelName | None:

@@ -10,11 +10,12 @@ import math
 import uuid
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
+from loraplex.adapters.types import AdapterSpec
 from loraplex.engine.client import EngineClient, EngineUnavailable, GenerationFailed
-from loraplex.engine.messages import Generate, SamplingParams, only
+from loraplex.engine.messages import AdapterUse, Generate, SamplingParams
 from loraplex.engine.templates import TemplateError
 from loraplex.engine.text import TextCodec
 from loraplex.engine.untrusted_templates import UntrustedTemplates
@@ -34,6 +35,8 @@ Prompts = tuple[tuple[int, ...], ...]
 
 KEPT_ANSWERS = 16
 """Ways to write the probes of which the base's answers are kept."""
+
+MAX_ENDING_TOKENS = 8
 
 LASTING_FAILURES = frozenset({"adapter_load_failed", "adapter_quarantined"})
 """Of a generation: they are the adapter's own, and trying again later would not help."""
@@ -64,15 +67,16 @@ class Prover:
         self._templates = templates
         self._base: OrderedDict[tuple[str, Prompts], list[Sample]] = OrderedDict()  # by the digest of its model, too
 
-    async def prove(self, digest: str, template: str | None = None, owner: str = "") -> Proof:
+    async def prove(self, digest: str, spec: AdapterSpec, template: str | None = None, owner: str = "") -> Proof:
         """template: the version's own, of this owner. Raises EngineUnavailable when the engine cannot say now."""
+        ending = _ending(spec)
         try:
-            prompts = await self._prompts(template, owner)
+            prompts = await self._prompts(ending, template, owner)
         except TemplateError as error:
             return Proof([_failure("chat_template_invalid", str(error))])
         base = await self._base_samples(prompts)
         try:
-            adapted = await self._answers(digest, prompts)
+            adapted = await self._answers(digest, prompts, waits=len(spec.invocation_tokens))
         except GenerationFailed as error:
             if error.code not in LASTING_FAILURES:
                 raise EngineUnavailable(f"the engine could not run the version: {error}", 5) from error
@@ -84,7 +88,8 @@ class Prover:
             return Proof([_failure("no_effect", reason)])
         return Proof(report=[self._report(base, adapted)])
 
-    async def _prompts(self, template: str | None, owner: str) -> Prompts:
+    async def _prompts(self, ending: tuple[int, ...], template: str | None, owner: str) -> Prompts:
+        """ending: tokens behind every probe."""
         if template is None:
             prompts = [self._text.encode(probe) for probe in PROBES]
         else:
@@ -93,7 +98,7 @@ class Prover:
                 for probe in PROBES
             ]
         most = min(MAX_PROMPT_TOKENS, self._engine.ready.max_model_len // 2)
-        return tuple(tuple(prompt[-most:]) for prompt in prompts)
+        return tuple(tuple([*prompt, *ending][-most:]) for prompt in prompts)
 
     async def _base_samples(self, prompts: Prompts) -> list[Sample]:
         asked = self._engine.ready.model_digest, prompts
@@ -107,21 +112,27 @@ class Prover:
             self._base.popitem(last=False)
         return self._base[asked]
 
-    async def _answers(self, adapter: str | None, prompts: Prompts) -> list[Sample]:
+    async def _answers(self, adapter: str | None, prompts: Prompts, *, waits: int = 0) -> list[Sample]:
         """To every prompt, one after the other: on an idle engine equal weights then give numbers equal to the bit.
 
-        Raises GenerationFailed, EngineUnavailable.
+        waits: how many tokens at the end of a prompt are the invocation that the adapter waits for. Raises
+        GenerationFailed, EngineUnavailable.
         """
-        return [await self._answer(prompt, adapter) for prompt in prompts]
+        answers = []
+        for prompt in prompts:
+            start = max(len(prompt) - waits, 0) if waits else 0
+            uses = () if adapter is None else (AdapterUse(adapter, start=start),)
+            answers.append(await self._answer(prompt, uses))
+        return answers
 
-    async def _answer(self, prompt: tuple[int, ...], adapter: str | None) -> Sample:
+    async def _answer(self, prompt: tuple[int, ...], adapters: tuple[AdapterUse, ...]) -> Sample:
         request_id = f"probe-{uuid.uuid4().hex}"
         generation = self._engine.generate(
             Generate(
                 request_id=request_id,
                 prompt=list(prompt),
                 sampling=SamplingParams(max_tokens=PROBE_TOKENS, temperature=0.0, ignore_eos=True, logprobs=True),
-                adapters=only(adapter),
+                adapters=adapters,
                 salt=request_id.encode(),  # what an earlier run left in the prefix cache would change the last bits
             )
         )
@@ -154,6 +165,12 @@ class Prover:
     def _written(self, sample: Sample) -> str:
         detokenizer = self._text.detokenizer()
         return detokenizer.push(sample.tokens) + detokenizer.flush()
+
+
+def _ending(spec: AdapterSpec) -> tuple[int, ...]:
+    """What a probe must have in it to show anything: the invocation that an adapter waits for, or tokens of its own."""
+    rows = (token for tokens in spec.token_rows.values() for token in tokens)
+    return spec.invocation_tokens or tuple(islice(rows, MAX_ENDING_TOKENS))
 
 
 def _question(probe: str) -> dict[str, str]:

@@ -38,7 +38,7 @@ from loraplex.platform.validation import validate
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
-CONFIG_BYTES = 64 << 10
+CONFIG_BYTES = 256 << 10
 
 VALIDATION_SECONDS = 60
 """How long an upload waits for the engine to run its version."""
@@ -100,6 +100,8 @@ async def publish_staged(
         size_bytes=services.blobs.open(digest).size_bytes,
         max_rank=adapter.spec.max_rank,
         targets=adapter.targets,
+        invocation_tokens=adapter.spec.invocation_tokens,
+        is_additive=adapter.spec.is_additive,
         report=[statistics(adapter, services.base_shape)],
         created_by=created_by,
         received_sha256=checked.received_sha256,
@@ -167,14 +169,18 @@ def _check(services: Services, staging: Staging, received_sha256: str) -> Checke
 
 def statistics(checked: CheckedAdapter, shape: BaseShape) -> dict[str, Any]:
     """The entry of a version's report that its checks make."""
-    factors = [factor for module in checked.statistics.values() for factor in (module.a, module.b)]
+    layers = shape.modules().keys()
+    tensors = [numbers for module in checked.statistics.values() for numbers in module.values()]
     return {
         "code": "statistics",
-        "modules": len(checked.spec.modules),
-        "share_of_modules": len(checked.spec.modules) / len(shape.modules()),
-        "largest_weight": max(factor.max_abs for factor in factors),
-        "largest_norm": max(factor.norm for factor in factors),
-        "norms": {name: [_short(module.a.norm), _short(module.b.norm)] for name, module in checked.statistics.items()},
+        "modules": len(checked.spec.touched),
+        "share_of_modules": len(checked.spec.modules.keys() & layers) / len(layers),
+        "largest_weight": max(numbers.max_abs for numbers in tensors),
+        "largest_norm": max(numbers.norm for numbers in tensors),
+        "norms": {
+            name: {end: _short(numbers.norm) for end, numbers in module.items()}
+            for name, module in checked.statistics.items()
+        },
     }
 
 

@@ -9,10 +9,12 @@ import asyncio
 from datetime import timedelta
 
 import structlog
+from anyio import to_thread
 from sqlalchemy.exc import SQLAlchemyError
 
-from loraplex.adapters.errors import AdapterInvalid, AdapterNotFound
+from loraplex.adapters.errors import AdapterError, AdapterInvalid, AdapterNotFound
 from loraplex.adapters.registry import VersionInfo
+from loraplex.adapters.types import AdapterSpec
 from loraplex.engine.client import EngineUnavailable
 from loraplex.platform.services import Services
 
@@ -28,7 +30,8 @@ async def validate(services: Services, version: VersionInfo) -> VersionInfo:
     """The version as it is afterwards: ready. Raises AdapterInvalid, with the report, when it is rejected;
     EngineUnavailable when the engine cannot say now, and AdapterNotFound when it was deleted meanwhile."""
     profile = await services.profile_cache.of(version)
-    proof = await services.prover.prove(version.digest, profile.chat_template, version.tenant_id)
+    spec = await to_thread.run_sync(_spec_of, services, version.digest)
+    proof = await services.prover.prove(version.digest, spec, profile.chat_template, version.tenant_id)
     if proof.failures:
         reason = proof.failures[0]["message"]
         settled = await services.registry.settle(version, "rejected", reason=reason, report=proof.failures)
@@ -49,6 +52,13 @@ async def validate_abandoned(services: Services) -> None:
         except (OSError, SQLAlchemyError) as error:
             logger.warning("looking for versions to validate failed; trying again later", error=str(error))
         await asyncio.sleep(LOOK_SECONDS)
+
+
+def _spec_of(services: Services, digest: str) -> AdapterSpec:
+    try:
+        return services.blobs.open(digest).spec
+    except AdapterError:
+        return AdapterSpec({})  # the engine, which finds no more, says why
 
 
 async def _validate_one(services: Services, version: VersionInfo) -> None:

@@ -38,8 +38,38 @@ class Verdict:
     logprob_error: float
 
 
+def verdict(logits: torch.Tensor, answer: Answer, epsilon: float) -> Verdict:
+    """logits [prompt and answer, vocab]: the oracle's, of the prompt with the answer behind it."""
+    logits = logits[len(answer.prompt) - 1 : -1]
+    top = logits.topk(2).values
+    decided = top[:, 0] - top[:, 1] > epsilon
+    chosen = torch.tensor(answer.tokens)
+    wrong = decided & (logits.argmax(-1) != chosen)
+    logprobs = logits.log_softmax(-1).gather(1, chosen.unsqueeze(1)).flatten()
+    error = (logprobs - torch.tensor(answer.logprobs)).abs().max()
+    return Verdict(int(decided.sum()), int(wrong.sum()), float(error))
+
+
 Weighted = tuple[tuple[Path, float], ...]
 """Adapters whose weighted deltas are added up."""
+
+
+def replace_weights(model: torch.nn.Module, quantization: str, dtype: torch.dtype = torch.float32) -> None:
+    """By what the integers stand for that an engine makes of weights in dtype."""
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            module.weight = stand_in(name, module.weight, quantization, dtype)
+
+
+def stand_in(
+    name: str, weight: torch.nn.Parameter, quantization: str, dtype: torch.dtype = torch.float32
+) -> torch.nn.Parameter:
+    """A parameter of its own where it is quantised, so that the embedding keeps what it shares with the head."""
+    if quantization == "none":
+        return weight
+    bits = int(quantization.removeprefix("int"))
+    quantized = quantize(weight.detach().to(dtype), max(bits, HEAD_BITS) if name == "lm_head" else bits)
+    return torch.nn.Parameter(quantized.dequantized(torch.float32))
 
 
 class Oracle:
@@ -56,24 +86,11 @@ class Oracle:
         """Judge an engine whose base weights are quantised so, from weights in dtype; quantization: as in
         EngineSettings."""
         for name, module, weight in self._linears:
-            if quantization == "none":
-                module.weight = weight
-                continue
-            bits = int(quantization.removeprefix("int"))
-            quantized = quantize(weight.detach().to(dtype), max(bits, HEAD_BITS) if name == "lm_head" else bits)
-            # a parameter of its own, so that the embedding keeps what it shares with the head
-            module.weight = torch.nn.Parameter(quantized.dequantized(torch.float32))
+            module.weight = stand_in(name, weight, quantization, dtype)
 
     def judge(self, answer: Answer, adapter: Path | Weighted | None, epsilon: float) -> Verdict:
         """Compare a greedy answer, position by position, feeding the oracle the engine's own tokens."""
-        logits = self.logits(answer.prompt + answer.tokens, adapter)[len(answer.prompt) - 1 : -1]
-        top = logits.topk(2).values
-        decided = top[:, 0] - top[:, 1] > epsilon
-        chosen = torch.tensor(answer.tokens)
-        wrong = decided & (logits.argmax(-1) != chosen)
-        logprobs = logits.log_softmax(-1).gather(1, chosen.unsqueeze(1)).flatten()
-        error = (logprobs - torch.tensor(answer.logprobs)).abs().max()
-        return Verdict(int(decided.sum()), int(wrong.sum()), float(error))
+        return verdict(self.logits(answer.prompt + answer.tokens, adapter), answer, epsilon)
 
     @torch.inference_mode()
     def logits(self, tokens: list[int], adapter: Path | Weighted | None) -> torch.Tensor:

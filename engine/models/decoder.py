@@ -13,7 +13,8 @@ from torch import Tensor
 
 from loraplex.engine.batch import BatchInputs
 from loraplex.engine.models.config import ModelConfig
-from loraplex.kernels.ops import Kernels, Linear
+from loraplex.engine.models.vocabulary import change_embedded, change_logits
+from loraplex.kernels.ops import Kernels, Linear, LoraBatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +82,7 @@ class Decoder:
         """Logits [rows, vocab] of the tokens in `inputs.sample_rows`; the step's keys and values go to the cache."""
         kernels, eps = self._kernels, self._config.rms_norm_eps
         residual = self._weights.embedding[inputs.token_ids]
+        change_embedded(residual, inputs.token_ids, inputs.ends.embedding)
         hidden = kernels.rms_norm(residual, self._weights.layers[0].input_norm, eps)
         next_norms = [layer.input_norm for layer in self._weights.layers[1:]] + [self._weights.final_norm]
         for index, (layer, next_norm) in enumerate(zip(self._weights.layers, next_norms, strict=True)):
@@ -88,7 +90,14 @@ class Decoder:
             hidden = kernels.add_rms_norm(attended, residual, layer.post_attention_norm, eps)
             hidden = self._mlp(index, layer, hidden, inputs)
             hidden = kernels.add_rms_norm(hidden, residual, next_norm, eps)
-        return self._weights.lm_head(hidden[inputs.sample_rows])
+        return self._logits(hidden[inputs.sample_rows], inputs)
+
+    def _logits(self, x: Tensor, inputs: BatchInputs) -> Tensor:
+        logits = self._weights.lm_head(x)
+        head = self._config.num_layers * SITES_PER_LAYER
+        self._adapt(logits, x, inputs.ends.head_lora, head, (logits.shape[1],))
+        change_logits(logits, x, inputs.ends.head)
+        return logits
 
     def _attention(
         self, index: int, layer: LayerWeights, hidden: Tensor, inputs: BatchInputs, cache: KVCache
@@ -117,6 +126,14 @@ class Decoder:
     def _project(self, linear: Linear, x: Tensor, inputs: BatchInputs, layer: int, site: int) -> Tensor:
         """The base product of a site, plus each row's own adapters."""
         out = linear(x)
-        for lora in inputs.lora:
-            self._kernels.add_lora(out, x, lora, layer * SITES_PER_LAYER + site, self._widths[site])
+        self._adapt(out, x, inputs.lora, layer * SITES_PER_LAYER + site, self._widths[site])
         return out
+
+    def _adapt(
+        self, out: Tensor, x: Tensor, passes: tuple[LoraBatch, ...], site: int, slice_widths: tuple[int, ...]
+    ) -> None:
+        for lora in passes:
+            if lora.has_vectors:
+                self._kernels.scale_and_shift(out, lora, site)
+            if lora.max_rank:
+                self._kernels.add_lora(out, x, lora, site, slice_widths)

@@ -79,14 +79,21 @@ def dummy_weights(
     quantization: Quantization = "none",
 ) -> DecoderWeights:
     """Random weights of the configuration's shapes, made on the device: for timing and parity, not for text."""
-    generator = torch.Generator(device).manual_seed(seed)
+    source = dummy_tensors(dtype, device, seed)
+    return _assemble(source, config, _linears(kernels, quantization), device, max_len)
+
+
+def dummy_tensors(dtype: torch.dtype, device: torch.device, seed: int) -> TensorSource:
+    """What `dummy_weights` takes for a checkpoint: the same numbers whenever a tensor is asked for."""
 
     def random(name: str, shape: tuple[int, ...]) -> Tensor:
         if name.endswith("norm.weight"):
             return torch.ones(shape, dtype=dtype, device=device)
+        own_seed = int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:7])
+        generator = torch.Generator(device).manual_seed(own_seed)
         return torch.randn(shape, dtype=dtype, device=device, generator=generator) * 0.02
 
-    return _assemble(random, config, _linears(kernels, quantization), device, max_len)
+    return random
 
 
 def model_digest(folder: Path) -> str:
@@ -103,6 +110,14 @@ def model_digest(folder: Path) -> str:
     return state.hexdigest()
 
 
+def weight_bits(quantization: Quantization, *, is_head: bool) -> int | None:
+    """Of a matrix of the layers, or the head's; None: it keeps its dtype."""
+    if quantization == "none":
+        return None
+    bits = {"int8": 8, "int4": 4}[quantization]
+    return max(bits, HEAD_BITS) if is_head else bits
+
+
 def _linears(kernels: Kernels, quantization: Quantization) -> _Linears:
     if quantization == "none":
         return _Linears(kernels.linear, kernels.linear)
@@ -111,11 +126,11 @@ def _linears(kernels: Kernels, quantization: Quantization) -> _Linears:
             f"--quantization {quantization}: the {kernels.name} kernels multiply weights of the run's dtype only; "
             "choose --quantization none or --device cpu"
         )
-    bits = {"int8": 8, "int4": 4}[quantization]
-    return _Linears(_quantizing(kernels, bits), _quantizing(kernels, max(bits, HEAD_BITS)))
+    return _Linears(*(_quantizing(kernels, weight_bits(quantization, is_head=is_head)) for is_head in (False, True)))
 
 
-def _quantizing(kernels: QuantizedKernels, bits: int) -> MakeLinear:
+def _quantizing(kernels: QuantizedKernels, bits: int | None) -> MakeLinear:
+    assert bits is not None
     return lambda weight, bias: kernels.quantized_linear(quantize(weight, bits), bias)
 
 

@@ -1,4 +1,4 @@
-// Batched LoRA: every work entry's tokens through its own adapter's A and B.
+// Batched LoRA: every work entry's tokens through its own adapter's A and B, or scaled and shifted by its vectors.
 //
 // In decode this is bound by reading the weights, a few hundred kilobytes per adapter and layer that no cache holds from one
 // step to the next. So a thread takes an entry through both products, reads A and B in the order in which they lie, and has
@@ -14,6 +14,7 @@
 namespace {
 
 constexpr int WORK_TOKENS = 16;  // as in ops.py
+constexpr int MAX_SLICES = 3;    // as in ops.py
 constexpr int FEW_ENTRIES = 8;   // fewer are cut into pieces of DOT_TILE tokens, so that every thread gets some
 constexpr int LINE = 64;         // bytes
 
@@ -146,6 +147,28 @@ private:
         });
     }
 };
+
+// out[t] += scale (out[t] * gain + shift); the offsets of gain and shift stand behind the ranks of the slices.
+template <class T>
+void scale_and_shift(T* out, int64_t width, const T* pool, const int64_t* table, int64_t table_stride, const Work* work, int entries) {
+#pragma omp parallel for if (entries > SERIAL_TOKENS)
+    for (int index = 0; index < entries; ++index) {
+        const Work& entry = work[index];
+        const int64_t* vectors = table + entry.row * table_stride + 2 + MAX_SLICES;
+        if (vectors[0] < 0 && vectors[1] < 0) continue;
+        const T zeros[LANES] = {};
+        for (int token = 0; token < entry.tokens; ++token) {
+            T* row = out + (entry.first_token + token) * width;
+            for (int64_t i = 0; i < width; i += LANES) {
+                const int64_t count = width - i;
+                const f32x16 before = load(row + i, count);
+                const f32x16 gain = load(vectors[0] < 0 ? zeros : pool + vectors[0] + i, count);
+                const f32x16 shift = load(vectors[1] < 0 ? zeros : pool + vectors[1] + i, count);
+                store(row + i, before + entry.scale * (before * gain + shift), count);
+            }
+        }
+    }
+}
 
 template <class T>
 void add_lora(T* out, const T* x, int64_t width, const T* pool, const int64_t* table, int64_t table_stride, const Work* work,

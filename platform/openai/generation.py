@@ -18,11 +18,12 @@ from litestar.types import Receive
 
 from loraplex.adapters.names import WeightedName
 from loraplex.adapters.profile import ServingProfile
-from loraplex.engine.messages import AdapterUse, Generate, Ready, SamplingParams
+from loraplex.engine.messages import Generate, Ready, SamplingParams
 from loraplex.platform.catalog import Catalog, ResolvedModel
 from loraplex.platform.errors import ApiError
 from loraplex.platform.openai.answer import Answer
 from loraplex.platform.openai.connection import while_connected
+from loraplex.platform.openai.invocation import uses_of
 from loraplex.platform.openai.sse import DONE, EventStream, TextFrame, Write, error_frame, frame
 from loraplex.platform.openai.types import GenerationRequest, Heading
 from loraplex.platform.tenants import Principal
@@ -112,7 +113,7 @@ def prepare(
         request_id=request_id,
         prompt=prompt,
         sampling=_sampling(request, profile, max_tokens or min(default_max_tokens or room, room)),
-        adapters=tuple(AdapterUse(adapter.version.digest, adapter.weight) for adapter in model.adapters),
+        adapters=uses_of(model.adapters, prompt),
         salt=_salt(principal, request.cache_salt),
     )
 

@@ -77,6 +77,16 @@ async def test_a_version_comes_back_as_it_was_published(registry, acme, bot):
     assert abs(datetime.now(UTC) - version.created_at) < timedelta(minutes=5)
 
 
+async def test_how_a_version_may_be_used_is_kept(registry, acme, bot):
+    """Where it begins to act, and whether it can be combined; most begin at once, and can."""
+    facts = {"size_bytes": 1, "max_rank": 8, "targets": ["q_proj"], "report": [], "created_by": None}
+    plain = await registry.publish(acme, bot, digest="a" * 64, **facts)
+    other = await registry.publish(acme, bot, digest="b" * 64, invocation_tokens=[7, 8], is_additive=False, **facts)
+
+    assert (plain.invocation_tokens, plain.is_additive) == ((), True)
+    assert (other.invocation_tokens, other.is_additive) == ((7, 8), False)
+
+
 async def test_numbers_are_never_used_twice(registry, acme, bot):
     """Deleting the newest version does not free its number."""
     for digest in "ab":

@@ -89,7 +89,8 @@ BAD_UPLOADS = {
     "missing B": (with_tensors(lambda tensors: tensors.pop(B_TENSOR)), "missing_lora_b", "q_proj"),
     "NaN": (with_tensors(not_a_number), "not_finite", "NaN"),
     "rank too large": (with_config(r=100_000), "rank_too_large", "100000"),
-    "DoRA": (with_config(use_dora=True), "dora_unsupported", "DoRA"),
+    "DoRA without magnitudes": (with_config(use_dora=True), "missing_lora_magnitude_vector", "lora_magnitude"),
+    "a method that is not served": (with_config(peft_type="FOURIERFT"), "method_unsupported", "save_as_lora"),
     "not JSON": (write(CONFIG, b"rank: 8"), "config_not_json", "JSON"),
 }
 

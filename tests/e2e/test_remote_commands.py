@@ -190,14 +190,14 @@ def test_a_refused_adapter_tells_every_failed_check(run, make_adapter, tmp_path)
     """Code, place and remedy of each, one a line."""
     folder = make_adapter(tmp_path / "lora", rank=2)
     config = json.loads((folder / "adapter_config.json").read_text())
-    (folder / "adapter_config.json").write_text(json.dumps(config | {"use_dora": True}))
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"use_qalora": True}))
     (folder / "adapter_model.safetensors").write_bytes(b"pickle")
 
     refused = run("adapter", "push", folder, "refused")
 
     assert refused.exit_code == 1
     assert "refused (adapter_invalid)" in refused.stderr
-    assert "dora_unsupported" in refused.stderr
+    assert "qalora_unsupported" in refused.stderr
     assert len(refused.stderr.split("refused (adapter_invalid):")[1].strip().splitlines()) == 2
 
 

@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 
 
 def adapter(number: int, rank: int = 8) -> DeviceAdapter:
-    return DeviceAdapter(str(number), torch.full((2, 5), number, dtype=torch.int64), rank, 1)
+    return DeviceAdapter(str(number), torch.full((2, 7), number, dtype=torch.int64), rank, 1)
 
 
 def test_arrays_of_the_buffer_are_aligned_and_apart():
@@ -73,9 +73,9 @@ def test_page_tables_follow_lists_that_grow_and_change_places():
 def test_adapters_share_rows_over_time_but_not_in_a_step():
     """More adapters than rows: in every step each adapter's row holds its own table."""
     choose = random.Random(0)
-    table = AdapterTable(4, 2, 5, CPU)
+    table = AdapterTable(4, 2, 7, CPU)
     adapters = [adapter(number) for number in range(9)]
-    buffer = StepBuffer(4 * 2 * 5 * 8 + 64, CPU)
+    buffer = StepBuffer(4 * 2 * 7 * 8 + 64, CPU)
     for _ in range(100):
         buffer.clear()
         step = choose.sample(adapters, choose.randrange(1, 5))
@@ -88,9 +88,9 @@ def test_adapters_share_rows_over_time_but_not_in_a_step():
 
 def test_an_adapter_that_was_loaded_again_gets_its_new_place():
     """The same digest at another offset is another adapter to the table."""
-    table = AdapterTable(4, 2, 5, CPU)
+    table = AdapterTable(4, 2, 7, CPU)
     buffer = StepBuffer(1024, CPU)
-    before, after = adapter(1), DeviceAdapter("1", torch.full((2, 5), 77, dtype=torch.int64), 8, 1)
+    before, after = adapter(1), DeviceAdapter("1", torch.full((2, 7), 77, dtype=torch.int64), 8, 1)
     for one in (before, after):
         buffer.clear()
         row = table.row_of(one)

@@ -6,6 +6,7 @@ It is made again with the tensors of the step that was recorded: it is right onl
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loraplex.adapters.device_pool import DeviceAdapter
+from loraplex.adapters.layout import plan_layout
 from loraplex.adapters.types import AdapterSpec, ModuleSpec
-from loraplex.adapters.weights import plan_layout
 from loraplex.engine.batch import BatchBuilder, StepLimits
 from loraplex.engine.decode_shapes import DecodeShape, DecodeShapes
 from loraplex.engine.events import SamplingParams, only
@@ -53,11 +54,12 @@ def tiny_decoder(folder, kernels):
     shape = lora_shape(config)
     adapters, elements = [], 0
     for rank in RANKS:
-        layouts, size = plan_layout(AdapterSpec({name: ModuleSpec(rank, 1.0) for name in shape.modules()}), shape, 16)
-        table = torch.tensor([layout.row for layout in layouts], dtype=torch.int64)
+        spec = AdapterSpec({name: ModuleSpec(rank, 1.0) for name in shape.modules()})
+        layout = plan_layout(spec, shape, 16)
+        table = layout.table()
         table[:, :2] += elements
-        adapters.append(DeviceAdapter(f"{rank:02}", table, max(sum(layout.ranks) for layout in layouts), size))
-        elements += size
+        adapters.append(DeviceAdapter(f"{rank:02}", table, int(table[:, 2:5].sum(1).max()), layout.elements))
+        elements += layout.elements
     with torch.inference_mode():
         weights = dummy_weights(config, kernels, torch.float32, CPU, MAX_PAGES * PAGE_TOKENS, 0)
         pool = torch.randn(elements, generator=torch.Generator().manual_seed(0)) * 0.1
@@ -66,7 +68,7 @@ def tiny_decoder(folder, kernels):
 
 def new_builder(config, pool):
     limits = StepLimits(MAX_SEQS, 64, MAX_PAGES)
-    return BatchBuilder(CPU, PAGE_TOKENS, NUM_PAGES, pool, lora_shape(config).num_sites, limits)
+    return BatchBuilder(CPU, PAGE_TOKENS, NUM_PAGES, pool, lora_shape(config).num_sites + 1, limits)
 
 
 def decode_plan(rows, adapters, seed):
@@ -224,3 +226,14 @@ def test_prefill_is_not_for_graphs(model):
     assert shapes.shape_of(StepPlan(decoding)) is not None
     for chunk in (prefilling, partial_prefill):
         assert shapes.shape_of(StepPlan((chunk, decoding[1]))) is None
+
+
+@pytest.mark.parametrize("more", [{"has_vectors": True}, {"head_rank": 8}, {"head_has_vectors": True}])
+def test_what_is_more_than_a_and_b_is_not_for_graphs(model, more):
+    """A step that scales, shifts, or changes an end of the model for any of its rows is launched as it is."""
+    _, _, _, adapters = model
+    plan = decode_plan([(9, None), (3, 1)], adapters, 0)
+    assert DecodeShapes(MAX_SEQS, MAX_PAGES).shape_of(plan) is not None
+    sequence = plan.chunks[1].sequence
+    sequence.leases = (replace(sequence.leases[0], **more),)
+    assert DecodeShapes(MAX_SEQS, MAX_PAGES).shape_of(plan) is None

@@ -19,6 +19,7 @@ from torch import Tensor
 from loraplex.kernels.ops import (
     LONG_WORK_TOKENS,
     MAX_SLICES,
+    TABLE_COLUMNS,
     WORK_NUMBERS,
     WORK_TOKENS,
     AttentionBatch,
@@ -323,7 +324,8 @@ def _lora_pool(
     random: Random, adapters: tuple[tuple[int, ...], ...], in_features: int, slice_widths: tuple[int, ...]
 ) -> tuple[Tensor, Tensor]:
     """Two sites of every adapter, each behind a gap that belongs to nobody; only site 1 holds true weights."""
-    table = torch.zeros(len(adapters), 2, 2 + MAX_SLICES, dtype=torch.int64)
+    table = torch.full((len(adapters), 2, TABLE_COLUMNS), -1, dtype=torch.int64)
+    table[:, :, 2 : 2 + MAX_SLICES] = 0
     pieces: list[Tensor] = []
     for adapter, ranks in enumerate(adapters):
         for site in range(2):
@@ -334,6 +336,38 @@ def _lora_pool(
             table[adapter, site, : 2 + len(ranks)] = torch.tensor((a_offset, a_offset + a.numel(), *ranks))
             pieces += [gap, a, b] if site == 1 else [gap, torch.full_like(a, 1e4), torch.full_like(b, 1e4)]
     return torch.cat(pieces or [random.normal(8)]), table
+
+
+def vectors_args(
+    device: torch.device,
+    dtype: torch.dtype,
+    seed: int,
+    *,
+    adapters: tuple[tuple[bool, bool], ...],
+    segments: tuple[tuple[int | None, int], ...],
+    width: int,
+    scales: tuple[float, ...] = (),
+) -> tuple[Any, ...]:
+    """(out, lora, site). adapters: whether each has a gain and whether it has a shift; the rest as in `lora_args`."""
+    random = Random(device, dtype, seed)
+    table = torch.full((len(adapters), 2, TABLE_COLUMNS), -1, dtype=torch.int64)
+    pieces = [torch.full((8,), 1e4, dtype=dtype, device=device)]
+    for adapter, has in enumerate(adapters):
+        for column, is_there in enumerate(has, 2 + MAX_SLICES):
+            if is_there:
+                table[adapter, 1, column] = sum(piece.numel() for piece in pieces)
+                pieces += [random.normal(width, scale=0.5), pieces[0]]
+    short, rest, long_work = _work_lists(segments, scales, 2)
+    lora = LoraBatch(
+        pool=torch.cat(pieces),
+        table=table.to(device),
+        work=torch.cat((short, rest)).to(device),
+        max_rank=0,
+        long_work=long_work.to(device) if len(long_work) else None,
+        num_short=len(short),
+        has_vectors=True,
+    )
+    return random.normal(sum(count for _, count in segments), width), lora, 1
 
 
 def _work_lists(
@@ -507,6 +541,22 @@ def _lora_cases() -> list[Case]:
     return cases
 
 
+def _vectors_cases() -> list[Case]:
+    all_kinds = ((True, True), (True, False), (False, True), (False, False))
+    segments: dict[str, tuple[tuple[int | None, int], ...]] = {
+        "no-tokens": (),
+        "base-only": ((None, 3),),
+        "decode": ((0, 1), (1, 1), (2, 1), (3, 1), (None, 1), (0, 1)),
+        "mixed": ((None, 2), (0, 37), (2, 1), (None, 1), (1, 130), (3, 2)),
+    }
+    return [
+        Case("scale_and_shift", f"{name}-{width}", partial(build, width=width), (0,))
+        for name, runs in segments.items()
+        for build in (partial(vectors_args, adapters=all_kinds, segments=runs, scales=(1.0, 0.5, -2.0)),)
+        for width in (64, 577)
+    ]
+
+
 def _sampling_cases() -> list[Case]:
     greedy = RowSettings()
     random = RowSettings(temperature=0.8)
@@ -534,7 +584,13 @@ def _sampling_cases() -> list[Case]:
     return cases
 
 
-CASES: tuple[Case, ...] = (*_simple_cases(), *_attention_cases(), *_lora_cases(), *_sampling_cases())
+CASES: tuple[Case, ...] = (
+    *_simple_cases(),
+    *_attention_cases(),
+    *_lora_cases(),
+    *_vectors_cases(),
+    *_sampling_cases(),
+)
 
 QUANTIZED_CASES: tuple[Case, ...] = tuple(_quantized_cases())
 """For `quantization.QuantizedKernels`."""

@@ -8,7 +8,7 @@ import torch
 from kernels.cases import CASES, Case, exact, run
 from torch.nn import functional
 
-from loraplex.kernels.ops import SamplingBatch
+from loraplex.kernels.ops import MAX_SLICES, SamplingBatch
 from loraplex.kernels.reference import ReferenceKernels
 
 CPU = torch.device("cpu")
@@ -54,7 +54,7 @@ def test_lora_adds_the_dense_delta_of_each_token(case):
     expected = out.clone()
     scales = lora.work[:, 3].view(torch.float32).tolist()
     for (row, first, count, _), scale in zip(lora.work.tolist(), scales, strict=True):
-        a_offset, b_offset, *ranks = lora.table[row, site].tolist()
+        a_offset, b_offset, *ranks = lora.table[row, site, : 2 + MAX_SLICES].tolist()
         for rank, width, end in zip(ranks, slice_widths, itertools.accumulate(slice_widths), strict=False):
             a = lora.pool[a_offset:][: rank * x.shape[1]].reshape(rank, -1) if rank else x.new_zeros(0, x.shape[1])
             b = lora.pool[b_offset:][: rank * width].reshape(rank, width)
@@ -62,6 +62,24 @@ def test_lora_adds_the_dense_delta_of_each_token(case):
             a_offset, b_offset = a_offset + a.numel(), b_offset + b.numel()
 
     KERNELS.add_lora(out, x, lora, site, slice_widths)
+
+    torch.testing.assert_close(out, expected)
+
+
+@pytest.mark.parametrize("case", cases_of("scale_and_shift"), ids=str)
+def test_vectors_scale_and_shift_their_tokens(case):
+    """A token's output y becomes y + scale (y gain + shift), with what its adapter has; others keep theirs."""
+    out, lora, site = fp64(case)
+    expected = out.clone()
+    scales = lora.work[:, 3].view(torch.float32).tolist()
+    for (row, first, count, _), scale in zip(lora.work.tolist(), scales, strict=True):
+        gain_at, shift_at = lora.table[row, site, 2 + MAX_SLICES :].tolist()
+        for token in range(first, first + count):
+            gain = lora.pool[gain_at:][: out.shape[1]] if gain_at >= 0 else torch.zeros(out.shape[1])
+            shift = lora.pool[shift_at:][: out.shape[1]] if shift_at >= 0 else torch.zeros(out.shape[1])
+            expected[token] = out[token] * (1 + scale * gain) + scale * shift
+
+    KERNELS.scale_and_shift(out, lora, site)
 
     torch.testing.assert_close(out, expected)
 

@@ -114,6 +114,18 @@ async def test_a_sum_with_a_name_that_means_nothing_is_the_same_404(model):
     assert (await refusal(Catalog(OneAdapter(), Unchanged(), "tiny"), ACME, model))[0] == 404
 
 
+async def test_what_does_more_than_add_is_no_part_of_a_sum():
+    """Alone, at any weight, it is served; with another it is refused before anything runs."""
+    registry = OneAdapter()
+    registry.version = replace(registry.version, is_additive=False)
+    catalog = Catalog(registry, Unchanged(), "tiny")
+
+    assert (await catalog.resolve(ACME, "bot*0.5")).name == "acme/bot@7*0.5"
+    status, body = await refusal(catalog, ACME, "bot@6*0.5+bot")
+    assert (status, body["error"]["code"]) == (400, "adapter_not_additive")
+    assert "use it alone" in body["error"]["message"]
+
+
 async def test_a_sum_of_too_many_adapters_is_refused():
     """Each takes device memory and work."""
     status, body = await refusal(Catalog(OneAdapter(), Unchanged(), "tiny"), ACME, "+".join(["bot"] * 9))

@@ -198,14 +198,14 @@ async def test_what_may_pass_is_tried_again_and_what_lasts_is_not(api: Api, hub:
 
 async def test_an_adapter_that_fails_its_checks_fails_the_import(api: Api, hub: Hub) -> None:
     """`adapter_invalid` with every failed check, as an upload tells it; nothing stays behind."""
-    config = json.loads(hub.repos["acme/bot", COMMIT]["adapter_config.json"]) | {"use_dora": True}
+    config = json.loads(hub.repos["acme/bot", COMMIT]["adapter_config.json"]) | {"use_qalora": True}
     hub.repos["acme/bad", COMMIT] = {
         "adapter_config.json": json.dumps(config).encode(),
         "adapter_model.safetensors": b"\x80\x04\x95cos\nsystem\n." * 100,
     }
     failed = await run(api, f"hf://acme/bad@{COMMIT}")
     assert (failed["state"], failed["error"]["code"], failed["version"]) == ("failed", "adapter_invalid", None)
-    assert {"dora_unsupported"} < {check["code"] for check in failed["error"]["details"]}
+    assert {"qalora_unsupported"} < {check["code"] for check in failed["error"]["details"]}
     assert left_behind(api) == []
 
 

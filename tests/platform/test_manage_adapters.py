@@ -135,7 +135,7 @@ async def test_too_large_parts_are_refused(api: Api, adapter: Path) -> None:
     too_large = {
         "weights": form(config=config, weights=bytes(limit + 1)),
         "config": form(config=b" " * (CONFIG_BYTES + 1), weights=b""),
-        "upload": form(config=config, weights=bytes(limit * 2 + TOKENIZER_CONFIG_BYTES)),
+        "upload": form(config=config, weights=bytes(limit * 2 + CONFIG_BYTES + TOKENIZER_CONFIG_BYTES)),
     }
     for param, body in too_large.items():
         response = await send(api, body)
@@ -190,13 +190,13 @@ async def test_a_pickle_in_disguise_is_refused(api: Api, adapter: Path) -> None:
 async def test_every_failed_check_is_reported(api: Api, adapter: Path) -> None:
     """One answer names all that is wrong with configuration and weights."""
     config = json.loads((adapter / "adapter_config.json").read_bytes())
-    config.update(use_dora=True, r=100_000)
+    config.update(use_qalora=True, r=100_000)
     header = json.dumps({"x": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}).encode()
     weights = struct.pack("<Q", len(header)) + header + bytes(4)
     response = await send(api, form(config=json.dumps(config).encode(), weights=weights))
     details = response.json()["error"]["details"]
     assert response.status_code == 400
-    assert {"dora_unsupported"} < {check["code"] for check in details}
+    assert {"qalora_unsupported"} < {check["code"] for check in details}
     assert all(check["message"] for check in details)
     assert len(details) >= 3
 

@@ -13,6 +13,7 @@ from api_running import Api, run_api
 from safetensors.torch import load_file, save_file
 
 from loraplex.adapters.database import Database
+from loraplex.adapters.types import AdapterSpec
 from loraplex.engine.client import EngineClient, EngineUnavailable
 from loraplex.platform import validation
 from loraplex.platform.proof import PROBES
@@ -58,7 +59,7 @@ async def test_a_version_is_ready_with_its_proof(
     statistics, proof = uploaded.json()["report"]
     assert statistics["share_of_modules"] == pytest.approx(2 / 7)
     assert len(statistics["norms"]) == statistics["modules"] == 4
-    assert all(a > 0 and b > 0 for a, b in statistics["norms"].values())
+    assert all(norm > 0 for module in statistics["norms"].values() for norm in module.values())
     assert (proof["code"], proof["prompts"]) == ("proof", len(PROBES))
     assert proof["answers_changed"] > 0
     assert proof["mean_first_logprob_change"] > 0
@@ -116,9 +117,31 @@ async def test_a_version_whose_bytes_are_gone_is_rejected(
     api: Api, make_adapter: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The engine's own words are the reason."""
-    proof = await api.services.prover.prove("0" * 64)
+    proof = await api.services.prover.prove("0" * 64, AdapterSpec({}))
     assert [failure["code"] for failure in proof.failures] == ["cannot_run"]
     assert "upload it again" in proof.failures[0]["message"]
+
+
+async def test_an_invocation_is_looked_for_in_the_prompt(
+    api: Api, make_adapter: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Without it the base answers; with it the adapter does, on top of keys and values that the base has computed.
+
+    The proof has it behind every probe: elsewhere the adapter would seem to change nothing."""
+    folder = make_adapter(tmp_path / "peft", alora_invocation_tokens=[70, 71], std=0.5)
+    assert (await api.upload("acme", "bot", folder)).status_code == 201
+
+    async def answer(model: str, prompt: list[int]) -> tuple[str, int]:
+        body = {"model": model, "prompt": prompt, "max_tokens": 8, "temperature": 0}
+        told = (await api.client.post("/v1/completions", json=body, headers=api.auth("acme"))).json()
+        return told["choices"][0]["text"], told["usage"]["prompt_tokens_details"]["cached_tokens"]
+
+    before = [3 + 7 * i % 60 for i in range(48)]
+    base, _ = await answer("tiny", before)
+    assert await answer("bot", before) == (base, 32)
+    invoked, cached = await answer("bot", [*before, 70, 71])
+    assert cached == 48
+    assert invoked != (await answer("tiny", [*before, 70, 71]))[0]
 
 
 async def test_warming_brings_a_version_back_to_the_device(

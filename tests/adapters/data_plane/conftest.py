@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from loraplex.adapters.blobs import CONFIG_FILE, WEIGHTS_FILE, BlobStore
 from loraplex.adapters.peft_checks import AdapterLimits, CheckedAdapter, check_adapter
@@ -50,6 +51,31 @@ def tiny_llama_shape() -> BaseShape:
         LoraSite("down", 128, (LoraSlice("mlp.down_proj", 64),)),
     )
     return BaseShape("LlamaForCausalLM", 288, 2, sites)
+
+
+class ToyWeights:
+    """Weights of a base of the toy shape, another one for every seed."""
+
+    def __init__(self, seed: int, *, ties_embeddings: bool = False) -> None:
+        self.ties_embeddings = ties_embeddings
+        self.fingerprint = f"{seed} {ties_embeddings}"
+        self._seed = seed
+
+    def stored(self, name: str) -> torch.Tensor | None:
+        shape = (32, 8) if "embed" in name or "head" in name else (8, 16) if "down" in name else (8, 8)
+        generator = torch.Generator().manual_seed(self._seed)
+        return torch.randn(shape, generator=generator) if name.endswith("weight") else None
+
+    def weight(self, module: str) -> torch.Tensor:
+        stored = self.stored(f"{module}.weight")
+        assert stored is not None
+        return stored
+
+
+@pytest.fixture(scope="session")
+def make_base() -> Callable[..., ToyWeights]:
+    """`make_base(seed, ties_embeddings=False)`: what `load_packed` may ask of a base."""
+    return ToyWeights
 
 
 def safetensors_bytes(header: Any, data: bytes = b"") -> bytes:

@@ -17,8 +17,8 @@ CPU = torch.device("cpu")
 
 
 def packed(elements: int, value: float = 1.0) -> PackedAdapter:
-    table = torch.tensor([[0, 16, 1, 0, 0]], dtype=torch.int64)
-    return PackedAdapter(torch.full((elements,), value), table, 1)
+    table = torch.tensor([[0, 16, 1, 0, 0, -1, 8], [16, 16, 0, 0, 0, -1, -1]], dtype=torch.int64)
+    return PackedAdapter(torch.full((elements,), value), table)
 
 
 def make_pool(units: int) -> DevicePool:
@@ -46,9 +46,11 @@ def test_a_leased_adapter_is_read_at_its_absolute_offsets():
 
     adapter = pool.lease("b")
 
-    assert adapter.table.tolist() == [[32, 48, 1, 0, 0]]
+    assert adapter.table.tolist() == [[32, 48, 1, 0, 0, -1, 40], [48, 48, 0, 0, 0, -1, -1]]
     assert pool.pool[32:52].tolist() == [2.0] * 20
     assert (adapter.digest, adapter.max_rank, adapter.size_bytes) == ("b", 1, 80)
+    assert adapter.has_vectors
+    assert not adapter.touches_head
 
 
 def test_the_least_recently_used_without_lease_goes():

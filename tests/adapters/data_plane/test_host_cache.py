@@ -11,7 +11,7 @@ from loraplex.adapters.weights import PackedAdapter
 
 
 def packed(size_bytes: int) -> PackedAdapter:
-    return PackedAdapter(torch.zeros(size_bytes, dtype=torch.uint8), torch.zeros(1, 5, dtype=torch.int64), 1)
+    return PackedAdapter(torch.zeros(size_bytes, dtype=torch.uint8), torch.zeros(2, 7, dtype=torch.int64))
 
 
 def test_the_least_recently_used_goes_first():

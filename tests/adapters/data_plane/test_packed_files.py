@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+import numpy as np
 import pytest
 import torch
 
@@ -45,7 +46,6 @@ def packed_paths(blobs, digest):
 def assert_same(packed, expected):
     assert torch.equal(packed.weights, expected.weights)
     assert torch.equal(packed.table, expected.table)
-    assert packed.max_rank == expected.max_rank
     assert packed.size_bytes == expected.size_bytes
 
 
@@ -149,7 +149,7 @@ def test_the_file_goes_with_its_blob(load, blobs, make_stored):
 
 
 def test_packing_beside_steps_stands_back_after_each_site(make_files, blobs, make_stored, base_shape, monkeypatch):
-    """A pause for every site of every layer while steps run, none while the engine is idle."""
+    """A pause for every site while steps run, none while the engine is idle."""
     pauses = []
     monkeypatch.setattr("loraplex.adapters.packed_files.time.sleep", pauses.append)
     busy = [False]
@@ -160,7 +160,7 @@ def test_packing_beside_steps_stands_back_after_each_site(make_files, blobs, mak
 
     busy[0] = True
     files.load(digest := make_stored(seed=2), blobs.open(digest))
-    assert pauses == [PAUSE_SECONDS] * base_shape.num_layers * len(base_shape.sites)
+    assert pauses == [PAUSE_SECONDS] * (base_shape.num_sites + 1)
 
 
 def test_a_rush_leaves_files_to_later_loads(make_files, blobs, make_stored, monkeypatch):
@@ -177,4 +177,58 @@ def test_a_rush_leaves_files_to_later_loads(make_files, blobs, make_stored, monk
     files.load(digests[2], blobs.open(digests[2]))
     files.close()
     assert packed_paths(blobs, digests[2]) == []
-    assert make_files().load(digests[2], blobs.open(digests[2])).max_rank == 2
+    assert make_files().load(digests[2], blobs.open(digests[2])).table[:, 2:5].sum(1).max() == 2
+
+
+MODULE = "base_model.model.model.layers.0.self_attn.q_proj"
+A_AND_B = {
+    f"{MODULE}.lora_A.weight": np.ones((2, 8), np.float32),
+    f"{MODULE}.lora_B.weight": np.ones((8, 2), np.float32),
+}
+
+
+def test_what_the_base_has_a_say_in_is_packed_for_each_base(make_files, make_base, blobs, store, write_files):
+    """DoRA's norms are the base's: with other weights of that shape the adapter is packed anew, beside the first."""
+    magnitude = {f"{MODULE}.lora_magnitude_vector": np.full(8, 3, np.float32)}
+    files = write_files({"use_dora": True}, A_AND_B | magnitude)
+    digest = store(files.config, files.weights)
+    first = load_and_write(make_files(base=make_base(1)), digest, blobs)
+    second = load_and_write(make_files(base=make_base(2)), digest, blobs)
+    assert not torch.equal(first.weights, second.weights)
+    assert len(packed_paths(blobs, digest)) == 2
+    stored = blobs.open(digest)
+    hide_weights(stored)
+
+    assert_same(make_files(base=make_base(1)).load(digest, stored), first)
+
+
+@pytest.mark.parametrize("ties", [True, False])
+def test_rows_of_the_vocabulary_come_back_in_their_places(ties, make_files, make_base, blobs, store, write_files):
+    """Sorted by token; where the base has one matrix for both ends, the head's are the embedding's."""
+    rows = {"base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta": np.eye(3, 8, dtype=np.float32)}
+    files = write_files({"trainable_token_indices": [9, 4, 30]}, A_AND_B | rows)
+    digest = store(files.config, files.weights)
+    packed = load_and_write(make_files(base=make_base(1, ties_embeddings=ties)), digest, blobs)
+    again = make_files(base=make_base(1, ties_embeddings=ties)).load(digest, blobs.open(digest))
+
+    assert_same(again, packed)
+    assert again.vocabulary == packed.vocabulary
+    views = again.vocabulary.views(again.weights)
+    assert views.embedding.tokens.tolist() == [4, 9, 30]
+    assert torch.equal(views.embedding.rows, torch.eye(3, 8)[[1, 0, 2]])
+    assert (views.head is not None) == ties
+
+
+def test_a_copy_of_the_base_that_is_none_is_refused(make_files, make_base, blobs, store, write_files):
+    """PEFT saves the matrix below a LoRA of the head; one that differs was trained on another base."""
+    head = "base_model.model.lm_head"
+    lora = {f"{head}.lora_A.weight": np.ones((2, 8), np.float32), f"{head}.lora_B.weight": np.ones((32, 2), np.float32)}
+    own = make_base(1).weight("lm_head").bfloat16()
+    for copy in (own.float().numpy(), own.float().numpy() + 0.01):
+        files = write_files({"target_modules": ["lm_head"]}, lora | {f"{head}.base_layer.weight": copy})
+        digest = store(files.config, files.weights)
+        if copy[0, 0] == own[0, 0]:
+            assert make_files(base=make_base(1)).load(digest, blobs.open(digest)).table[-1, 2] == 2
+        else:
+            with pytest.raises(AdapterUnavailable, match="differs from this base"):
+                make_files(base=make_base(1)).load(digest, blobs.open(digest))

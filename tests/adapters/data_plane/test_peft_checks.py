@@ -12,9 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from loraplex.adapters.config_reader import PatternTable
 from loraplex.adapters.errors import AdapterInvalid
 from loraplex.adapters.peft_checks import MAX_REPORTED, AdapterLimits, check_adapter
-from loraplex.adapters.peft_config import PatternTable
 
 LIMITS = AdapterLimits(max_rank=16)
 Q0, Q1, V0 = (f"model.layers.{layer}.self_attn.{name}" for layer, name in ((0, "q_proj"), (1, "q_proj"), (0, "v_proj")))
@@ -42,15 +42,18 @@ def test_a_sound_adapter_gives_its_spec_and_statistics(write_files, base_shape):
     checked = check_adapter(files.config, files.weights, base_shape, LIMITS)
 
     assert {name: (spec.rank, spec.scaling) for name, spec in checked.spec.modules.items()} == {Q0: (2, 2.0)}
-    assert checked.statistics[Q0].a.max_abs == 3
-    assert checked.statistics[Q0].a.norm == pytest.approx(12)
+    assert checked.statistics[Q0]["lora_A.weight"].max_abs == 3
+    assert checked.statistics[Q0]["lora_A.weight"].norm == pytest.approx(12)
     assert len(checked.weights_sha256) == 64
 
 
 CONFIGS = [
-    ({"peft_type": "LOHA"}, "not_lora"),
+    ({"peft_type": "FOURIERFT"}, "method_unsupported"),
+    ({"peft_type": "XLORA"}, "method_unsupported"),
+    ({"peft_type": None}, "method_unsupported"),
+    ({"peft_type": [1]}, "method_unsupported"),
     ({"task_type": "SEQ_CLS"}, "wrong_task"),
-    ({"bias": "all"}, "bias_unsupported"),
+    ({"bias": "some"}, "bias_unsupported"),
     ({"r": 0}, "rank_invalid"),
     ({"r": True}, "rank_invalid"),
     ({"r": 17}, "rank_too_large"),
@@ -62,20 +65,32 @@ CONFIGS = [
     ({"alpha_pattern": {".*q_proj": 2}}, "pattern_not_literal"),
     ({"rank_pattern": {"q_proj": 0}}, "pattern_value_invalid"),
     ({"alpha_pattern": {"q_proj": "4"}}, "pattern_value_invalid"),
-    ({"use_dora": True}, "dora_unsupported"),
-    ({"lora_bias": True}, "lora_bias_unsupported"),
-    ({"fan_in_fan_out": True}, "fan_in_fan_out_unsupported"),
-    ({"modules_to_save": ["lm_head"]}, "modules_to_save_unsupported"),
+    ({"use_dora": True, "lora_bias": True}, "variants_combined"),
+    ({"use_dora": True, "alora_invocation_tokens": [1]}, "variants_combined"),
+    ({"init_lora_weights": "mica", "velora_config": {"num_groups": 2}}, "variants_combined"),
+    ({"modules_to_save": ["norm"]}, "modules_to_save_unsupported"),
+    ({"modules_to_save": "lm_head"}, "wrong_type"),
+    ({"modules_to_save": ["lm_head"]}, "missing_module"),
+    ({"modules_to_save": ["lm_head"], "trainable_token_indices": {"lm_head": [1]}}, "embedding_twice"),
     ({"layer_replication": [[0, 2]]}, "layer_replication_unsupported"),
-    ({"trainable_token_indices": [1]}, "trainable_tokens_unsupported"),
+    ({"trainable_token_indices": {"norm": [1]}}, "trainable_tokens_unsupported"),
+    ({"trainable_token_indices": [1, 1]}, "token_indices_invalid"),
+    ({"trainable_token_indices": [-1]}, "token_indices_invalid"),
+    ({"trainable_token_indices": [1]}, "missing_module"),
     ({"target_parameters": ["experts.down"]}, "target_parameters_unsupported"),
-    ({"alora_invocation_tokens": [1]}, "alora_unsupported"),
+    ({"alora_invocation_tokens": [1, "2"]}, "invocation_tokens_invalid"),
+    ({"alora_invocation_tokens": [1] * 257}, "invocation_tokens_invalid"),
+    ({"alora_invocation_tokens": [32]}, "invocation_tokens_invalid"),
+    ({"alora_invocation_tokens": [1], "bias": "all"}, "alora_combined"),
     ({"use_qalora": True}, "qalora_unsupported"),
-    ({"use_bdlora": {}}, "bdlora_unsupported"),
     ({"arrow_config": {}}, "arrow_unsupported"),
     ({"kasa_config": {}}, "kasa_unsupported"),
-    ({"monteclora_config": {}}, "monteclora_unsupported"),
-    ({"velora_config": {}}, "velora_unsupported"),
+    ({"use_bdlora": {"nblocks": 3, "target_modules_bd_a": ["q_proj"]}}, "module_unsupported"),
+    ({"use_bdlora": {"nblocks": "3"}}, "rank_invalid"),
+    ({"peft_type": "ADALORA", "rank_pattern": {"q_proj.lora_E": [True]}}, "pattern_value_invalid"),
+    ({"peft_type": "VERA", "save_projection": False}, "projection_missing"),
+    ({"peft_type": "MISS", "init_weights": "bat"}, "bat_unsupported"),
+    ({"peft_type": "LOKR", "decompose_factor": 0}, "wrong_type"),
     ({"init_lora_weights": "pissa"}, "pissa_unsupported"),
     ({"init_lora_weights": "pissa_niter_4"}, "pissa_unsupported"),
     ({"init_lora_weights": "olora"}, "olora_unsupported"),
@@ -98,7 +113,7 @@ def test_each_setting_that_is_not_served_has_its_code(config, code, write_files,
 
 
 BROKEN_CONFIGS = [
-    (b"{" + b" " * (65 << 10) + b"}", "config_too_large"),
+    (b"{" + b" " * (257 << 10) + b"}", "config_too_large"),
     (b"[1]", "config_not_json"),
     (b"{", "config_not_json"),
     (b"\xff", "config_not_json"),
@@ -119,9 +134,15 @@ WEIGHTS = [
     ({}, "no_modules"),
     ({A: GOOD[A]}, "missing_lora_b"),
     ({B: GOOD[B]}, "missing_lora_a"),
-    (GOOD | {f"{PREFIX}{Q0}.lora_magnitude_vector": np.ones(8, np.float32)}, "dora_unsupported"),
-    (GOOD | {"base_model.model.lm_head.weight": np.ones(8, np.float32)}, "unknown_tensor"),
-    (GOOD | {f"{PREFIX}lm_head.lora_A.weight": np.ones((2, 8), np.float32)}, "unknown_module"),
+    (GOOD | {f"{PREFIX}{Q0}.lora_magnitude_vector": np.ones(8, np.float32)}, "unknown_tensor"),
+    (GOOD | {f"{PREFIX}{Q0}.base_layer.bias": np.ones(8, np.float32)}, "unknown_tensor"),
+    (GOOD | {f"{PREFIX}{Q0}.base_layer.weight": np.ones((8, 8), np.float32)}, "unknown_tensor"),
+    (GOOD | {f"{PREFIX}model.norm.weight": np.ones(8, np.float32)}, "unknown_tensor"),
+    (GOOD | {"base_model.vera_A": np.ones((2, 8), np.float32)}, "unknown_tensor"),
+    (GOOD | {f"{PREFIX}lm_head.weight": np.ones(8, np.float32)}, "wrong_shape"),
+    (GOOD | {f"{PREFIX}lm_head.weight": np.ones((33, 8), np.float32)}, "vocabulary_changed"),
+    (GOOD | {f"{PREFIX}model.embed_tokens.base_layer.weight": np.ones((40, 8), np.float32)}, "vocabulary_changed"),
+    (GOOD | {f"{PREFIX}model.norm.lora_A.weight": np.ones((2, 8), np.float32)}, "unknown_module"),
     (GOOD | {f"{PREFIX}{Q0.replace('0', '2')}.lora_A.weight": np.ones((2, 8), np.float32)}, "unknown_module"),
     (GOOD | {A: np.ones((2, 9), np.float32)}, "wrong_shape"),
     (GOOD | {A: np.ones(16, np.float32)}, "wrong_shape"),
@@ -144,9 +165,9 @@ def test_each_defect_of_the_weights_has_its_code(tensors, code, write_files, bas
 
 def test_all_failures_of_a_stage_are_told(write_files, base_shape):
     """The user fixes an upload in as few rounds as possible; configuration and header are one stage."""
-    files = write_files({"use_dora": True, "bias": "all", "r": 99}, tensors=b"short")
+    files = write_files({"use_qalora": True, "bias": "some", "r": 99}, tensors=b"short")
 
-    assert set(codes_of(files, base_shape)) == {"dora_unsupported", "bias_unsupported", "rank_too_large", "truncated"}
+    assert set(codes_of(files, base_shape)) == {"qalora_unsupported", "bias_unsupported", "rank_too_large", "truncated"}
 
 
 def test_a_report_is_bounded(write_files, base_shape):
@@ -179,7 +200,7 @@ def test_the_scan_crosses_chunks(dtype, tmp_path, base_shape, monkeypatch, write
     monkeypatch.setattr("loraplex.adapters.weight_scan._CHUNK_BYTES", 12)
 
     assert check_adapter(files.config, files.weights, base_shape, LIMITS) == whole
-    assert whole.statistics[Q0].a.max_abs == 3
+    assert whole.statistics[Q0]["lora_A.weight"].max_abs == 3
 
 
 @pytest.mark.parametrize("init", [True, False, None, "gaussian", "eva", "orthogonal", "mica"])

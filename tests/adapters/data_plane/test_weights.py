@@ -8,8 +8,9 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from loraplex.adapters.errors import AdapterUnavailable
+from loraplex.adapters.layout import ALIGN_BYTES, MAX_SLICES, TABLE_COLUMNS
 from loraplex.adapters.types import BaseShape
-from loraplex.adapters.weights import ALIGN_BYTES, MAX_SLICES, load_packed
+from loraplex.adapters.weights import load_packed
 from loraplex.kernels import ops
 
 
@@ -17,8 +18,8 @@ def dense_delta(packed, shape: BaseShape) -> dict[str, torch.Tensor]:
     """Module -> [out_features, in_features], read off the table as LoraBatch's docstring says."""
     deltas = {}
     for index, row in enumerate(packed.table.tolist()):
-        site = shape.sites[index % len(shape.sites)]
-        a_offset, b_offset, *ranks = row
+        site = shape.head if index == shape.num_sites else shape.sites[index % len(shape.sites)]
+        a_offset, b_offset, *ranks = row[: 2 + MAX_SLICES]
         total = sum(ranks)
         a = packed.weights[a_offset : a_offset + total * site.in_features].view(total, site.in_features).double()
         first_row = 0
@@ -59,12 +60,11 @@ def test_the_packed_table_is_pefts_delta(
     assert deltas.keys() == expected.keys()
     for name, delta in deltas.items():
         torch.testing.assert_close(delta, expected[name], rtol=1e-5, atol=1e-6)
-    assert packed.max_rank == packed.table[:, 2:].sum(1).max()
 
 
 def test_the_table_has_the_shape_the_kernels_read():
-    """Both sides count the same number of slices."""
-    assert MAX_SLICES == ops.MAX_SLICES
+    """Both sides count the same number of slices and columns."""
+    assert (MAX_SLICES, TABLE_COLUMNS) == (ops.MAX_SLICES, ops.TABLE_COLUMNS)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
@@ -73,11 +73,11 @@ def test_memory_follows_the_true_rank(dtype, blobs, make_stored, base_shape):
     modules = ("model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.v_proj", "model.layers.1.mlp.down_proj")
     packed = load_packed(blobs.open(make_stored(rank=3, modules=modules)), base_shape, dtype)
 
-    assert packed.table[:, 2:].tolist() == [[3, 0, 3], [0, 0, 0], [0, 0, 0], [3, 0, 0]]
+    assert packed.table[:, 2:5].tolist() == [[3, 0, 3], [0, 0, 0], [0, 0, 0], [3, 0, 0], [0, 0, 0]]
+    assert (packed.table[:, 5:] == -1).all()
     blocks = [6 * 8, 3 * 8 + 3 * 4, 3 * 16, 3 * 8]
     assert packed.size_bytes == sum(-(-block * dtype.itemsize // ALIGN_BYTES) * ALIGN_BYTES for block in blocks)
     assert (packed.table[:, :2] * dtype.itemsize % ALIGN_BYTES == 0).all()
-    assert packed.max_rank == 6
     assert packed.weights.dtype == dtype
     assert packed.weights.is_contiguous()
 
