@@ -389,10 +389,10 @@ class ResidentAdapterPage(Struct, frozen=True):
 
 
 class SequenceView(Struct, frozen=True, kw_only=True):
-    """A sequence in the batch. `adapter`: the digest of its version, null for the base."""
+    """A sequence in the batch. `adapters`: the digests of its versions, none for the base."""
 
     request_id: str
-    adapter: str | None
+    adapters: list[str]
     prompt_tokens: int
     generated_tokens: int
     pages: int
