@@ -12,7 +12,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +40,14 @@ class StoredAdapter:
     spec: AdapterSpec
     weights_path: Path
     config_path: Path
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class DiskUse:
+    """Of all adapter versions, with what engines keep beside them."""
+
+    adapters: int
     size_bytes: int
 
 
@@ -114,6 +122,15 @@ class BlobStore:
             raise AdapterUnavailable("the files of this adapter version are damaged; upload it again") from error
         return StoredAdapter(spec, directory / WEIGHTS_FILE, directory / CONFIG_FILE, size_bytes)
 
+    def sizes(self, digests: Iterable[str]) -> list[int]:
+        """Bytes that each of these versions takes on the disk, with what engines keep beside it; 0 where it is not."""
+        return [_size_of(self._directory(digest)) for digest in digests]
+
+    def disk_use(self) -> DiskUse:
+        """Looks at every file: for operators, and off the event loop."""
+        sizes = [_size_of(directory) for directory in self._blobs.glob("*/*")]
+        return DiskUse(len(sizes), sum(sizes))
+
     def sweep(self, live: Collection[str], grace_seconds: float) -> list[str]:
         """Remove staging whose process is gone, and old blobs that nothing refers to.
 
@@ -151,6 +168,16 @@ class BlobStore:
 
     def _directory(self, digest: str) -> Path:
         return self._blobs / digest[:2] / digest
+
+
+def _size_of(directory: Path) -> int:
+    """Of the files in it. One that goes meanwhile is left out."""
+    total = 0
+    with suppress(OSError), os.scandir(directory) as files:
+        for file in files:
+            with suppress(OSError):
+                total += file.stat().st_size
+    return total
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Container, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 
 import torch
@@ -39,11 +39,14 @@ class _State(Enum):
 
 @dataclass(slots=True)
 class _Block:
+    """packed: with the weights where they lie in the pool."""
+
     start: int  # elements
     length: int
     state: _State = _State.LOADING
     leases: int = 0
     adapter: DeviceAdapter | None = None
+    packed: PackedAdapter | None = None
 
     @property
     def end(self) -> int:
@@ -55,7 +58,7 @@ class _Block:
 
 
 class DevicePool:
-    """The pool. An adapter that is leased or being loaded is never evicted, and none is ever moved."""
+    """The pool. An adapter that is leased or being loaded is never evicted, and never moved."""
 
     def __init__(self, capacity_bytes: int, device: torch.device, dtype: torch.dtype) -> None:
         self._align = ALIGN_BYTES // dtype.itemsize
@@ -97,10 +100,9 @@ class DevicePool:
         assert digest not in self._blocks
         length = -(-elements // self._align) * self._align
         if length > self._capacity:
-            itemsize = self.pool.itemsize
             raise AdapterUnavailable(
-                f"this adapter takes {length * itemsize} bytes of device memory and all adapters together have "
-                f"{self._capacity * itemsize}; raise --adapter-device-bytes or upload one of a smaller rank"
+                f"this adapter takes {self.bytes_for(elements)} bytes of device memory and all adapters together have "
+                f"{self.capacity_bytes}; raise --adapter-device-bytes or upload one of a smaller rank"
             )
         victims = [name for name, block in self._blocks.items() if block.is_evictable and name not in keep]
         staying = self._blocks.keys() - victims
@@ -128,7 +130,7 @@ class DevicePool:
         """The copy is complete: the adapter can be leased."""
         block = self._blocks[digest]
         assert block.state is _State.LOADING
-        block.adapter = DeviceAdapter.of(digest, packed, block.start, self.pool)
+        self._place(digest, block, packed)
         block.state = _State.READY
         self._blocks.move_to_end(digest)
         self.loads += 1
@@ -163,12 +165,45 @@ class DevicePool:
         self.evictions += 1
         return True
 
+    def gather(self, elements: int, movable: Container[str]) -> bool:
+        """Move those of `movable` that nobody leases to the end, evicting what is in the way, where a hole for so many
+        elements could then be had by evictions. False: it could not, or they lie there already, and nothing happened.
+
+        On the thread and, on a GPU, in the stream of the steps: what was launched before still reads the old place.
+        """
+        moves: dict[str, int] = {}  # from the end down, so that none is written over another that stays
+        staying: list[_Block] = []
+        end = self._capacity
+        blocks = sorted(self._blocks.items(), key=lambda item: item[1].start, reverse=True)
+        for digest, block in blocks:
+            if block.is_evictable and digest not in movable:
+                continue
+            start = end - block.length if block.is_evictable else block.start
+            if start != block.start:
+                moves[digest] = start
+            staying.append(_Block(start, block.length))
+            end = start
+        if not moves or self._first_hole(elements, staying) is None:
+            return False
+        for digest, start in moves.items():
+            self._move(digest, start)
+        return True
+
+    def find(self, digest: str) -> Resident | None:
+        block = self._blocks.get(digest)
+        return None if block is None else self._resident(digest, block)
+
     def residents(self) -> tuple[Resident, ...]:
         """Least recently used first."""
-        return tuple(
-            Resident(digest, block.length * self.pool.itemsize, block.leases, block.state is _State.LOADING)
-            for digest, block in self._blocks.items()
-        )
+        return tuple(self._resident(digest, block) for digest, block in self._blocks.items())
+
+    def size_bytes(self, digest: str) -> int:
+        """What an adapter that is here takes."""
+        return self._blocks[digest].length * self.pool.itemsize
+
+    def bytes_for(self, elements: int) -> int:
+        """What an adapter of so many elements takes."""
+        return -(-elements // self._align) * self._align * self.pool.itemsize
 
     def check_integrity(self) -> None:
         """Assert what must hold after every operation."""
@@ -180,6 +215,29 @@ class DevicePool:
             assert (block.adapter is not None) == (block.state is _State.READY)
             end = block.end
         assert end <= self._capacity, "an adapter ends beyond the pool"
+
+    def _resident(self, digest: str, block: _Block) -> Resident:
+        return Resident(digest, self.size_bytes(digest), block.leases, block.state is _State.LOADING)
+
+    def _place(self, digest: str, block: _Block, packed: PackedAdapter) -> None:
+        """The adapter's weights lie in the block."""
+        block.adapter = DeviceAdapter.of(digest, packed, block.start, self.pool)
+        block.packed = replace(packed, weights=self.pool[block.start : block.start + packed.weights.numel()])
+
+    def _move(self, digest: str, start: int) -> None:
+        block = self._blocks[digest]
+        assert block.is_evictable
+        assert block.packed is not None
+        for other, between in list(self._blocks.items()):
+            if other != digest and between.start < start + block.length and start < between.end:
+                self.evict(other)
+        weights = block.packed.weights
+        if start < block.end:  # to where it lies partly itself
+            weights = weights.clone()
+        with torch.inference_mode():
+            self.pool[start : start + weights.numel()].copy_(weights)
+        block.start = start
+        self._place(digest, block, block.packed)
 
     def _holes(self, blocks: Iterable[_Block]) -> Iterator[tuple[int, int]]:
         """(start, length) of what lies free between the given blocks. Free neighbours are one hole by construction."""

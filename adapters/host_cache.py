@@ -41,6 +41,10 @@ class HostCache:
         if packed is not None:
             self.used_bytes -= packed.size_bytes
 
+    def size_bytes(self, digest: str) -> int:
+        """What an adapter takes here, 0 where it is not."""
+        return self._entries[digest].size_bytes if digest in self._entries else 0
+
     def residents(self) -> dict[str, int]:
         """Digest -> bytes, least recently used first."""
         return {digest: packed.size_bytes for digest, packed in self._entries.items()}

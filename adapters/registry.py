@@ -5,7 +5,7 @@ Knows rows. Knows no file, no HTTP and no tensor. Everything that a call returns
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -47,6 +47,7 @@ from loraplex.adapters.names import check_base_name, check_slug, check_text, ver
 from loraplex.adapters.profile_store import set_template
 from loraplex.adapters.schema import (
     Adapter,
+    AdapterPin,
     AdapterVersion,
     Alias,
     AliasMove,
@@ -138,10 +139,10 @@ class AdapterRegistry:
             return [adapter_info(adapter, slug) for adapter, slug in (await session.execute(page))]
 
     async def delete_adapter(self, tenant_id: str, name: str) -> None:
-        """Delete it with its versions, aliases, imports and uploads. Raises AdapterNotFound."""
+        """Delete it with its versions, their pins, its aliases, imports and uploads. Raises AdapterNotFound."""
         async with self._database.transaction() as session:
             adapter = await lock_adapter(session, tenant_id, name)
-            for rows in (AliasTarget, AliasMove, Alias, AdapterVersion, ImportJob, Upload):
+            for rows in (AdapterPin, AliasTarget, AliasMove, Alias, AdapterVersion, ImportJob, Upload):
                 await session.execute(delete(rows).where(rows.adapter_id == adapter.id))
             await session.execute(delete(Adapter).where(Adapter.id == adapter.id))
             await record_change(session, names_of(tenant_id, name))
@@ -284,6 +285,7 @@ class AdapterRegistry:
                 raise VersionInUse(
                     f'version {number} of "{name}" is in use by {pointing}: point that elsewhere or delete it first'
                 )
+            await session.execute(delete(AdapterPin).where(AdapterPin.version_id == version_id))
             await session.execute(delete(AdapterVersion).where(AdapterVersion.id == version_id))
             await record_change(session, names_of(tenant_id, name))
 
@@ -297,6 +299,22 @@ class AdapterRegistry:
         if not targets:
             raise AdapterNotFound("no such adapter, or no such version of it")
         return targets
+
+    async def others_have(self, tenant_id: str, digest: str) -> bool:
+        """Whether another tenant has a version of these bytes. Not for tenants to know."""
+        theirs = select(AdapterVersion.id).join(Adapter, Adapter.id == AdapterVersion.adapter_id)
+        theirs = theirs.where(AdapterVersion.digest == digest, Adapter.tenant_id != tenant_id).limit(1)
+        async with self._database.read() as session:
+            return await session.scalar(theirs) is not None
+
+    async def versions_of(self, digests: Collection[str]) -> dict[str, list[str]]:
+        """Digest -> the canonical names of all tenants' versions of these bytes. Not for tenants to know."""
+        wanted = select_all_versions().where(AdapterVersion.digest.in_(digests))
+        names: dict[str, list[str]] = {}
+        async with self._database.read() as session:
+            for version in await version_infos(session, wanted):
+                names.setdefault(version.digest, []).append(version.canonical_name)
+        return {digest: sorted(found) for digest, found in names.items()}
 
     async def live_digests(self) -> set[str]:
         """The digests of all versions: every other blob is an orphan."""

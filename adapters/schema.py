@@ -262,6 +262,18 @@ class Lease(Base):
     expires_at: Mapped[datetime] = mapped_column(UtcDateTime)
 
 
+class AdapterPin(Base):
+    """A version that is to stay on the device until then. `created_by`: the id of the API key."""
+
+    __tablename__ = "adapter_pins"
+
+    version_id: Mapped[str] = mapped_column(ForeignKey("adapter_versions.id"), primary_key=True)
+    adapter_id: Mapped[str] = mapped_column(ForeignKey("adapters.id"), index=True)
+    expires_at: Mapped[datetime] = mapped_column(UtcDateTime, index=True)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now)
+    created_by: Mapped[str | None] = mapped_column(String(12))
+
+
 class RegistryState(Base):
     """One row: the revision of the last change that is committed."""
 

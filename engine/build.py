@@ -11,6 +11,7 @@ import torch
 from loraplex.adapters.blobs import BlobStore
 from loraplex.adapters.device_pool import DevicePool
 from loraplex.adapters.host_cache import HostCache
+from loraplex.adapters.pins import PinLimits
 from loraplex.adapters.residency import AdapterResidency
 from loraplex.adapters.types import BaseShape
 from loraplex.engine.batch import BatchBuilder, StepLimits
@@ -18,6 +19,7 @@ from loraplex.engine.decode_shapes import DecodeShapes
 from loraplex.engine.graphs import CudaRecorder, DecodeGraphs
 from loraplex.engine.kv_cache import PagePool
 from loraplex.engine.loop import Engine
+from loraplex.engine.memory import Budget, BudgetExceeded, MemorySplit, adapter_needs, split_memory
 from loraplex.engine.models.base_weights import OwnWeights, checkpoint_weights, dummy_base_weights
 from loraplex.engine.models.config import ModelConfig, UnsupportedModel, lora_shape
 from loraplex.engine.models.decoder import Decoder, KVCache
@@ -28,10 +30,8 @@ from loraplex.engine.settings import EngineSettings
 from loraplex.kernels.select import KernelsUnavailable, choose_kernels
 
 PAGE_TOKENS = 16
-CPU_KV_CACHE_BYTES = 1 << 30
-CPU_ADAPTER_BYTES = 512 << 20
-GPU_KV_CACHE_SHARE = 0.80  # of the memory that is free once the weights are loaded; the rest is for activations
-GPU_ADAPTER_SHARE = 0.10
+CPU_MEMORY_BYTES = 3 << 29
+GPU_MEMORY_SHARE = 0.90  # of the memory that is free once the weights are loaded; the rest is for activations
 
 
 class EngineConfigError(ValueError):
@@ -54,7 +54,7 @@ class BuiltEngine:
     max_model_len: int
     num_pages: int
     page_tokens: int
-    adapter_bytes: int
+    memory: MemorySplit
     device: torch.device
     dtype: torch.dtype
     kernels: str
@@ -79,21 +79,21 @@ def build_engine(settings: EngineSettings, *, on_adapter_progress: Callable[[], 
             weights = dummy_weights(config, kernels, dtype, device, max_len, settings.seed, settings.quantization)
         else:
             weights = load_weights(folder, config, kernels, dtype, device, max_len, settings.quantization)
-        adapter_bytes = settings.adapter_device_bytes or _default_bytes(device, CPU_ADAPTER_BYTES, GPU_ADAPTER_SHARE)
-        kv_bytes = settings.kv_cache_bytes or _default_bytes(device, CPU_KV_CACHE_BYTES, GPU_KV_CACHE_SHARE)
-        num_pages = _num_pages(kv_bytes, config, dtype)
+        shape = lora_shape(config)
+        memory = _split_memory(settings, shape, dtype, device)
+        num_pages = _num_pages(memory.kv_cache_bytes, config, dtype)
         # one page more, which no sequence is given: rows that pad a decode step write there
         cache = KVCache.allocate(config, num_pages + 1, PAGE_TOKENS, dtype, device)
-        pool = DevicePool(adapter_bytes, device, dtype)
+        pool = DevicePool(memory.adapter_bytes, device, dtype)
     max_len = min(max_len, num_pages * PAGE_TOKENS)
     digest = model_digest(folder)
-    shape = lora_shape(config)
     residency = AdapterResidency(
         BlobStore(Path(settings.adapter_blobs)),
         shape,
         pool,
         HostCache(settings.adapter_host_bytes),
         base=_base_weights(settings, config, dtype, device),
+        pin_limits=PinLimits(settings.pinned_share, settings.pinned_share_per_tenant),
         on_loaded=on_adapter_progress,
     )
     limits = SchedulerLimits(
@@ -116,7 +116,7 @@ def build_engine(settings: EngineSettings, *, on_adapter_progress: Callable[[], 
         max_len,
         num_pages,
         PAGE_TOKENS,
-        adapter_bytes,
+        memory,
         device,
         dtype,
         kernels_reason,
@@ -152,12 +152,35 @@ def choose_dtype(name: str, config: ModelConfig, device: torch.device) -> torch.
     return known[name]
 
 
-def _default_bytes(device: torch.device, on_cpu: int, share_of_gpu: float) -> int:
-    return int(torch.cuda.mem_get_info(device)[0] * share_of_gpu) if device.type == "cuda" else on_cpu
+def _split_memory(settings: EngineSettings, shape: BaseShape, dtype: torch.dtype, device: torch.device) -> MemorySplit:
+    adapter_bytes, kv_cache_bytes = settings.adapter_device_bytes, settings.kv_cache_bytes
+    if settings.memory_bytes is not None:
+        budget = Budget(settings.memory_bytes, is_limit=True)
+    elif adapter_bytes is not None and kv_cache_bytes is not None:
+        return MemorySplit(adapter_bytes, kv_cache_bytes)
+    elif device.type == "cuda":
+        budget = Budget(int(torch.cuda.mem_get_info(device)[0] * GPU_MEMORY_SHARE), is_limit=True)
+    else:
+        budget = Budget(CPU_MEMORY_BYTES, is_limit=False)
+    needs = adapter_needs(
+        shape,
+        dtype.itemsize,
+        max_num_seqs=settings.max_num_seqs,
+        max_rank=settings.max_adapter_rank,
+        max_file_bytes=settings.max_adapter_bytes,
+        pinned_share=settings.pinned_share,
+    )
+    try:
+        return split_memory(budget, needs, adapter_bytes=adapter_bytes, kv_cache_bytes=kv_cache_bytes)
+    except BudgetExceeded as error:
+        raise EngineConfigError(str(error)) from error
 
 
 def _num_pages(kv_bytes: int, config: ModelConfig, dtype: torch.dtype) -> int:
     page = 2 * config.num_layers * config.num_kv_heads * PAGE_TOKENS * config.head_dim * dtype.itemsize
     if kv_bytes < page:
-        raise EngineConfigError(f"--kv-cache-bytes {kv_bytes}: one page of {PAGE_TOKENS} tokens takes {page} bytes")
+        raise EngineConfigError(
+            f"{kv_bytes} bytes for the KV cache: one page of {PAGE_TOKENS} tokens takes {page}; raise --kv-cache-bytes "
+            "or --memory-bytes"
+        )
     return kv_bytes // page

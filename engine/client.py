@@ -7,29 +7,38 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import logging
 import time
 from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from loraplex.engine.generation import EngineUnavailable, Generation, GenerationFailed
 from loraplex.engine.messages import (
     Abort,
+    Decision,
     EngineSettings,
+    Evict,
     Fatal,
     Generate,
     Heartbeat,
     Inspect,
     Inspection,
+    Locate,
+    Located,
+    Pin,
     Ready,
-    RequestFailed,
+    Refusal,
     Shutdown,
     Status,
     StepOutput,
-    TokenChunk,
+    ToEngine,
+    Unpin,
     Warm,
+    Whereabouts,
 )
 from loraplex.engine.process import EngineProcess, EngineStartFailed
+from loraplex.engine.questions import Questions
 
 __all__ = ["EngineClient", "EngineStartFailed", "EngineUnavailable", "Generation", "GenerationFailed"]
 
@@ -44,9 +53,9 @@ class EngineClient:
     """A supervised engine process.
 
     When the process dies it is started again: requests without output are sent again, the others fail with
-    `engine_restarted`, and an adapter that was in use at two crashes is refused from then on and told in `quarantined`.
-    After three crashes in five minutes the client gives up and `given_up` is set, so that the whole server can leave
-    with an error.
+    `engine_restarted`, pins are asked for anew, and an adapter that was in use at two crashes is refused from then on
+    and told in `quarantined`. After three crashes in five minutes the client gives up and `given_up` is set, so that
+    the whole server can leave with an error.
     """
 
     def __init__(self, settings: EngineSettings, process: EngineProcess, ready: Ready, max_pending: int) -> None:
@@ -58,8 +67,8 @@ class EngineClient:
         self._process = process
         self._max_pending = max_pending
         self._generations: dict[str, Generation] = {}
-        self._inspections: dict[int, asyncio.Future[Inspection]] = {}
-        self._inspection_ids = itertools.count()
+        self._questions = Questions()
+        self._pins: dict[tuple[str, str], float] = {}
         self._is_up = True
         self._progress_at = time.monotonic()
         self._crashes: deque[float] = deque()
@@ -118,22 +127,65 @@ class EngineClient:
         """Run an adapter again whatever it was in use at."""
         del self._crashed_with[digest]
 
+    @property
+    def pins(self) -> dict[tuple[str, str], float]:
+        """What was asked to be pinned and not refused: (adapter, owner) -> Unix time of its end, which may be past."""
+        return dict(self._pins)
+
+    def pin(self, adapter: str, owner: str, until: float) -> asyncio.Future[Decision]:
+        """Have an adapter version kept on the device until then, at the wish of `owner`, also by an engine that is
+        started again. The answer comes once it is known what the adapter takes.
+
+        While the engine is down the answer is EngineUnavailable, and the pin is asked for when it is up again.
+        """
+        self._pins[adapter, owner] = until
+        seconds = max(until - time.time(), 0)
+        decision = self._ask(lambda question_id: Pin(question_id, adapter, owner, seconds))
+        decision.add_done_callback(lambda future: self._take_pin_decision(adapter, owner, future))
+        return decision
+
+    def unpin(self, adapter: str, owner: str) -> None:
+        """End a pin; nothing happens if there is none."""
+        self._pins.pop((adapter, owner), None)
+        if self._is_up:
+            self._process.send(Unpin(adapter, owner))
+
+    async def evict(self, adapter: str) -> Refusal | None:
+        """Free the memory of an adapter version that nothing uses: None, or why that was not done. Raises
+        EngineUnavailable while the engine is down."""
+        decision: Decision = await self._ask(lambda question_id: Evict(question_id, adapter))
+        return decision.refusal
+
+    async def locate(self, adapters: Sequence[str] | None = None) -> list[Whereabouts]:
+        """Where these adapters are, or with None all that are in some memory. Raises EngineUnavailable while the engine
+        is down."""
+        asked = None if adapters is None else list(adapters)
+        located: Located = await self._ask(lambda question_id: Locate(question_id, asked))
+        return located.adapters
+
+    def _take_pin_decision(self, adapter: str, owner: str, decision: asyncio.Future[Decision]) -> None:
+        if decision.cancelled() or decision.exception() is not None:
+            return
+        if refusal := decision.result().refusal:
+            log.info("adapter %s is not pinned: %s", adapter, refusal.message)
+            self._pins.pop((adapter, owner), None)
+
+    def _ask(self, message: Callable[[int], ToEngine]) -> asyncio.Future[Any]:
+        question_id, answer = self._questions.open()
+        if self._is_up:
+            self._process.send(message(question_id))
+        else:
+            self._questions.fail(EngineUnavailable("the engine is restarting", retry_after_seconds=5))
+        return answer
+
     def _forget(self, request_id: str) -> None:
         if self._generations.pop(request_id, None) is not None and self._is_up:
             self._process.send(Abort(request_id))
 
     async def inspect(self) -> Inspection:
         """A snapshot of batch and memory. Raises EngineUnavailable while the engine is down."""
-        if not self._is_up:
-            raise EngineUnavailable("the engine is restarting", retry_after_seconds=5)
-        inspection_id = next(self._inspection_ids)
-        future: asyncio.Future[Inspection] = asyncio.get_running_loop().create_future()
-        self._inspections[inspection_id] = future
-        self._process.send(Inspect(inspection_id))
-        try:
-            return await future
-        finally:
-            self._inspections.pop(inspection_id, None)  # the caller may have been cancelled
+        inspection: Inspection = await self._ask(Inspect)
+        return inspection
 
     async def stop(self) -> None:
         """End the process; what still runs fails with `engine_stopped`."""
@@ -160,29 +212,30 @@ class EngineClient:
     async def _read_messages(self) -> None:
         while True:
             match await self._process.receive():
-                case StepOutput(chunks, failures):
-                    self._deliver(chunks, failures)
+                case StepOutput() as output:
+                    self._deliver(output)
                 case Heartbeat(status):
                     self.status = status
-                case Inspection() as inspection:
-                    future = self._inspections.get(inspection.inspection_id)
-                    if future is not None and not future.cancelled():
-                        future.set_result(inspection)
+                case (Decision() | Located() | Inspection()) as answer:
+                    self._questions.answer(answer.question_id, answer)
                 case Fatal(message):
                     log.error("engine failed: %s", message)
                 case Ready():
                     raise AssertionError("an engine is ready only once")
             self._progress_at = time.monotonic()
 
-    def _deliver(self, chunks: list[TokenChunk], failures: list[RequestFailed]) -> None:
-        for chunk in chunks:
+    def _deliver(self, output: StepOutput) -> None:
+        for started in output.started:
+            if starting := self._generations.get(started.request_id):
+                starting.started = started
+        for chunk in output.chunks:
             generation = self._generations.get(chunk.request_id)
             if generation is None:
                 continue  # aborted while the step ran
             if chunk.finish_reason is not None:
                 del self._generations[chunk.request_id]
             generation.deliver(chunk)
-        for failure in failures:
+        for failure in output.failures:
             if failed := self._generations.pop(failure.request_id, None):
                 failed.fail(GenerationFailed(failure.code, failure.message))
 
@@ -204,6 +257,9 @@ class EngineClient:
             self._progress_at = time.monotonic()
             for generation in self._generations.values():
                 self._process.send(generation.request)
+            for (adapter, owner), until in self.pins.items():
+                if until > time.time():
+                    self.pin(adapter, owner, until)
             log.warning("the engine is up again; %d requests were queued again", self.pending)
             return True
         self._fail_all(GenerationFailed("engine_unavailable", "the engine has failed repeatedly"))
@@ -220,9 +276,7 @@ class EngineClient:
         for digest in suspects:
             if self._crashed_with[digest] == QUARANTINE_CRASHES:
                 self.quarantined.put_nowait(digest)
-        for future in self._inspections.values():
-            if not future.cancelled():
-                future.set_exception(EngineUnavailable("the engine is restarting", retry_after_seconds=5))
+        self._questions.fail(EngineUnavailable("the engine is restarting", retry_after_seconds=5))
         for request_id, generation in list(self._generations.items()):
             if error := self._lost(generation):
                 del self._generations[request_id]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from loraplex.adapters.whereabouts import LoadTimes
+
 FinishReason = Literal["stop", "length", "abort"]
 """stop: a stop token (or, in the API process, a stop string); length: max_tokens or the context is full."""
 
@@ -60,6 +62,19 @@ class TokenChunk(NamedTuple):
     cached_tokens: int = 0
 
 
+class Started(NamedTuple):
+    """A sequence is in a step for the first time, and what it waited for until then, in seconds since its arrival.
+
+    `load`: for its adapters to come to the device; 0 where all were there. `queue`: all the rest. `loads`: the adapters
+    that it found missing, by digest, and how they came.
+    """
+
+    request_id: str
+    queue_seconds: float
+    load_seconds: float
+    loads: dict[str, LoadTimes]
+
+
 class RequestFailed(NamedTuple):
     """The sequence ended with an error that is its own: code `adapter_load_failed`, `context_length_exceeded`, ..."""
 
@@ -113,4 +128,5 @@ class Status:
     adapter_loads: int
     adapter_evictions: int
     adapter_device_bytes_used: int
+    adapter_pinned_bytes: int
     adapter_host_bytes_used: int

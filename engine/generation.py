@@ -9,7 +9,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 
-from loraplex.engine.messages import Generate, TokenChunk
+from loraplex.engine.messages import Generate, Started, TokenChunk
 
 
 class EngineUnavailable(Exception):
@@ -32,12 +32,13 @@ class Generation:
     """The tokens of one request as they come: an async iterator of TokenChunk that ends after the finish reason.
 
     Chunks that were not fetched in time are handed out together, so a slow reader costs the engine nothing. Iterating
-    raises GenerationFailed when the request fails.
+    raises GenerationFailed when the request fails. started: what it waited for, known before its first token is.
     """
 
     def __init__(self, request: Generate, on_abort: Callable[[str], None]) -> None:
         self.request = request
         self.has_output = False
+        self.started: Started | None = None
         self._on_abort = on_abort
         self._chunks: deque[TokenChunk | GenerationFailed] = deque()
         self._arrival: asyncio.Future[None] | None = None  # what the reader waits on

@@ -8,15 +8,18 @@ from __future__ import annotations
 import random
 import time
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from loraplex.adapters.residency import AdapterResidency
+from loraplex.adapters.whereabouts import Refusal, Whereabouts
 from loraplex.engine.events import (
     AdapterUse,
     RequestFailed,
     ResidentAdapter,
     RunningSequence,
     SamplingParams,
+    Started,
     Status,
     StepRecord,
     TokenChunk,
@@ -32,6 +35,7 @@ RECENT_STEPS = 512
 class StepResult:
     chunks: list[TokenChunk] = field(default_factory=list)
     failures: list[RequestFailed] = field(default_factory=list)
+    started: list[Started] = field(default_factory=list)
     ran: bool = False
 
 
@@ -72,6 +76,25 @@ class Engine:
         """Bring an adapter to the device before anyone asks for it, beside the steps and at no sequence's cost."""
         self._residency.warm(digest)
 
+    def pin(self, ticket: int, digest: str, owner: str, seconds: float) -> None:
+        """Bring an adapter to the device and keep it there for so long; `take_pin_answers` tells whether it is."""
+        self._residency.pin(ticket, digest, owner, seconds)
+
+    def unpin(self, digest: str, owner: str) -> None:
+        self._residency.unpin(digest, owner)
+
+    def take_pin_answers(self) -> list[tuple[int, Refusal | None]]:
+        """(ticket, why not) of pins that were decided since the last call."""
+        return self._residency.take_pin_answers()
+
+    def evict(self, digest: str) -> Refusal | None:
+        """Free the memory of an adapter that nothing uses, or say why not."""
+        return self._residency.evict(digest)
+
+    def locate(self, digests: Iterable[str] | None = None) -> list[Whereabouts]:
+        """Where these adapters are; None: all that are in some memory."""
+        return self._residency.locate(digests)
+
     def step(self) -> StepResult:
         """Run one batch. `ran` is False when nothing could run: no work, or its adapters are still loading."""
         plan = self._scheduler.schedule()
@@ -82,7 +105,7 @@ class Engine:
         sampled = self._runner.execute(plan)
         chunks = self._scheduler.commit(plan, sampled)
         self._record(plan, time.perf_counter() - started, len(sampled))
-        return StepResult(chunks, failures, ran=True)
+        return StepResult(chunks, failures, self._scheduler.take_started(), ran=True)
 
     def wait(self, timeout_seconds: float) -> None:
         """After a step that did not run: sleep until an adapter load has made progress."""
@@ -104,6 +127,7 @@ class Engine:
             adapter_loads=residency.loads,
             adapter_evictions=residency.evictions,
             adapter_device_bytes_used=residency.device_bytes_used,
+            adapter_pinned_bytes=residency.pinned_bytes,
             adapter_host_bytes_used=residency.host_bytes_used,
         )
 

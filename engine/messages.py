@@ -10,6 +10,7 @@ import struct
 
 import msgspec
 
+from loraplex.adapters.whereabouts import LoadTimes, Refusal, Whereabouts
 from loraplex.engine.events import (
     MAX_ADAPTERS,
     AdapterUse,
@@ -18,6 +19,7 @@ from loraplex.engine.events import (
     ResidentAdapter,
     RunningSequence,
     SamplingParams,
+    Started,
     Status,
     StepRecord,
     TokenChunk,
@@ -29,7 +31,9 @@ __all__ = [
     "MAX_ADAPTERS",
     "Abort",
     "AdapterUse",
+    "Decision",
     "EngineSettings",
+    "Evict",
     "Fatal",
     "FinishReason",
     "FromEngine",
@@ -37,7 +41,12 @@ __all__ = [
     "Heartbeat",
     "Inspect",
     "Inspection",
+    "LoadTimes",
+    "Locate",
+    "Located",
+    "Pin",
     "Ready",
+    "Refusal",
     "RequestFailed",
     "ResidentAdapter",
     "RunningSequence",
@@ -45,12 +54,15 @@ __all__ = [
     "Shutdown",
     "Site",
     "Start",
+    "Started",
     "Status",
     "StepOutput",
     "StepRecord",
     "ToEngine",
     "TokenChunk",
+    "Unpin",
     "Warm",
+    "Whereabouts",
     "frame",
     "only",
 ]
@@ -84,10 +96,39 @@ class Warm(msgspec.Struct, frozen=True, tag=True):
     adapter: str
 
 
+class Pin(msgspec.Struct, frozen=True, tag=True):
+    """Bring an adapter version to the device and keep it there for so long, at the wish of `owner`; or change for how
+    long. The `Decision` comes once it is known what the adapter takes."""
+
+    question_id: int
+    adapter: str
+    owner: str
+    seconds: float
+
+
+class Unpin(msgspec.Struct, frozen=True, tag=True):
+    adapter: str
+    owner: str
+
+
+class Evict(msgspec.Struct, frozen=True, tag=True):
+    """Free the memory of an adapter version that nothing uses; answered by a `Decision`."""
+
+    question_id: int
+    adapter: str
+
+
+class Locate(msgspec.Struct, frozen=True, tag=True):
+    """Ask where these adapters are, or with None all that are in some memory; answered by `Located`."""
+
+    question_id: int
+    adapters: list[str] | None
+
+
 class Inspect(msgspec.Struct, frozen=True, tag=True):
     """Ask for an `Inspection` with the same id."""
 
-    inspection_id: int
+    question_id: int
 
 
 class Shutdown(msgspec.Struct, frozen=True, tag=True):
@@ -120,14 +161,28 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     kernels: str
     num_pages: int
     page_tokens: int
+    kv_cache_bytes: int
     adapter_device_bytes: int
 
 
-class StepOutput(msgspec.Struct, frozen=True, tag=True):
+class StepOutput(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     """All that one step has to tell, in one message."""
 
     chunks: list[TokenChunk]
     failures: list[RequestFailed] = []
+    started: list[Started] = []
+
+
+class Decision(msgspec.Struct, frozen=True, tag=True):
+    """What was asked is done, or why it is not."""
+
+    question_id: int
+    refusal: Refusal | None = None
+
+
+class Located(msgspec.Struct, frozen=True, tag=True):
+    question_id: int
+    adapters: list[Whereabouts]
 
 
 class Heartbeat(msgspec.Struct, frozen=True, tag=True):
@@ -137,7 +192,7 @@ class Heartbeat(msgspec.Struct, frozen=True, tag=True):
 
 
 class Inspection(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    inspection_id: int
+    question_id: int
     status: Status
     host: list[ResidentAdapter]
     device: list[ResidentAdapter]
@@ -151,8 +206,8 @@ class Fatal(msgspec.Struct, frozen=True, tag=True):
     message: str
 
 
-ToEngine = Start | Generate | Abort | Warm | Inspect | Shutdown
-FromEngine = Ready | StepOutput | Heartbeat | Inspection | Fatal
+ToEngine = Start | Generate | Abort | Warm | Pin | Unpin | Evict | Locate | Inspect | Shutdown
+FromEngine = Ready | StepOutput | Heartbeat | Decision | Located | Inspection | Fatal
 
 
 def frame(message: ToEngine | FromEngine) -> bytes:

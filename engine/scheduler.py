@@ -6,13 +6,15 @@ Knows lengths, pages and adapter leases. Knows no tensors, text or tenants.
 from __future__ import annotations
 
 import math
+import time
 from collections import deque
+from collections.abc import Callable
 from collections.abc import Sequence as Tokens
 from dataclasses import dataclass
 
 from loraplex.adapters.errors import AdapterUnavailable
 from loraplex.adapters.residency import AdapterResidency
-from loraplex.engine.events import RequestFailed, TokenChunk
+from loraplex.engine.events import RequestFailed, Started, TokenChunk
 from loraplex.engine.kv_cache import PagePool, page_hash, root_hash
 from loraplex.engine.sequence import Sequence
 
@@ -56,17 +58,26 @@ class StepPlan:
 class Scheduler:
     """Owns the waiting and the running sequences, and all that they hold."""
 
-    def __init__(self, pages: PagePool, residency: AdapterResidency, limits: SchedulerLimits) -> None:
+    def __init__(
+        self,
+        pages: PagePool,
+        residency: AdapterResidency,
+        limits: SchedulerLimits,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """clock: the residency's."""
         self.pages = pages
         self.preemptions = 0
         self.prompt_tokens = 0
         self.cached_prompt_tokens = 0
         self._residency = residency
         self._limits = limits
+        self._clock = clock
         self._admissions = 0
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []  # in order of admission
         self._failures: list[RequestFailed] = []
+        self._started: list[Started] = []
         self._gathering: Sequence | None = None  # waits, and holds some of its adapters
 
     @property
@@ -82,6 +93,7 @@ class Scheduler:
         if len(sequence.prompt) >= self._limits.max_model_len:
             self._fail(sequence, "context_length_exceeded", f"the context is {self._limits.max_model_len} tokens")
             return
+        sequence.arrived_at = self._clock()
         self._want_adapters(sequence)
         self._waiting.append(sequence)
 
@@ -121,6 +133,11 @@ class Scheduler:
     def take_failures(self) -> list[RequestFailed]:
         failures, self._failures = self._failures, []
         return failures
+
+    def take_started(self) -> list[Started]:
+        """Sequences that the last plan has for the first time."""
+        started, self._started = self._started, []
+        return started
 
     def _continue_running(self, chunks: list[Chunk]) -> int:
         """Give every running sequence its next chunk, preempting the youngest when pages run out; the budget left."""
@@ -181,11 +198,25 @@ class Scheduler:
             if self._gathering is sequence:
                 self._gathering = None
             self._admissions += 1
+            self._note_start(sequence)
             self._running.append(sequence)
             count = min(sequence.remaining, budget)
             chunks.append(_chunk(sequence, count))
             budget -= count
         self._waiting.extendleft(reversed(passed))
+
+    def _note_start(self, sequence: Sequence) -> None:
+        if sequence.has_started:
+            return
+        sequence.has_started = True
+        ready_at = sequence.arrived_at
+        loads = {}
+        for use in sequence.adapters:
+            if load := self._residency.load_since(use.digest, sequence.arrived_at):
+                loads[use.digest] = load[1]
+                ready_at = max(ready_at, load[0])
+        load_seconds, queue_seconds = ready_at - sequence.arrived_at, self._clock() - ready_at
+        self._started.append(Started(sequence.request_id, queue_seconds, load_seconds, loads))
 
     def _want_adapters(self, sequence: Sequence) -> None:
         for use in sequence.adapters:
@@ -221,11 +252,8 @@ class Scheduler:
             return True
         if sequence.leases:
             self._gathering = sequence
-        if self._residency.is_blocked_by(sequence.leases, sequence.adapters[len(sequence.leases)].digest):
-            # they lie badly: all of them come in anew, one after the other
-            self._release_adapters(sequence)
-            self._gathering = sequence
-            self._residency.evict_all()
+            missing = sequence.adapters[len(sequence.leases)].digest
+            sequence.leases = self._residency.make_room_beside(sequence.leases, missing)
         return False
 
     def _claim_pages(self, sequence: Sequence) -> bool:

@@ -15,6 +15,7 @@ class Sequence:
     tokens [0, computed) have keys and values in `pages`; [computed, len(tokens)) are still to be run.
     pages [0, registered) can be found by others through their hash.
     leases: of the first of its adapters; once it runs, of all.
+    arrived_at: on the scheduler's clock; has_started: whether it has run before.
     owed_room_after: the number of admissions from which on no younger sequence is admitted before this one; None while
     it has not been found to lack room for its adapters.
     """
@@ -25,6 +26,8 @@ class Sequence:
     adapters: tuple[AdapterUse, ...]
     salt: bytes
     seed: int
+    arrived_at: float = 0.0
+    has_started: bool = False
     tokens: list[int] = field(init=False)
     computed: int = 0
     registered: int = 0

@@ -21,18 +21,24 @@ from loraplex.engine.loop import Engine
 from loraplex.engine.messages import (
     FRAME_HEADER,
     Abort,
+    Decision,
+    Evict,
     Fatal,
     FromEngine,
     Generate,
     Heartbeat,
     Inspect,
     Inspection,
+    Locate,
+    Located,
+    Pin,
     Ready,
     Shutdown,
     Site,
     Start,
     StepOutput,
     ToEngine,
+    Unpin,
     Warm,
     frame,
 )
@@ -84,8 +90,10 @@ def serve(engine: Engine, connection: socket.socket, inbox: Inbox) -> None:
             return
         result = engine.step()
         ran = result.ran
-        if result.chunks or result.failures:
-            _send(connection, StepOutput(result.chunks, result.failures))
+        if result.chunks or result.failures or result.started:
+            _send(connection, StepOutput(result.chunks, result.failures, result.started))
+        for question_id, refusal in engine.take_pin_answers():
+            _send(connection, Decision(question_id, refusal))
         if time.monotonic() >= next_beat:
             next_beat = time.monotonic() + HEARTBEAT_SECONDS
             _send(connection, Heartbeat(engine.status()))
@@ -114,8 +122,16 @@ def _handle(engine: Engine, connection: socket.socket, message: ToEngine | Wake)
             engine.abort(request_id)
         case Warm(digest):
             engine.warm(digest)
-        case Inspect(inspection_id):
-            _send(connection, _inspection(engine, inspection_id))
+        case Pin(question_id, digest, owner, seconds):
+            engine.pin(question_id, digest, owner, seconds)
+        case Unpin(digest, owner):
+            engine.unpin(digest, owner)
+        case Evict(question_id, digest):
+            _send(connection, Decision(question_id, engine.evict(digest)))
+        case Locate(question_id, digests):
+            _send(connection, Located(question_id, engine.locate(digests)))
+        case Inspect(question_id):
+            _send(connection, _inspection(engine, question_id))
 
 
 def _read(connection: socket.socket, inbox: Inbox) -> None:
@@ -149,13 +165,14 @@ def _ready(built: BuiltEngine) -> Ready:
         kernels=built.kernels,
         num_pages=built.num_pages,
         page_tokens=built.page_tokens,
-        adapter_device_bytes=built.adapter_bytes,
+        kv_cache_bytes=built.memory.kv_cache_bytes,
+        adapter_device_bytes=built.memory.adapter_bytes,
     )
 
 
-def _inspection(engine: Engine, inspection_id: int) -> Inspection:
+def _inspection(engine: Engine, question_id: int) -> Inspection:
     return Inspection(
-        inspection_id=inspection_id,
+        question_id=question_id,
         status=engine.status(),
         host=engine.host_adapters(),
         device=engine.device_adapters(),

@@ -11,7 +11,11 @@ Quantization = Literal["none", "int8", "int4"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSettings:
-    """Sizes are in bytes, lengths in tokens; None means: chosen from the device and the model."""
+    """Sizes are in bytes, lengths in tokens; None means: chosen from the device and the model.
+
+    memory_bytes: what adapters on the device and the KV cache take together. pinned_share: of the adapters' part, what
+    pins may take; pinned_share_per_tenant: those of one.
+    """
 
     model_path: str
     adapter_blobs: str
@@ -22,9 +26,14 @@ class EngineSettings:
     max_model_len: int | None = None
     max_num_seqs: int = 64
     max_step_tokens: int = 1024
+    memory_bytes: int | None = None
     kv_cache_bytes: int | None = None
     adapter_device_bytes: int | None = None
     adapter_host_bytes: int = 2 << 30
+    max_adapter_rank: int = 256
+    max_adapter_bytes: int = 512 << 20
+    pinned_share: float = 0.5
+    pinned_share_per_tenant: float = 0.25
     enable_prefix_cache: bool = True
     kernels: Literal["auto", "reference", "native", "triton"] = "auto"
     cuda_graphs: bool = True

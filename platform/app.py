@@ -21,6 +21,7 @@ from loraplex.platform.manage.idempotency import provide_once
 from loraplex.platform.manage.imports import IMPORT_ROUTES
 from loraplex.platform.manage.lora_adapters import LORA_ROUTES
 from loraplex.platform.manage.profiles import PROFILE_ROUTES
+from loraplex.platform.manage.residency import RESIDENCY_ROUTES
 from loraplex.platform.manage.resumable import UPLOAD_ROUTES
 from loraplex.platform.manage.uploads import UploadSlots
 from loraplex.platform.openai.body import JsonRequest
@@ -43,6 +44,7 @@ def create_app(services: Services, drain: asyncio.Event | None = None) -> Litest
             *UPLOAD_ROUTES,
             *PROFILE_ROUTES,
             *ALIAS_ROUTES,
+            *RESIDENCY_ROUTES,
             *LORA_ROUTES,
             *IMPORT_ROUTES,
             *ADMIN_ROUTES,

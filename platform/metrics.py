@@ -14,6 +14,7 @@ from prometheus_client.registry import Collector
 from loraplex.engine.messages import Status
 
 LATENCY_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+LOAD_SECONDS = (0, *LATENCY_SECONDS)
 TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1, 2)
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -44,6 +45,8 @@ class Metrics:
         self._first_token = self._histogram("time_to_first_token", "Until the first token.", LATENCY_SECONDS)
         self._next_token = self._histogram("time_per_output_token", "Between tokens, mean of a request.", TOKEN_SECONDS)
         self._duration = self._histogram("request_duration", "Whole inference request.", LATENCY_SECONDS)
+        self._queue = self._histogram("queue", "Until the first step, without loads.", LATENCY_SECONDS)
+        self._load = self._histogram("adapter_load", "Requests' waits for their adapters, 0 where warm.", LOAD_SECONDS)
 
     def watch_engine(self, read: Callable[[], Status | None]) -> None:
         """Export the engine's counters, as `read` gives them at each scrape."""
@@ -52,6 +55,12 @@ class Metrics:
     def http_response(self, method: str, route: str, status: int) -> None:
         """`route` is a template such as /api/v1/adapters/{name}, never a path: paths have no end."""
         self._http_requests.labels(method, route, str(status)).inc()
+
+    def request_started(self, queue_seconds: float, load_seconds: float | None) -> None:
+        """An inference request is in a step for the first time. `load_seconds` None: it has no adapter."""
+        self._queue.observe(queue_seconds)
+        if load_seconds is not None:
+            self._load.observe(load_seconds)
 
     def request_finished(
         self,
@@ -91,6 +100,7 @@ class _EngineCollector(Collector):
         ("pages_used", "kv_pages_used", "KV pages that sequences hold."),
         ("pages_cached", "kv_pages_cached", "Free KV pages that hold reusable prefixes."),
         ("adapter_device_bytes_used", "adapter_device_bytes_used", "Adapter memory in use on the device."),
+        ("adapter_pinned_bytes", "adapter_pinned_bytes", "Adapter memory on the device that pins keep."),
         ("adapter_host_bytes_used", "adapter_host_bytes_used", "Adapter memory in use in the host cache."),
     )
     COUNTERS = (

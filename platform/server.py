@@ -23,6 +23,7 @@ from loraplex.adapters.database import Database
 from loraplex.adapters.import_jobs import ImportJobs
 from loraplex.adapters.import_leases import ImportLeases
 from loraplex.adapters.leases import Leases
+from loraplex.adapters.pin_registry import PinRegistry
 from loraplex.adapters.profile_store import ProfileStore
 from loraplex.adapters.quarantine import Quarantine
 from loraplex.adapters.registry import AdapterRegistry
@@ -39,12 +40,14 @@ from loraplex.platform.imports.worker import run_imports
 from loraplex.platform.janitor import clean_up_forever
 from loraplex.platform.lora_modules import publish_lora_modules
 from loraplex.platform.metrics import Metrics
+from loraplex.platform.pins import PinKeeper
 from loraplex.platform.profile_cache import ProfileCache
 from loraplex.platform.proof import Prover
 from loraplex.platform.quarantine import forgive_released, quarantine_crashers
 from loraplex.platform.services import Services, base_shape, upload_limits
 from loraplex.platform.settings import Settings
 from loraplex.platform.tenants import TenantDirectory
+from loraplex.platform.use_log import UseLog
 from loraplex.platform.validation import validate_abandoned
 
 KEEP_ALIVE_SECONDS = 30
@@ -88,6 +91,7 @@ async def run_server(
                 tasks.create_task(_exit_without_engine(server, services.engine)),
                 tasks.create_task(clean_up_forever(services)),
                 tasks.create_task(services.changes.follow()),
+                tasks.create_task(services.pins.follow()),
                 tasks.create_task(validate_abandoned(services)),
                 tasks.create_task(run_imports(services, drain)),
                 tasks.create_task(quarantine_crashers(services)),
@@ -138,6 +142,8 @@ async def open_services(settings: Settings, model_path: Path) -> AsyncIterator[S
                 catalog=Catalog(registry, changes, settings.base_model_name),
                 changes=changes,
                 prover=Prover(engine, text, templates),
+                pins=PinKeeper(PinRegistry(database), engine, changes, settings.base_model_name),
+                uses=UseLog(),
                 metrics=metrics,
                 base_shape=shape,
                 base_model_name=settings.base_model_name,

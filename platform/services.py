@@ -24,10 +24,12 @@ from loraplex.engine.untrusted_templates import UntrustedTemplates
 from loraplex.platform.catalog import Catalog
 from loraplex.platform.idempotency_keys import IdempotencyKeys
 from loraplex.platform.metrics import Metrics
+from loraplex.platform.pins import PinKeeper
 from loraplex.platform.profile_cache import ProfileCache
 from loraplex.platform.proof import Prover
 from loraplex.platform.settings import Settings
 from loraplex.platform.tenants import TenantDirectory
+from loraplex.platform.use_log import UseLog
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,8 @@ class Services:
     catalog: Catalog
     changes: ChangeFeed
     prover: Prover
+    pins: PinKeeper
+    uses: UseLog
     metrics: Metrics
     base_shape: BaseShape
     base_model_name: str

@@ -128,14 +128,21 @@ class Settings(BaseSettings):
     max_num_seqs: int = Field(64, ge=1, le=4096, description="Sequences in one step.")
     max_step_tokens: int = Field(1024, ge=16, le=1 << 20, description="Tokens in one step, prefill and decode.")
     max_queued_requests: int = Field(256, ge=1, le=1 << 20, description="Requests in flight before 503.")
-    kv_cache_bytes: Bytes | None = Field(None, description="Memory of the KV cache; default: from free memory.")
+    memory_bytes: Bytes | None = Field(
+        None, description="Device memory for adapters and the KV cache together; default: from free memory."
+    )
+    kv_cache_bytes: Bytes | None = Field(None, description="Memory of the KV cache; default: what adapters leave.")
     enable_prefix_cache: bool = Field(True, description="Reuse KV pages of equal prefixes inside a tenant.")
     cuda_graphs: bool = Field(True, description="Record decode steps as CUDA graphs, on GPUs.")
-    adapter_device_bytes: Bytes | None = Field(None, description="Adapter memory on the device.")
+    adapter_device_bytes: Bytes | None = Field(
+        None, description="Adapter memory on the device; default: for a full batch and the largest adapter."
+    )
     adapter_host_bytes: Bytes = Field(2 << 30, description="Adapter memory in the host cache.")
 
     max_adapter_bytes: Bytes = Field(512 << 20, description="Largest adapter weights file that is accepted.")
     max_adapter_rank: int = Field(256, ge=1, le=4096, description="Largest rank that is accepted.")
+    pinned_share: float = Field(0.5, ge=0, le=0.9, description="Of adapter memory on the device, most for pins.")
+    pinned_share_per_tenant: float = Field(0.25, ge=0, le=0.9, description="The same for the pins of one tenant.")
     max_uploads_per_tenant: int = Field(2, ge=1, le=1000, description="Uploads of one tenant at the same time.")
     max_open_uploads: int = Field(8, ge=1, le=1000, description="Uploads in pieces that a tenant may have open.")
     max_open_upload_bytes: Bytes = Field(4 << 30, description="Sum of the sizes of a tenant's open uploads.")
@@ -238,9 +245,14 @@ class Settings(BaseSettings):
             max_model_len=self.max_model_len,
             max_num_seqs=self.max_num_seqs,
             max_step_tokens=self.max_step_tokens,
+            memory_bytes=self.memory_bytes,
             kv_cache_bytes=self.kv_cache_bytes,
             adapter_device_bytes=self.adapter_device_bytes,
             adapter_host_bytes=self.adapter_host_bytes,
+            max_adapter_rank=self.max_adapter_rank,
+            max_adapter_bytes=self.max_adapter_bytes,
+            pinned_share=self.pinned_share,
+            pinned_share_per_tenant=self.pinned_share_per_tenant,
             enable_prefix_cache=self.enable_prefix_cache,
             kernels=self.kernels,
             cuda_graphs=self.cuda_graphs,

@@ -29,6 +29,7 @@ logger = structlog.get_logger(__name__)
 async def validate(services: Services, version: VersionInfo) -> VersionInfo:
     """The version as it is afterwards: ready. Raises AdapterInvalid, with the report, when it is rejected;
     EngineUnavailable when the engine cannot say now, and AdapterNotFound when it was deleted meanwhile."""
+    services.uses.touch(version.tenant_id, version.digest)
     profile = await services.profile_cache.of(version)
     spec = await to_thread.run_sync(_spec_of, services, version.digest)
     proof = await services.prover.prove(version.digest, spec, profile.chat_template, version.tenant_id)

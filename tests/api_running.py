@@ -21,6 +21,7 @@ from loraplex.adapters.database import Database
 from loraplex.adapters.import_jobs import ImportJobs
 from loraplex.adapters.import_leases import ImportLeases
 from loraplex.adapters.leases import Leases
+from loraplex.adapters.pin_registry import PinRegistry
 from loraplex.adapters.profile_store import ProfileStore
 from loraplex.adapters.quarantine import Quarantine
 from loraplex.adapters.registry import AdapterRegistry
@@ -30,7 +31,7 @@ from loraplex.adapters.upload_sessions import UploadSessions
 from loraplex.engine.client import EngineUnavailable
 from loraplex.engine.events import Status
 from loraplex.engine.generation import Generation
-from loraplex.engine.messages import Generate, Inspection, Ready, Site, TokenChunk
+from loraplex.engine.messages import Generate, Inspection, Ready, Site, TokenChunk, Whereabouts
 from loraplex.engine.models.config import ModelConfig, lora_shape
 from loraplex.engine.text import TextCodec
 from loraplex.engine.untrusted_templates import UntrustedTemplates
@@ -39,16 +40,18 @@ from loraplex.platform.catalog import Catalog
 from loraplex.platform.idempotency_keys import IdempotencyKeys
 from loraplex.platform.manage.resumable import BYTES_FROM_OFFSET
 from loraplex.platform.metrics import Metrics
+from loraplex.platform.pins import PinKeeper
 from loraplex.platform.profile_cache import ProfileCache
 from loraplex.platform.proof import Prover
 from loraplex.platform.services import Services, base_shape, upload_limits
 from loraplex.platform.settings import Settings
 from loraplex.platform.tenants import TenantDirectory
+from loraplex.platform.use_log import UseLog
 
 IDLE = Status(
     steps=7, running=0, waiting=0, pages_total=64, pages_used=0, pages_cached=0, preemptions=0, prompt_tokens=0,
     cached_prompt_tokens=0, generated_tokens=0, adapter_loads=0, adapter_evictions=0, adapter_device_bytes_used=0,
-    adapter_host_bytes_used=0,
+    adapter_pinned_bytes=0, adapter_host_bytes_used=0,
 )  # fmt: skip
 
 
@@ -62,6 +65,7 @@ class StandingEngine:
     progress_at: float = field(default_factory=time.monotonic)
     warmed: list[str] = field(default_factory=list)
     asked: list[Generate] = field(default_factory=list)
+    pins: dict[tuple[str, str], float] = field(default_factory=dict)
 
     def seconds_since_progress(self) -> float:
         return time.monotonic() - self.progress_at
@@ -79,6 +83,14 @@ class StandingEngine:
         self.warmed.append(digest)
 
     async def inspect(self) -> Inspection:
+        raise EngineUnavailable("this engine only stands", retry_after_seconds=5)
+
+    def pin(self, adapter: str, owner: str, until: float) -> asyncio.Future[Any]:
+        answer = asyncio.get_running_loop().create_future()
+        answer.set_exception(EngineUnavailable("this engine only stands", retry_after_seconds=5))
+        return answer
+
+    async def locate(self, adapters: Any = None) -> list[Whereabouts]:
         raise EngineUnavailable("this engine only stands", retry_after_seconds=5)
 
 
@@ -189,6 +201,8 @@ async def make_services(
         catalog=Catalog(registry, changes, "tiny"),
         changes=changes,
         prover=Prover(engine, text, templates),
+        pins=PinKeeper(PinRegistry(database), engine, changes, "tiny"),
+        uses=UseLog(),
         metrics=metrics,
         base_shape=shape,
         base_model_name="tiny",
@@ -213,5 +227,6 @@ def ready_of(shape: BaseShape) -> Ready:
     return Ready(
         model_digest="0" * 64, architecture=shape.architecture, vocab_size=shape.vocab_size,
         num_layers=shape.num_layers, sites=sites, max_model_len=512, eos_token_ids=(2,), device="cpu", dtype="float32",
-        kernels="none", num_pages=64, page_tokens=16, adapter_device_bytes=1 << 20,
+        kernels="none", num_pages=64, page_tokens=16, kv_cache_bytes=1 << 20,
+        adapter_device_bytes=1 << 20,
     )  # fmt: skip

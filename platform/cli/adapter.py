@@ -6,22 +6,19 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
-from urllib.parse import quote
 
 import click
 import httpx
 
 from loraplex.platform.cli import imports
 from loraplex.platform.cli.database import print_json, print_table
+from loraplex.platform.cli.paths import ADAPTERS, path
 from loraplex.platform.cli.push import FILES, upload
-from loraplex.platform.cli.remote import call, decode, refusal, server_options
-
-ADAPTERS = "/api/v1/adapters"
-
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+from loraplex.platform.cli.remote import call, decode, json_option, refusal, server_options
+from loraplex.platform.cli.residency import RESIDENCY_COMMANDS, adapters_of, shown_tier
 
 
-@click.group()
+@click.group(commands=RESIDENCY_COMMANDS)
 def adapter() -> None:
     """Adapters of your tenant on a running server."""
 
@@ -127,14 +124,7 @@ def show_imports(client: httpx.Client, import_id: str | None, cancel: bool, as_j
 @server_options
 def list_adapters(client: httpx.Client, as_json: bool) -> None:
     """List your adapters."""
-    found: list[dict[str, Any]] = []
-    after: str | None = None
-    while True:
-        page = call(client, "GET", ADAPTERS, params={"after": after} if after else {})
-        found += page["data"]
-        after = page["next"]
-        if after is None:
-            break
+    found = list(adapters_of(client))
     if as_json:
         print_json(found)
     else:
@@ -150,6 +140,8 @@ def show(client: httpx.Client, name: str, as_json: bool) -> None:
     """Show the versions and aliases of the adapter NAME."""
     found = call(client, "GET", path(name))
     versions = call(client, "GET", path(name, "versions"))["data"]
+    places = {view["version"]: view for view in call(client, "GET", path(name, "residency"))["data"]}
+    versions = [version | {"residency": places.get(version["version"])} for version in versions]
     if as_json:
         print_json(found | {"versions": versions})
         return
@@ -162,10 +154,11 @@ def show(client: httpx.Client, name: str, as_json: bool) -> None:
             " ".join(v["targets"]),
             f"{v['size_bytes'] / 1e6:.1f} MB",
             v["digest"][:12],
+            shown_tier(v["residency"]) if v["residency"] else "",
         )
         for v in versions
     )
-    print_table("version", "state", "rank", "modules", "size", "digest", rows=rows)
+    print_table("version", "state", "rank", "modules", "size", "digest", "tier", rows=rows)
 
 
 @adapter.command()
@@ -238,11 +231,6 @@ def clear_profile(client: httpx.Client, name: str, version: int, as_json: bool) 
         print_json({"name": name, "version": version, "cleared": True})
     else:
         click.echo(f"Version {version} of {name} is served with the defaults of the base.")
-
-
-def path(*parts: str) -> str:
-    """Whatever stands in a name stays one part of the path."""
-    return "/".join([ADAPTERS, *(quote(part, safe="") for part in parts)])
 
 
 def create_if_missing(client: httpx.Client, name: str) -> None:

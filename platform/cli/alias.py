@@ -7,9 +7,10 @@ from typing import Any
 import click
 import httpx
 
-from loraplex.platform.cli.adapter import json_option, path, shown_split
+from loraplex.platform.cli.adapter import shown_split
 from loraplex.platform.cli.database import print_json, print_table
-from loraplex.platform.cli.remote import call, server_options
+from loraplex.platform.cli.paths import path
+from loraplex.platform.cli.remote import call, json_option, server_options
 
 name_argument = click.argument("name")
 alias_argument = click.argument("alias")

@@ -17,6 +17,8 @@ import msgspec
 P = ParamSpec("P")
 T = TypeVar("T")
 
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
 TIMEOUT = httpx.Timeout(300, connect=10)
 
 

@@ -18,7 +18,7 @@ ELSEWHERE: Mapping[str, str] = {
     "--max-loaded-loras": "adapters in host memory are bounded by --adapter-host-bytes",
     "--max-lora-rank": "write --max-adapter-rank; adapters take memory and work for their own rank",
     "--api-key": "make keys with: loraplex key create",
-    "--gpu-memory-utilization": "write --kv-cache-bytes and --adapter-device-bytes",
+    "--gpu-memory-utilization": "write --memory-bytes, for adapters and the KV cache together",
     "--max-num-batched-tokens": "write --max-step-tokens",
 }
 """What to type instead of an option that is not here."""

@@ -206,6 +206,7 @@ async def warm_version(
     version = await services.registry.get_version(tenant_id, name, number)
     if version.state != "ready":
         raise VersionNotReady(not_ready(name, number, version.state, version.state_reason))
+    services.uses.touch(tenant_id, version.digest)
     services.engine.warm(version.digest)
     return VersionView.of(version)
 

@@ -18,12 +18,12 @@ from loraplex.adapters.types import adapter_digest
 from loraplex.engine.client import EngineClient
 from loraplex.engine.messages import Inspection, Ready, ResidentAdapter, Status
 from loraplex.platform.tenants import KeyInfo, TenantInfo
+from loraplex.platform.use_log import Tier
 
 Name = Annotated[str, Meta(min_length=1, max_length=63, description="a-z, 0-9, '.', '_' and '-'.")]
 VersionNumber = Annotated[int, Meta(ge=1, lt=1_000_000_000)]
 Weight = Annotated[int, Meta(ge=1, le=1_000_000, description="Share of the traffic, relative to the sum of all.")]
 Scope = Literal["inference", "adapters", "admin"]
-Tier = Literal["disk", "host", "device"]
 
 
 class CreateAdapter(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -9,7 +9,7 @@ import time
 from typing import Literal
 
 from loraplex.engine.client import EngineUnavailable, Generation, GenerationFailed
-from loraplex.engine.messages import Generate, TokenChunk
+from loraplex.engine.messages import Generate, Started, TokenChunk
 from loraplex.platform.openai.stop_strings import StopStrings
 from loraplex.platform.openai.types import FinishReason, PromptTokensDetails, Usage
 from loraplex.platform.services import Services
@@ -20,8 +20,10 @@ Endpoint = Literal["chat", "completions"]
 class Answer:
     """One sequence in the engine. Whoever starts it closes it, whatever happens; `close` also settles the usage."""
 
-    def __init__(self, services: Services, endpoint: Endpoint, asked: Generate, stops: tuple[str, ...]) -> None:
-        """Submit to the engine. Raises EngineUnavailable or GenerationFailed when it cannot be taken."""
+    def __init__(
+        self, services: Services, endpoint: Endpoint, asked: Generate, stops: tuple[str, ...], tenant_id: str | None
+    ) -> None:
+        """Submit to the engine for a tenant. Raises EngineUnavailable or GenerationFailed when it cannot be taken."""
         self.finish_reason: FinishReason | None = None
         self._metrics = services.metrics
         self._endpoint = endpoint
@@ -36,6 +38,9 @@ class Answer:
         self._first_token_at: float | None = None
         self._first_chunk: TokenChunk | None = None
         self._generation: Generation = services.engine.generate(asked)
+        self._uses = services.uses
+        self._used = (tenant_id or "", {use.digest for use in asked.adapters})
+        self._uses.begin(*self._used)
 
     async def begin(self) -> None:
         """Wait for the first token: what fails before it still has an HTTP status of its own."""
@@ -57,6 +62,11 @@ class Answer:
         return "".join(pieces)
 
     @property
+    def started(self) -> Started | None:
+        """What it waited for before its first step; None if there was none."""
+        return self._generation.started
+
+    @property
     def usage(self) -> Usage:
         prompt, completion = self._prompt_tokens, self._completion_tokens
         return Usage(prompt, completion, prompt + completion, PromptTokensDetails(self._cached_tokens))
@@ -67,6 +77,7 @@ class Answer:
             return
         self._closed = True
         self._generation.abort()
+        self._uses.end(*self._used, self.started)
         now = time.monotonic()
         self._metrics.request_finished(
             self._endpoint,
@@ -90,6 +101,9 @@ class Answer:
         if self._first_token_at is None:
             self._first_token_at = time.monotonic()
             self._cached_tokens = chunk.cached_tokens
+            if (started := self.started) is not None:
+                has_adapter = bool(self._generation.request.adapters)
+                self._metrics.request_started(started.queue_seconds, started.load_seconds if has_adapter else None)
         return chunk
 
     def _take(self, chunk: TokenChunk) -> str:

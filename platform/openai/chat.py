@@ -64,7 +64,7 @@ async def create_chat_completion(
         ready=ready,
     )
     shape = ChatShape(heading(asked, model, ready), data.include_usage)
-    answer = Answer(services, "chat", asked, stop_strings(data, profile))
+    answer = Answer(services, "chat", asked, stop_strings(data, profile), principal.tenant_id)
     return await respond(request.receive, answer, shape, stream=bool(data.stream), model=model)
 
 

@@ -55,7 +55,7 @@ async def create_completion(
         ready=ready,
     )
     shape = CompletionShape(heading(asked, model, ready), data.include_usage)
-    answer = Answer(services, "completions", asked, stop_strings(data, profile))
+    answer = Answer(services, "completions", asked, stop_strings(data, profile), principal.tenant_id)
     return await respond(request.receive, answer, shape, stream=bool(data.stream), model=model)
 
 

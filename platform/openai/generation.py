@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import math
 import time
 from collections.abc import Iterable
 from functools import partial
@@ -142,17 +143,30 @@ async def respond(
     receive: Receive, answer: Answer, shape: Shape, *, stream: bool, model: ResolvedModel
 ) -> Response[Any]:
     """Wait for the whole answer or, of a stream, for the first token: what fails until then has its own HTTP status."""
-    headers = {"x-adapter-version": model.name} if model.adapters else {}
     try:
         if stream:
             await while_connected(receive, answer.begin())
-            return EventStream(partial(_stream, answer, shape), on_close=answer.close, headers=headers)
+            produce = partial(_stream, answer, shape)
+            return EventStream(produce, on_close=answer.close, headers=_headers(answer, model))
         text = await while_connected(receive, answer.text())
     except BaseException:
         answer.close()
         raise
     answer.close()
-    return Response(shape.whole(answer, text), headers=headers)
+    return Response(shape.whole(answer, text), headers=_headers(answer, model))
+
+
+def _headers(answer: Answer, model: ResolvedModel) -> dict[str, str]:
+    """Which version answers, whether it was on the device when the request came to the engine, and in milliseconds how
+    long the request waited for it, and for the rest until its first step."""
+    if not model.adapters:
+        return {}
+    headers = {"x-adapter-version": model.name}
+    if (started := answer.started) is not None:
+        headers["x-loraplex-adapter-state"] = "cold" if started.loads else "warm"
+        headers["x-loraplex-load-ms"] = str(math.ceil(started.load_seconds * 1000))
+        headers["x-loraplex-queue-ms"] = str(round(started.queue_seconds * 1000))
+    return headers
 
 
 async def _stream(answer: Answer, shape: Shape, write: Write) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 
 import psutil
 import pytest
@@ -156,6 +157,36 @@ async def test_a_warmed_adapter_is_on_the_device_unasked(shared, tiny_model_dir,
     await until(is_warm)
     assert len(await tokens_of(shared.generate(request("a", adapter=digest)))) == 8
     assert (await shared.inspect()).status.adapter_loads == 1
+
+
+async def test_pins_outlive_the_engine(client, tiny_model_dir, make_adapter, tmp_path, blobs):
+    """The next process is asked for them anew; those that were ended are not, and a refusal is told."""
+    built = start_engine(tiny_model_dir, blobs, kernels="reference")
+    folders = [make_adapter(tmp_path / str(seed), seed=seed) for seed in (1, 2)]
+    kept, ended = (store_adapter(blobs, folder, built.shape) for folder in folders)
+    built.engine.close()
+    end = time.time() + 600
+    for digest in (kept, ended):
+        assert (await client.pin(digest, "acme", end)).refusal is None
+    missing = await client.pin("0" * 64, "acme", end)
+    assert missing.refusal.code == "adapter_load_failed"
+    client.unpin(ended, "acme")
+    assert client.pins == {(kept, "acme"): end}
+    assert (await client.evict(kept)).code == "adapter_pinned"
+    assert await client.evict(ended) is None
+
+    first_pid = client.pid
+    os.kill(first_pid, signal.SIGKILL)
+
+    async def is_pinned_again() -> bool:
+        try:
+            located = await client.locate([kept, ended])
+        except EngineUnavailable:
+            return False
+        return [(found.pins, found.device_bytes > 0) for found in located] == [(1, True), (0, False)]
+
+    await until(is_pinned_again)
+    assert client.pid != first_pid
 
 
 async def test_an_adapter_in_use_at_two_crashes_is_quarantined(client, tiny_model_dir, make_adapter, tmp_path, blobs):

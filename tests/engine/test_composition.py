@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from engine_running import Outcome, collect, greedy, start_engine, store_adapter
-from hypothesis import given, settings
+from engine_running import MAX_STEPS, Outcome, collect, greedy, start_engine, store_adapter
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from oracle import Answer, Oracle
 
@@ -105,19 +105,48 @@ REQUESTS = st.lists(
 
 
 @settings(max_examples=25, deadline=None)
-@given(requests=REQUESTS, room=st.floats(1.0, 2.5))
-def test_every_request_gets_all_its_adapters_or_hears_that_they_do_not_fit(tiny_model_dir, stored, requests, room):
-    """Whatever is asked for together in a pool of little more than the largest adapter, nobody waits for ever."""
+@given(requests=REQUESTS, room=st.floats(1.0, 2.5), pins=st.sets(st.integers(0, len(RANKS) - 1), max_size=2))
+@example(
+    requests=[[3], [1, 3], [3], [1, 2, 3], [2, 1, 3, 0], [3, 2, 0], [1, 2], [0, 2], [0, 2, 3], [0], [0, 1, 3, 2]],
+    room=1.78,
+    pins=set(),
+).via("requests that drove each other's adapters away for ever")
+def test_every_request_gets_all_its_adapters_or_hears_that_they_do_not_fit(
+    tiny_model_dir, stored, requests, room, pins
+):
+    """Whatever is asked for together in a pool of little more than the largest adapter, some of it pinned, nobody waits
+    for ever."""
     blobs, digests, sizes = stored
     capacity = int(room * max(sizes)) // 64 * 64
-    engine = start_engine(tiny_model_dir, blobs, adapter_device_bytes=capacity, kv_cache_bytes=4 << 20).engine
+    options = {"pinned_share": 0.9, "pinned_share_per_tenant": 0.9, "kv_cache_bytes": 4 << 20}
+    engine = start_engine(tiny_model_dir, blobs, adapter_device_bytes=capacity, **options).engine
+    pinned = granted(engine, {part: digests[part] for part in pins})
     for number, parts in enumerate(requests):
         uses = tuple(AdapterUse(digests[part]) for part in parts)
         engine.submit(str(number), PROMPT, greedy(3, ignore_eos=True), adapters=uses)
     outcomes: dict[str, Outcome] = collect(engine, map(str, range(len(requests))))
     leased = sum(resident.leases for resident in engine.device_adapters())
+    still_there = {found.digest for found in engine.locate(digests) if found.device_bytes}
     engine.close()
 
-    fitting = [sum(sizes[part] for part in parts) <= capacity for parts in requests]
+    left = capacity - sum(sizes[part] for part in pinned)
+    fitting = [sum(sizes[part] for part in parts if part not in pinned) <= left for parts in requests]
     assert [outcomes[str(number)].failure is None for number in range(len(requests))] == fitting
     assert leased == 0
+    assert {digests[part] for part in pinned} <= still_there
+
+
+def granted(engine, wanted: dict[int, str]) -> set[int]:
+    """Pin these adapters for long; those that are pinned, and on the device."""
+    for ticket, digest in wanted.items():
+        engine.pin(ticket, digest, "acme", 600)
+    answers: dict[int, object] = {}
+    for _ in range(MAX_STEPS):
+        answers |= dict(engine.take_pin_answers())
+        pinned = {ticket for ticket, refusal in answers.items() if refusal is None}
+        located = engine.locate([wanted[ticket] for ticket in pinned])
+        if len(answers) == len(wanted) and all(found.device_bytes for found in located):
+            return pinned
+        engine.step()
+        engine.wait(0.1)
+    raise AssertionError("a pin was not decided")

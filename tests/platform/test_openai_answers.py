@@ -19,6 +19,7 @@ from loraplex.platform.openai.routes import OPENAI_ROUTES
 from loraplex.platform.profile_cache import ProfileCache
 from loraplex.platform.services import Services
 from loraplex.platform.tenants import Principal
+from loraplex.platform.use_log import UseLog
 
 ACME = Principal(key_id="k", tenant_id="t", tenant="acme", scopes=frozenset({"inference"}), salt=b"salt")
 
@@ -44,6 +45,8 @@ class Script:
 class ScriptedGeneration:
     def __init__(self, script):
         self.script = script
+        self.request = script.asked[-1]
+        self.started = None
         self.rest = list(script.says)
 
     def __aiter__(self) -> AsyncIterator[TokenChunk]:
@@ -118,6 +121,7 @@ class Api:
                 "catalog": Catalog(None, SimpleNamespace(subscribe=lambda listener: None), "base"),
                 "profile_cache": ProfileCache(None),
                 "metrics": self.metrics,
+                "uses": UseLog(),
                 "base_model_name": "base",
             }
         )

@@ -76,6 +76,7 @@ async def test_bodies_are_documented(document: dict[str, Any]) -> None:
                 assert item[method]["requestBody"]["content"], (method, path)
     assert bodiless == {
         ("post", "/api/v1/adapters/{name}/versions/{number}/warm"),
+        ("post", "/api/v1/adapters/{name}/versions/{number}/evict"),
         ("post", "/api/v1/uploads/{upload_id}/complete"),
     }
     upload = document["paths"]["/api/v1/adapters/{name}/versions"]["post"]["requestBody"]["content"]

@@ -54,6 +54,9 @@ def test_arguments_win_over_variables(monkeypatch: pytest.MonkeyPatch) -> None:
         {"quantization": "int2"},
         {"auth_cache_seconds": -1},
         {"drain_seconds": "nan"},
+        {"memory_bytes": "0"},
+        {"pinned_share": 1},
+        {"pinned_share_per_tenant": -0.1},
         {"lora_modules": ["bot"]},
         {"lora_modules": ["bot="]},
         {"lora_modules": ["{bot"]},
@@ -88,9 +91,13 @@ def test_the_base_model_gets_a_name_without_a_slash(model: str, name: str) -> No
 
 def test_the_engine_gets_its_slice(tmp_path: Path) -> None:
     """Engine settings carry over what the user set, in types that can be sent."""
-    settings = Settings(data_dir=tmp_path, kv_cache_bytes="1MiB", max_num_seqs=3, device="cuda:1", quantization="int4")
+    chosen = {"memory_bytes": "1GiB", "pinned_share": 0.75, "max_adapter_rank": 8}
+    settings = Settings(
+        data_dir=tmp_path, kv_cache_bytes="1MiB", max_num_seqs=3, device="cuda:1", quantization="int4", **chosen
+    )
     sent = settings.engine_settings(tmp_path / "model")
     assert (sent.kv_cache_bytes, sent.max_num_seqs, sent.device, sent.quantization) == (1 << 20, 3, "cuda:1", "int4")
+    assert (sent.memory_bytes, sent.pinned_share, sent.max_adapter_rank) == (1 << 30, 0.75, 8)
     assert Path(sent.model_path) == tmp_path / "model"
     assert Path(sent.adapter_blobs) == settings.adapters_dir
     assert msgspec.msgpack.encode(sent)

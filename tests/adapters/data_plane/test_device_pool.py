@@ -107,6 +107,31 @@ def test_a_load_that_failed_gives_its_range_back():
     assert load(pool, "b", 2 * UNIT) == 0
 
 
+def test_adapters_that_lie_in_the_way_are_moved_to_the_end():
+    """With their bytes, also where the old place and the new one overlap; what lies in their way is evicted."""
+    pool = make_pool(8)
+    for digest, units in (("a", 1), ("b", 3), ("c", 1), ("d", 2)):
+        load(pool, digest, units * UNIT, float(units))
+    pool.lease("d")
+    for digest in "ac":
+        pool.evict(digest)
+    assert pool.allocate("e", 3 * UNIT, keep={"b"}) is None
+    assert not pool.gather(5 * UNIT, {"b"}), "d is leased: that much room there cannot be"
+    assert names(pool) == ["b", "d"]
+
+    assert pool.gather(2 * UNIT, {"b"})
+
+    moved = pool.lease("b")
+    assert moved.table[0].tolist() == [32, 48, 1, 0, 0, -1, 40]
+    assert pool.pool[32:80].tolist() == [3.0] * 48
+    assert not pool.gather(2 * UNIT, {"b"}), "it is leased now"
+    pool.release("b")
+    pool.release("d")
+    assert pool.gather(3 * UNIT, {"b", "d"})
+    assert load(pool, "e", 3 * UNIT) == 0
+    assert pool.pool[48:128].tolist() == [3.0] * 48 + [2.0] * 32
+
+
 def test_a_pool_made_in_inference_mode_is_written_by_other_threads():
     """Inference mode belongs to a thread; loads run on others."""
     with torch.inference_mode():
@@ -116,7 +141,7 @@ def test_a_pool_made_in_inference_mode_is_written_by_other_threads():
 
 
 class PoolMachine(RuleBasedStateMachine):
-    """Any order of loads, leases, releases and evictions."""
+    """Any order of loads, leases, releases, moves and evictions."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -177,9 +202,25 @@ class PoolMachine(RuleBasedStateMachine):
             digest = data.draw(st.sampled_from(residents))
             assert self.pool.evict(digest) == (digest not in self.leased and digest not in self.loading)
 
+    @rule(elements=st.integers(0, 7 * UNIT), move_odd=st.booleans())
+    def gather(self, elements: int, move_odd: bool) -> None:
+        before = names(self.pool)
+        movable = {name for name in before if int(name) % 2 == move_odd}
+        if not self.pool.gather(elements, movable):
+            assert names(self.pool) == before
+            return
+        assert movable <= set(names(self.pool)), "evicted what was to be moved"
+        assert self.pool.allocate("hole", elements, keep=movable) is not None
+        self.pool.discard("hole")
+
     @invariant()
     def holds(self) -> None:
         self.pool.check_integrity()
+        for digest in filter(self.pool.is_ready, names(self.pool)):
+            adapter = self.pool.lease(digest)
+            start = int(adapter.table[0, 0])
+            assert (self.pool.pool[start : start + adapter.size_bytes // 4] == self.values[digest]).all()
+            self.pool.release(digest)
         residents = {resident.digest: resident for resident in self.pool.residents()}
         assert {d: r.leases for d, r in residents.items() if r.leases} == {d: len(v) for d, v in self.leased.items()}
         assert {d for d, r in residents.items() if r.is_loading} == set(self.loading)

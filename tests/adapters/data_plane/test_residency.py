@@ -214,8 +214,8 @@ def test_a_failed_load_is_told_and_not_repeated_at_once(make_residency, gated):
     assert len(gated.opened) == 2
 
 
-def test_a_version_that_comes_back_is_served_after_forget(make_residency, make_stored, gated, blobs):
-    """Forgetting ends the memory of a failure."""
+def test_a_version_that_comes_back_is_served_after_eviction(make_residency, make_stored, gated, blobs):
+    """Evicting ends the memory of a failure."""
     residency = make_residency(clock=Clock())
     digest = make_stored()
     spec_path = blobs.open(digest).weights_path.with_name("adapter.json")
@@ -223,7 +223,7 @@ def test_a_version_that_comes_back_is_served_after_forget(make_residency, make_s
     spec_path.rename(hidden)
     failure(residency, digest)
     hidden.rename(spec_path)
-    residency.forget(digest)
+    assert residency.evict(digest) is None
     assert lease(residency, digest).digest == digest
 
 
@@ -365,7 +365,7 @@ def test_whoever_lacks_room_goes_before_loads_ahead(make_residency, make_stored)
         assert residency.try_lease(large) is None
         residency.wait(0.1)
     residency.release(other)
-    residency.forget(other)
+    assert residency.evict(other) is None
 
     residency.want(younger := make_stored(seed=4))
     load_ahead_until_idle(residency)
@@ -388,16 +388,26 @@ def test_a_sequence_that_left_lacks_no_room(make_residency, make_stored):
     assert not residency.lacks_room(gone)
 
 
-def test_forgetting_frees_what_nothing_uses(make_residency, make_stored):
-    """A deleted version leaves both tiers, or, where a request still runs with it, after that request."""
+def test_eviction_frees_both_tiers_of_what_nothing_uses(make_residency, make_stored, gated):
+    """What a sequence has, waits for, or what is on its way stays in both, and the reason is told."""
     residency = make_residency()
     digest = make_stored()
     lease(residency, digest)
-    residency.forget(digest)
-    assert [entry[0] for entry in residency.device_residents()] == [digest]
+    assert residency.evict(digest).code == "adapter_in_use"
+    assert [entry[0] for entry in residency.device_residents() + residency.host_residents()] == [digest, digest]
     residency.release(digest)
-    residency.forget(digest)
+    residency.want(digest)
+    assert residency.evict(digest).code == "adapter_in_use"
+    residency.unwant(digest)
+    assert residency.evict(digest) is None
     assert residency.device_residents() == residency.host_residents() == []
+
+    gated.gate.clear()
+    residency.warm(digest)
+    assert residency.evict(digest).code == "adapter_in_use"
+    gated.gate.set()
+    load_ahead_until_idle(residency)
+    assert residency.evict(digest) is None
 
 
 def test_the_engine_is_woken_when_a_job_ends(make_residency, make_stored):

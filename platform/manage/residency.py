@@ -1,0 +1,183 @@
+"""Where versions are: on the device, in the host's memory or on the disk; and pins and evictions, which change that."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Annotated
+
+from anyio import to_thread
+from litestar import Router, delete, get, post, put
+from litestar.di import NamedDependency, Provide
+from litestar.params import FromPath, JSONBody, QueryParameter
+
+from loraplex.adapters.registry import VersionInfo
+from loraplex.engine.client import EngineUnavailable
+from loraplex.engine.messages import Refusal, Whereabouts
+from loraplex.platform.errors import ApiError, unavailable
+from loraplex.platform.manage.adapters import PageLimit, provide_tenant_id
+from loraplex.platform.manage.residency_views import (
+    MemoryView,
+    PinVersion,
+    ResidencyList,
+    ResidencyOverview,
+    ResidencyView,
+    ResidentView,
+    tier_of,
+    tiers_of,
+)
+from loraplex.platform.services import Services
+from loraplex.platform.tenants import Principal
+
+ENGINE_SECONDS = 5.0
+MAX_RESIDENTS = 1000
+
+VERSION = "/{name:str}/versions/{number:int}"
+ResidentLimit = Annotated[int, QueryParameter(ge=1, le=MAX_RESIDENTS, description="Most entries of `data`.")]
+
+
+@get("/{name:str}/residency")
+async def list_residency(
+    name: FromPath[str], services: NamedDependency[Services], tenant_id: NamedDependency[str], limit: PageLimit = 100
+) -> ResidencyList:
+    """Where the newest versions of an adapter are on this server. While the engine is down: on the disk."""
+    adapter = await services.registry.get_adapter(tenant_id, name)
+    return ResidencyList(await _views(services, adapter.versions[::-1][:limit]))
+
+
+@get(VERSION + "/residency")
+async def get_residency(
+    name: FromPath[str], number: FromPath[int], services: NamedDependency[Services], tenant_id: NamedDependency[str]
+) -> ResidencyView:
+    """Where a version is on this server, what it takes there, and what your requests waited for."""
+    return await _view(services, await services.registry.get_version(tenant_id, name, number))
+
+
+@put(VERSION + "/pin")
+async def pin_version(
+    name: FromPath[str],
+    number: FromPath[int],
+    data: JSONBody[PinVersion],
+    services: NamedDependency[Services],
+    principal: NamedDependency[Principal],
+    tenant_id: NamedDependency[str],
+) -> ResidencyView:
+    """Bring a version to the device as `warm` does, and keep it there for so long; again: for so long from now.
+
+    It holds on every server and over restarts. 409 with code `pins_exceeded`: there is a bound on what your pins, and
+    all tenants' together, may take.
+    """
+    version = await services.registry.get_version(tenant_id, name, number)
+    if version.base_model != services.base_model_name:
+        message = f"This version is for `{version.base_model}`; this server serves `{services.base_model_name}`."
+        raise ApiError(400, "base_model_not_served", message)
+    services.uses.touch(tenant_id, version.digest)
+    _raise_refusal(await services.pins.put(version, data.seconds, principal.key_id))
+    return await _view(services, version)
+
+
+@delete(VERSION + "/pin")
+async def unpin_version(
+    name: FromPath[str], number: FromPath[int], services: NamedDependency[Services], tenant_id: NamedDependency[str]
+) -> None:
+    """End a pin. The version stays where it is until others need the room."""
+    await services.pins.end(await services.registry.get_version(tenant_id, name, number))
+
+
+@post(VERSION + "/evict", status_code=200)
+async def evict_version(
+    name: FromPath[str], number: FromPath[int], services: NamedDependency[Services], tenant_id: NamedDependency[str]
+) -> ResidencyView:
+    """Free the memory that a version takes on this server, on the device and in the host's memory.
+
+    409 with code `adapter_in_use` while your requests run with it, `adapter_pinned` while you pin it.
+    """
+    version = await services.registry.get_version(tenant_id, name, number)
+    await _evict(services, version)
+    return await _view(services, version)
+
+
+@get("/residency")
+async def get_overview(services: NamedDependency[Services], limit: ResidentLimit = 100) -> ResidencyOverview:
+    """What is in each tier of this server, for all tenants, with sizes and totals; and how memory is shared."""
+    try:
+        async with asyncio.timeout(ENGINE_SECONDS):
+            found = await services.engine.locate()
+            status = (await services.engine.inspect()).status
+    except (EngineUnavailable, TimeoutError) as error:
+        raise unavailable("engine_unavailable", "The engine is restarting.", 5) from error
+    found.sort(key=lambda entry: (entry.device_bytes > 0, entry.last_used_at or 0.0), reverse=True)
+    shown = [entry.digest for entry in found[:limit]]
+    versions = await services.registry.versions_of(shown)
+    disk = await to_thread.run_sync(services.blobs.disk_use)
+    sizes = await to_thread.run_sync(services.blobs.sizes, shown)
+    return ResidencyOverview(
+        memory=MemoryView.of(services.engine.ready, status),
+        tiers=tiers_of(found, services.engine.ready, services.settings.adapter_host_bytes, disk),
+        data=[
+            ResidentView.of(entry, versions.get(entry.digest, []), size)
+            for entry, size in zip(found[:limit], sizes, strict=True)
+        ],
+    )
+
+
+async def _view(services: Services, version: VersionInfo) -> ResidencyView:
+    return (await _views(services, [version]))[0]
+
+
+async def _views(services: Services, versions: Sequence[VersionInfo]) -> list[ResidencyView]:
+    digests = [version.digest for version in versions]
+    found = await _locate(services, digests)
+    sizes = await to_thread.run_sync(services.blobs.sizes, digests)
+    return [
+        ResidencyView.of(
+            version,
+            entry,
+            services.uses.tell(version.tenant_id, version.digest, tier_of(entry)),
+            size,
+            services.uses.of(version.tenant_id, version.digest),
+            services.pins.pinned_until(version.tenant_id, version.digest),
+        )
+        for version, entry, size in zip(versions, found, sizes, strict=True)
+    ]
+
+
+async def _locate(services: Services, digests: list[str]) -> list[Whereabouts]:
+    try:
+        async with asyncio.timeout(ENGINE_SECONDS):
+            return await services.engine.locate(digests)
+    except (EngineUnavailable, TimeoutError):
+        return [Whereabouts(digest) for digest in digests]
+
+
+async def _evict(services: Services, version: VersionInfo) -> None:
+    """The tenant's own use decides what it is told. Where others have the same bytes they keep them, untold."""
+    tenant_id, digest = version.tenant_id, version.digest
+    if services.uses.of(tenant_id, digest).running:
+        _raise_refusal(Refusal("adapter_in_use", "your requests run with this version; try again when they have ended"))
+    if services.pins.pinned_until(tenant_id, digest) is not None:
+        _raise_refusal(Refusal("adapter_pinned", "your pins keep this version on the device; end its pin first"))
+    if not await services.registry.others_have(tenant_id, digest):
+        _raise_refusal(await services.engine.evict(digest))
+    services.uses.evicted(tenant_id, digest)
+
+
+def _raise_refusal(refusal: Refusal | None) -> None:
+    """What the engine refuses is a conflict; what it could not load may work later."""
+    if refusal is None:
+        return
+    if refusal.code == "adapter_load_failed":
+        raise unavailable(refusal.code, refusal.message, retry_after_seconds=5)
+    raise ApiError(409, refusal.code, refusal.message, headers={"x-should-retry": "false"})
+
+
+RESIDENCY_ROUTES = [
+    Router(
+        "/api/v1/adapters",
+        route_handlers=[list_residency, get_residency, pin_version, unpin_version, evict_version],
+        dependencies={"tenant_id": Provide(provide_tenant_id, sync_to_thread=False)},
+        opt={"scope": "adapters"},
+        tags=["residency"],
+    ),
+    Router("/api/v1/admin", route_handlers=[get_overview], opt={"scope": "admin"}, tags=["residency"]),
+]

@@ -1,0 +1,239 @@
+"""Where versions are, as their tenant and as operators see it; pins and evictions; over a real engine."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from api_running import Api, run_api
+
+from loraplex.adapters.database import Database
+from loraplex.adapters.pin_registry import PinRegistry
+from loraplex.engine.client import EngineClient, EngineUnavailable
+from loraplex.engine.settings import EngineSettings
+from loraplex.platform.pins import PinKeeper
+
+pytest_plugins = ["database_fixtures"]
+pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)]
+
+DEADLINE_SECONDS = 60
+ONE_ADAPTER = 2 * 1024 * 8 * 4  # bytes of rank 8 on all modules of the tiny model, fp32
+
+
+@pytest.fixture(scope="session")
+def peft(tmp_path_factory: pytest.TempPathFactory, make_adapter: Callable[..., Path]) -> list[Path]:
+    """Three adapters of one size."""
+    folder = tmp_path_factory.mktemp("residency")
+    return [make_adapter(folder / str(seed), rank=8, seed=seed) for seed in range(3)]
+
+
+@pytest.fixture
+def settings(tiny_model_dir: Path, tmp_path: Path) -> EngineSettings:
+    """Room for eight adapters, two of which a tenant may pin, and three all tenants."""
+    return EngineSettings(
+        model_path=str(tiny_model_dir),
+        adapter_blobs=str(tmp_path / "adapters"),
+        kv_cache_bytes=4 << 20,
+        adapter_device_bytes=8 * ONE_ADAPTER,
+        pinned_share=3 / 8,
+        pinned_share_per_tenant=2 / 8,
+        kernels="reference",
+    )
+
+
+@pytest.fixture
+async def api(database: Database, tmp_path: Path, tiny_model_dir: Path, settings: EngineSettings) -> AsyncIterator[Api]:
+    engine = await EngineClient.start(settings)
+    try:
+        async with run_api(database, tmp_path, tiny_model_dir, engine=engine) as running:
+            yield running
+    finally:
+        await engine.stop()
+
+
+async def publish(api: Api, who: str, name: str, *folders: Path) -> None:
+    await api.client.post("/api/v1/adapters", json={"name": name}, headers=api.auth(who))
+    for folder in folders:
+        assert (await api.upload(who, name, folder)).status_code == 201
+
+
+async def act(api: Api, who: str, method: str, path: str, **options: Any) -> Any:
+    """Status and body of a call of the residency API."""
+    response = await api.client.request(method, f"/api/v1/adapters/{path}", headers=api.auth(who), **options)
+    return response.status_code, response.json() if response.content else None
+
+
+async def view(api: Api, who: str, path: str) -> dict[str, Any]:
+    status, body = await act(api, who, "GET", f"{path}/residency")
+    assert status == 200
+    return body
+
+
+async def overview(api: Api) -> dict[str, Any]:
+    response = await api.client.get("/api/v1/admin/residency", headers=api.auth("operator"))
+    assert response.status_code == 200
+    return response.json()
+
+
+async def chat(api: Api, who: str, model: str, **options: Any) -> Any:
+    body = {"model": model, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2, **options}
+    response = await api.client.post("/v1/chat/completions", json=body, headers=api.auth(who))
+    assert response.status_code == 200, response.text
+    return response
+
+
+async def until(condition: Callable[[], Awaitable[bool]]) -> None:
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        while not await condition():  # noqa: ASYNC110 - what is polled lives in another process
+            await asyncio.sleep(0.02)
+
+
+def waits(response: Any) -> tuple[str | None, bool | None]:
+    """The state of the adapter, and whether the request waited for it, as the headers say."""
+    load_ms, queue_ms = (response.headers.get(f"x-loraplex-{kind}-ms") for kind in ("load", "queue"))
+    assert (load_ms is None) == (queue_ms is None)
+    if load_ms is None or queue_ms is None:
+        return None, None
+    assert int(queue_ms) >= 0
+    return response.headers["x-loraplex-adapter-state"], int(load_ms) > 0
+
+
+async def test_answers_tell_whether_their_adapter_was_there(api: Api, peft: list[Path]) -> None:
+    """Cold at first, then warm, streamed or not; what was waited for is in the view and the metrics."""
+    await publish(api, "acme", "bot", peft[0])
+    fresh = await view(api, "acme", "bot/versions/1")
+    assert (fresh["tier"], fresh["device_bytes"], fresh["host_bytes"]) == ("device", ONE_ADAPTER, ONE_ADAPTER)
+    assert fresh["disk_bytes"] > ONE_ADAPTER
+    assert (fresh["leases"], fresh["loads"], fresh["last_used_at"], fresh["last_load_ms"]) == (0, 0, None, None)
+
+    seen = []
+    for stream in (False, True):
+        status, evicted = await act(api, "acme", "POST", "bot/versions/1/evict")
+        assert (status, evicted["tier"], evicted["device_bytes"], evicted["host_bytes"]) == (200, "disk", 0, 0)
+        seen += [waits(await chat(api, "acme", "bot", stream=stream)) for _ in range(2)]
+    seen.append(waits(await chat(api, "acme", "tiny")))
+
+    assert seen == [("cold", True), ("warm", False)] * 2 + [(None, None)]
+    used = await view(api, "acme", "bot/versions/1")
+    assert (used["tier"], used["loads"], used["leases"]) == ("device", 2, 0)
+    assert 0 < used["last_load_ms"]["read"] < used["last_load_ms"]["total"]
+    metrics = (await api.client.get("/metrics")).text
+    assert 'loraplex_adapter_load_seconds_bucket{le="0.0"} 2.0' in metrics
+    assert "loraplex_adapter_load_seconds_count 4.0" in metrics
+    assert "loraplex_queue_seconds_count 5.0" in metrics
+
+
+async def test_tenants_with_the_same_bytes_do_not_learn_of_each_other(api: Api, peft: list[Path]) -> None:
+    """Numbers, pins and places do not show the twin, an eviction does not take its memory; operators see both."""
+    await publish(api, "acme", "mine", peft[0])
+    await publish(api, "globex", "yours", peft[0])
+    status, gone = await act(api, "globex", "POST", "yours/versions/1/evict")
+    assert (status, gone["tier"], gone["device_bytes"], gone["host_bytes"]) == (200, "disk", 0, 0)
+    assert (await view(api, "acme", "mine/versions/1"))["tier"] == "device"
+
+    assert waits(await chat(api, "acme", "mine")) == ("warm", False)
+    assert (await act(api, "acme", "PUT", "mine/versions/1/pin", json={"seconds": 600}))[0] == 200
+    assert (await view(api, "globex", "yours/versions/1")) == gone
+    assert (await act(api, "globex", "POST", "yours/versions/1/evict")) == (200, gone)
+    assert (await act(api, "acme", "POST", "mine/versions/1/evict"))[0] == 409
+
+    data = (await overview(api))["data"]
+    assert [entry["versions"] for entry in data] == [["acme/mine@1", "globex/yours@1"]]
+    assert (data[0]["tier"], data[0]["pins"], data[0]["loads"]) == ("device", 1, 1)
+    await chat(api, "globex", "yours")
+    brought = await view(api, "globex", "yours/versions/1")
+    assert (brought["tier"], brought["pinned_until"], brought["loads"]) == ("device", None, 0)
+    foreign = await act(api, "globex", "GET", "mine/versions/1/residency")
+    assert foreign[0] == 404
+
+
+async def test_pins_hold_as_far_as_they_may(api: Api, peft: list[Path]) -> None:
+    """They are bounded for a tenant and for all, outlive the engine, and go with their version; a running request or a
+    pin keeps its memory from eviction."""
+    await publish(api, "acme", "bot", *peft)
+    await publish(api, "globex", "bot", peft[2])
+
+    async def pin(who: str, number: int, seconds: Any = 600) -> tuple[int, Any]:
+        return await act(api, who, "PUT", f"bot/versions/{number}/pin", json={"seconds": seconds})
+
+    for wrong in (0, 604801, "x", 1.5, None):
+        assert (await pin("acme", 1, wrong))[1]["error"]["param"] == "seconds"
+    assert [(await pin("acme", number))[0] for number in (1, 2, 1)] == [200, 200, 200]
+    status, refused = await pin("acme", 3)
+    assert (status, refused["error"]["code"]) == (409, "pins_exceeded")
+    assert (await pin("globex", 1))[0] == 200
+    listed = (await act(api, "acme", "GET", "bot/residency"))[1]["data"]
+    assert [(entry["version"], entry["pinned_until"] is not None) for entry in listed] == [
+        (3, False),
+        (2, True),
+        (1, True),
+    ]
+    status, kept = await act(api, "acme", "POST", "bot/versions/1/evict")
+    assert (status, kept["error"]["code"]) == (409, "adapter_pinned")
+
+    engine = api.services.engine
+    os.kill(engine.pid, signal.SIGKILL)
+    await until(lambda: has_pins(engine, 3))
+    assert (await act(api, "acme", "DELETE", "bot/versions/1/pin"))[0] == 204
+    assert (await act(api, "acme", "POST", "bot/versions/1/evict"))[1]["tier"] == "disk"
+    assert (await act(api, "acme", "DELETE", "bot/versions/2"))[0] == 204
+    await api.services.pins.sync()
+    await until(lambda: has_pins(engine, 1))
+
+    use = api.services.uses
+    version = await api.services.registry.get_version((await tenant_id(api, "acme")), "bot", 1)
+    use.begin(version.tenant_id, [version.digest])
+    status, used = await act(api, "acme", "POST", "bot/versions/1/evict")
+    assert (status, used["error"]["code"]) == (409, "adapter_in_use")
+
+
+async def test_another_server_pins_what_the_database_says(
+    api: Api, peft: list[Path], database: Database, settings: EngineSettings
+) -> None:
+    """When it starts, and when it is told that something has changed."""
+    await publish(api, "acme", "bot", peft[0])
+    assert (await act(api, "acme", "PUT", "bot/versions/1/pin", json={"seconds": 600}))[0] == 200
+    other = await EngineClient.start(settings)
+    try:
+        keeper = PinKeeper(PinRegistry(database), other, api.services.changes, "tiny")
+        following = asyncio.create_task(keeper.follow())
+        await until(lambda: has_pins(other, 1))
+        assert (await act(api, "acme", "DELETE", "bot/versions/1/pin"))[0] == 204
+        await api.services.changes.look()
+        await until(lambda: has_pins(other, 0))
+        following.cancel()
+    finally:
+        await other.stop()
+
+
+async def test_while_the_engine_is_down_versions_are_on_the_disk(
+    database: Database, tmp_path: Path, tiny_model_dir: Path, peft: list[Path]
+) -> None:
+    """Tenants still get an answer; operators are told when to ask again, and a pin is not taken."""
+    async with run_api(database, tmp_path, tiny_model_dir) as standing:
+        await publish(standing, "acme", "bot", peft[0])
+        found = await view(standing, "acme", "bot/versions/1")
+        assert (found["tier"], found["is_loading"], found["disk_bytes"] > 0) == ("disk", False, True)
+        down = await standing.client.get("/api/v1/admin/residency", headers=standing.auth("operator"))
+        assert (down.status_code, down.json()["error"]["code"]) == (503, "engine_unavailable")
+        status, refused = await act(standing, "acme", "PUT", "bot/versions/1/pin", json={"seconds": 600})
+        assert (status, refused["error"]["code"]) == (503, "engine_unavailable")
+        assert await PinRegistry(database).on_base("tiny") == []
+
+
+async def has_pins(engine: EngineClient, count: int) -> bool:
+    """So many adapters are pinned, and on the device."""
+    try:
+        located = await engine.locate()
+    except EngineUnavailable:
+        return False
+    return sum(found.pins > 0 and found.device_bytes > 0 for found in located) == count
+
+
+async def tenant_id(api: Api, slug: str) -> str:
+    return (await api.services.tenants.get_tenant(slug)).id
