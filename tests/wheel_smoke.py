@@ -47,7 +47,7 @@ def main() -> None:
             sys.exit(f"the wheel lacks {sorted(missing)}")
         venv.create(work / "venv", with_pip=True)
         binaries = work / "venv" / "bin"
-        run(binaries / "pip", "install", "--disable-pip-version-check", "--quiet", wheel, cwd=work)
+        run(binaries / "pip", "install", "--disable-pip-version-check", "--quiet", "--no-compile", wheel, cwd=work)
         run(binaries / "loraplex", "--version", cwd=work)
         run(binaries / "loraplex", "db", "upgrade", "--data-dir", work / "data", cwd=work)
         run(binaries / "loraplex", "tenant", "create", "acme", "--data-dir", work / "data", "--json", cwd=work)
