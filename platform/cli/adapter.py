@@ -1,4 +1,4 @@
-"""`loraplex adapter`: push, import, list, show, warm and delete a tenant's adapters, and how they are asked."""
+"""`loraplex adapter`: push, list, show, warm and delete a tenant's adapters, and how they are asked."""
 
 from __future__ import annotations
 
@@ -24,18 +24,31 @@ def adapter() -> None:
 
 
 @adapter.command()
-@click.argument("folder", metavar="FOLDER", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("source")
 @click.argument("name", required=False)
 @click.option("--alias", help="Let this alias, for instance prod, stand for the new version.")
+@click.option("--detach", is_flag=True, help="Do not wait until the server has fetched SOURCE.")
 @json_option
 @server_options
-def push(client: httpx.Client, folder: Path, name: str | None, alias: str | None, as_json: bool) -> None:
-    """Upload the PEFT LoRA in FOLDER as the next version of the adapter NAME, by default that of the folder.
+def push(client: httpx.Client, source: str, name: str | None, alias: str | None, detach: bool, as_json: bool) -> None:
+    """Publish SOURCE as the next version of the adapter NAME, by default SOURCE's own; it is made if it is new.
 
-    FOLDER has adapter_config.json and adapter_model.safetensors. The adapter is made if it is new. When the connection
-    breaks the upload goes on by itself; when the command was ended, run it again and it goes on where it was. It is
-    served with the chat template in FOLDER (chat_template.jinja, or in tokenizer_config.json) where there is one.
+    SOURCE is a folder with adapter_config.json, adapter_model.safetensors and, if the adapter has a chat template of
+    its own, chat_template.jinja or tokenizer_config.json. When the connection breaks the upload goes on by itself; when the
+    command was ended, run it again and it goes on where it was.
+
+    Or SOURCE is hf://org/repo@COMMIT, hf://org/repo@BRANCH or s3://bucket/prefix, of the places that the server's
+    operator allows: then the server fetches it.
     """
+    if "://" not in source:
+        push_folder(client, Path(source), name, alias, as_json)
+    elif alias and detach:
+        raise click.UsageError("--alias needs the version that SOURCE becomes; leave --detach out")
+    else:
+        push_from_elsewhere(client, source, name, alias, detach, as_json)
+
+
+def push_folder(client: httpx.Client, folder: Path, name: str | None, alias: str | None, as_json: bool) -> None:
     for file in FILES:
         if not (folder / file).is_file():
             raise click.ClickException(f"{folder} has no {file}; save the adapter with PEFT's save_pretrained()")
@@ -44,13 +57,36 @@ def push(client: httpx.Client, folder: Path, name: str | None, alias: str | None
     version = upload(client, folder, name)
     is_ready = version["state"] == "ready"
     if alias and is_ready:
-        call(client, "PUT", path(name, "aliases", alias), json={"version": version["version"]})
+        move_alias(client, name, alias, version["version"])
     if as_json:
         print_json(version)
     elif is_ready:
         tell_ready(client, version, alias)
     else:
         raise click.ClickException(why_not_ready(version, alias))
+
+
+def push_from_elsewhere(
+    client: httpx.Client, source: str, name: str | None, alias: str | None, detach: bool, as_json: bool
+) -> None:
+    name = name or source.partition("@")[0].rstrip("/").rpartition("/")[2].lower()
+    wanted = {"adapter": name, "source": source}
+    response = client.post(imports.IMPORTS, json=wanted)
+    if response.status_code == httpx.codes.NOT_FOUND:
+        create_if_missing(client, name)
+        response = client.post(imports.IMPORTS, json=wanted)
+    if response.is_error:
+        raise refusal(response)
+    job = decode(response.content)
+    if not detach:
+        job = imports.follow(client, job)
+    if alias and job["version_state"] == "ready":
+        move_alias(client, name, alias, job["version"])
+    imports.tell(job, as_json)
+
+
+def move_alias(client: httpx.Client, name: str, alias: str, version: int) -> None:
+    call(client, "PUT", path(name, "aliases", alias), json={"version": version})
 
 
 def tell_ready(client: httpx.Client, version: dict[str, Any], alias: str | None) -> None:
@@ -66,28 +102,6 @@ def why_not_ready(version: dict[str, Any], alias: str | None) -> str:
     name = version["adapter"]
     follow = f"loraplex adapter show {name}" + (f"; then loraplex alias move {name} {alias} VERSION" if alias else "")
     return f"the engine has had no time to run {version['model']} yet; see when it is: {follow}"
-
-
-@adapter.command("import")
-@click.argument("source")
-@click.argument("name")
-@click.option("--detach", is_flag=True, help="Do not wait for its end.")
-@json_option
-@server_options
-def import_adapter(client: httpx.Client, source: str, name: str, detach: bool, as_json: bool) -> None:
-    """Have the server fetch SOURCE and publish it as a version of the adapter NAME, which is made if it is new.
-
-    SOURCE is hf://org/repo@COMMIT, hf://org/repo@BRANCH or s3://bucket/prefix, of the places that the operator allows.
-    """
-    wanted = {"adapter": name, "source": source}
-    response = client.post(imports.IMPORTS, json=wanted)
-    if response.status_code == httpx.codes.NOT_FOUND:
-        create_if_missing(client, name)
-        response = client.post(imports.IMPORTS, json=wanted)
-    if response.is_error:
-        raise refusal(response)
-    job = decode(response.content)
-    imports.tell(job if detach else imports.follow(client, job), as_json)
 
 
 @adapter.command("imports")

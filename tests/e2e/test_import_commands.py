@@ -1,4 +1,4 @@
-"""`loraplex adapter import` against a real server that fetches from a hub: what a user types and what comes back."""
+"""`loraplex adapter push` of what a hub has, against a real server: what a user types and what comes back."""
 
 from __future__ import annotations
 
@@ -34,15 +34,20 @@ def bot(hub: Hub, make_adapter: Callable[..., Any], tmp_path: Any) -> Hub:
 
 def test_an_import_is_followed_until_it_serves(run: Run, bot: Hub) -> None:
     """A new name is made; the end tells the version, the commit that it is from, and what to type next."""
-    imported = run("import", "hf://acme/bot", "imported")
+    imported = run("push", "hf://acme/bot", "imported")
     assert imported.exit_code == 0, imported.output
     assert f"Version 1 of imported is ready, from hf://acme/bot@{COMMIT}" in imported.stdout
     assert 'loraplex chat imported@1 "Hello"' in imported.stdout
     assert "Succeeded" in imported.stderr
-    again = json.loads(run("import", f"hf://acme/bot@{COMMIT}", "imported", "--json").stdout)
+    again = json.loads(run("push", f"hf://acme/bot@{COMMIT}", "imported", "--json").stdout)
     assert (again["state"], again["version"], again["version_state"]) == ("succeeded", 1, "ready")
     assert CliRunner().invoke(main, ["chat", "imported@1", "Hello", "--max-tokens", "2"]).exit_code == 0
     assert run("delete", "imported").exit_code == 0
+    named = run("push", "hf://acme/bot", "--alias", "prod")
+    assert named.exit_code == 0, named.output
+    assert json.loads(run("show", "bot", "--json").stdout)["aliases"]["prod"]["split"] == {"1": 1}
+    assert run("push", "hf://acme/bot", "--alias", "prod", "--detach").exit_code == 2
+    assert run("delete", "bot").exit_code == 0
 
 
 def test_ctrl_c_leaves_the_import_running(run: Run, bot: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,11 +59,11 @@ def test_ctrl_c_leaves_the_import_running(run: Run, bot: Hub, monkeypatch: pytes
     bot.proceed.clear()
     with monkeypatch.context() as context:
         context.setattr(imports.time, "sleep", interrupt)
-        left = run("import", "hf://acme/bot", "watched")
+        left = run("push", "hf://acme/bot", "watched")
     assert left.exit_code == imports.INTERRUPTED
     [watched] = json.loads(run("imports", "--json").stdout)[:1]
     assert f"loraplex adapter imports {watched['id']}" in left.stderr
-    detached = run("import", "hf://acme/bot", "watched", "--detach")
+    detached = run("push", "hf://acme/bot", "watched", "--detach")
     assert (detached.exit_code, "loraplex adapter imports" in detached.stdout) == (0, True)
     [other] = json.loads(run("imports", "--json").stdout)[:1]
     assert run("imports", other["id"], "--cancel").exit_code == 0
@@ -73,13 +78,13 @@ def test_ctrl_c_leaves_the_import_running(run: Run, bot: Hub, monkeypatch: pytes
 
 def test_what_is_wrong_is_told(run: Run, bot: Hub) -> None:
     """A source that is not allowed makes no adapter; a refused adapter tells every failed check; exit code 1."""
-    refused = run("import", "hf://elsewhere/bot", "nothing")
+    refused = run("push", "hf://elsewhere/bot", "nothing")
     assert (refused.exit_code, "(source_not_allowed)" in refused.stderr) == (1, True)
     assert "nothing" not in run("list").stdout
     bot.repos["acme/bad", COMMIT] = {"adapter_config.json": b"{}", "adapter_model.safetensors": b"pickle"}
-    invalid = run("import", f"hf://acme/bad@{COMMIT}", "bad")
+    invalid = run("push", f"hf://acme/bad@{COMMIT}", "bad")
     assert (invalid.exit_code, "refused (adapter_invalid):" in invalid.stderr) == (1, True)
-    assert json.loads(run("import", f"hf://acme/bad@{COMMIT}", "bad", "--json").stdout)["state"] == "failed"
+    assert json.loads(run("push", f"hf://acme/bad@{COMMIT}", "bad", "--json").stdout)["state"] == "failed"
     assert "(import_not_found)" in run("imports", "none").stderr
     assert run("imports", "--cancel").exit_code == 2
     assert run("delete", "bad").exit_code == 0
