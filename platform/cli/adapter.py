@@ -34,8 +34,8 @@ def push(client: httpx.Client, source: str, name: str | None, alias: str | None,
     """Publish SOURCE as the next version of the adapter NAME, by default SOURCE's own; it is made if it is new.
 
     SOURCE is a folder with adapter_config.json, adapter_model.safetensors and, if the adapter has a chat template of
-    its own, chat_template.jinja or tokenizer_config.json. When the connection breaks the upload goes on by itself; when the
-    command was ended, run it again and it goes on where it was.
+    its own, chat_template.jinja or tokenizer_config.json. When the connection breaks the upload goes on by itself; when
+    the command was ended, run it again and it goes on where it was.
 
     Or SOURCE is hf://org/repo@COMMIT, hf://org/repo@BRANCH or s3://bucket/prefix, of the places that the server's
     operator allows: then the server fetches it.
