@@ -88,7 +88,7 @@ class AdapterAliases:
         """Let the alias stand for what it stood for at the revision `to`; by default at the one before its last move.
 
         A rollback counts as being at the revision that it restored, so that each further one goes one further back.
-        Raises AdapterNotFound, AliasMoved, NothingToRestore.
+        Raises AdapterNotFound, AliasMoved, NothingToRestore; VersionNotReady where a version of it was taken out.
         """
         async with self._database.transaction() as session:
             adapter = await lock_adapter(session, tenant_id, name)

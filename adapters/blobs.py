@@ -88,7 +88,7 @@ class BlobStore:
     def commit(self, staging: Staging, spec: AdapterSpec, weights_sha256: str) -> str:
         """Make the staged files an adapter version that survives a crash, and return its digest.
 
-        If the same content is there already, that one is kept and its grace period starts anew. Raises
+        If the same content is there already, and whole, that one is kept and its grace period starts anew. Raises
         FileNotFoundError if a file was not staged.
         """
         digest = adapter_digest(spec, weights_sha256)
@@ -101,12 +101,21 @@ class BlobStore:
         target = self._directory(digest)
         target.parent.mkdir(exist_ok=True)
         with self._exclusively():
+            if target.exists() and not _has_files_of(target, staging):
+                target.rename(self._trash())  # which the next sweep empties
             if not target.exists():
                 staging.directory.rename(target)
             os.utime(target)
         fsync(target.parent)
         fsync(self._blobs)
         return digest
+
+    def keep(self, digest: str) -> None:
+        """Start the grace period of a version anew, since a row is about to name it. Raises as `open` does."""
+        if is_digest(digest):
+            with self._exclusively(), suppress(FileNotFoundError):
+                os.utime(self._directory(digest))
+        self.open(digest)
 
     def open(self, digest: str) -> StoredAdapter:
         """Raises AdapterNotFound if `digest` is none, AdapterUnavailable if its files are missing or damaged."""
@@ -151,7 +160,7 @@ class BlobStore:
 
     def _retire(self, directory: Path, oldest: float) -> bool:
         """Take a blob out of sight in one rename, then delete it: `open` never sees half of one."""
-        trash = self._staging / f"removed-{uuid.uuid4().hex}"
+        trash = self._trash()
         try:
             with self._exclusively():
                 if directory.stat().st_mtime >= oldest:
@@ -162,12 +171,25 @@ class BlobStore:
         shutil.rmtree(trash, ignore_errors=True)
         return True
 
+    def _trash(self) -> Path:
+        return self._staging / f"removed-{uuid.uuid4().hex}"
+
     def _exclusively(self) -> AbstractContextManager[None]:
         """For the moment in which a directory appears or goes: no other thread or process is in one."""
         return locked(self._blobs, wait=True)
 
     def _directory(self, digest: str) -> Path:
         return self._blobs / digest[:2] / digest
+
+
+def _has_files_of(directory: Path, staging: Staging) -> bool:
+    """Whether no file of the same content, in staging, is missing or cut off there."""
+    try:
+        same_spec = (directory / SPEC_FILE).read_bytes() == (staging.directory / SPEC_FILE).read_bytes()
+        sizes = [(place / WEIGHTS_FILE).stat().st_size for place in (directory, staging.directory)]
+        return same_spec and sizes[0] == sizes[1] and (directory / CONFIG_FILE).exists()
+    except FileNotFoundError:
+        return False
 
 
 def _size_of(directory: Path) -> int:

@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from loraplex.adapters.database import Database
 from loraplex.adapters.errors import ImportEnded, ImportNotFound, InvalidName, TooManyImports
-from loraplex.adapters.lookup import VersionState, lock_adapter, tenants
+from loraplex.adapters.lookup import VersionState, lock_adapter, lock_tenant, tenants
 from loraplex.adapters.schema import Adapter, AdapterVersion, ImportJob, new_id, now
 
 ImportState = Literal["queued", "running", "succeeded", "failed", "cancelled"]
@@ -71,8 +71,7 @@ class ImportJobs:
     ) -> ImportInfo:
         """A new job. Raises AdapterNotFound; TooManyImports where the tenant has `max_open` that have not ended."""
         async with self._database.transaction() as session:
-            # Imports of one tenant are counted one after the other.
-            await session.execute(select(tenants.c.id).where(tenants.c.id == tenant_id).with_for_update(key_share=True))
+            await lock_tenant(session, tenant_id)
             adapter_id = (await lock_adapter(session, tenant_id, adapter)).id
             jobs = select(ImportJob.id).join(Adapter).where(Adapter.tenant_id == tenant_id)
             unended = jobs.where(ImportJob.state.in_(OPEN)).subquery()

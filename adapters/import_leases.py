@@ -19,7 +19,7 @@ from loraplex.adapters.database import Database
 from loraplex.adapters.errors import LeaseLost
 from loraplex.adapters.import_jobs import OPEN, ImportInfo, Progress, find_import, select_imports
 from loraplex.adapters.lookup import VersionInfo
-from loraplex.adapters.schema import Adapter, BaseModel, ImportJob, new_id, now
+from loraplex.adapters.schema import Adapter, BaseModel, ImportJob, new_id, now, storable
 
 LEASE = timedelta(seconds=30)
 """How long after the last sign of life of its server another one takes a job up."""
@@ -28,7 +28,7 @@ MAX_ATTEMPTS = 5
 
 ABANDONED = {
     "code": "import_abandoned",
-    "message": f"{MAX_ATTEMPTS} times its server stopped before the end of it; ask the operator what the log says.",
+    "message": f"Its server stopped in the last of {MAX_ATTEMPTS} attempts; ask the operator what the log says.",
 }
 
 
@@ -92,7 +92,7 @@ class ImportLeases:
 
     async def fail(self, lease: Lease, error: Mapping[str, Any]) -> None:
         """error: code, message, details."""
-        await self._write(lease, state="failed", error=dict(error), lease_owner=None, finished_at=self._clock())
+        await self._write(lease, state="failed", error=storable(error), lease_owner=None, finished_at=self._clock())
 
     async def retry(self, lease: Lease, error: Mapping[str, Any], delay: timedelta) -> None:
         """Queue the job again, due when `delay` has passed; after the last attempt it fails."""
@@ -100,7 +100,7 @@ class ImportLeases:
             await self.fail(lease, error)
         else:
             due_at = self._clock() + delay
-            await self._write(lease, state="queued", error=dict(error), lease_owner=None, due_at=due_at)
+            await self._write(lease, state="queued", error=storable(error), lease_owner=None, due_at=due_at)
 
     async def release(self, lease: Lease) -> None:
         """Give the job back as if it had not been taken up: its server is about to stop."""

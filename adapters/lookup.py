@@ -15,15 +15,15 @@ from sqlalchemy.orm import joinedload, selectinload
 
 from loraplex.adapters.errors import AdapterNotFound
 from loraplex.adapters.names import version_number
-from loraplex.adapters.schema import Adapter, AdapterVersion, Alias, AliasTarget, BaseModel
+from loraplex.adapters.schema import Adapter, AdapterVersion, Alias, AliasTarget, BaseModel, UtcDateTime
 
 DEFAULT_ALIAS = "prod"
 
 MAX_TARGETS = 8
 """Versions that may share the traffic of one alias."""
 
-# Platform owns this table; the registry reads the name of a tenant and nothing else of it.
-tenants = table("tenants", column("id", String), column("slug", Adapter.name.type))
+# Platform owns this table; the registry reads a tenant's name and whether it is suspended.
+tenants = table("tenants", column("id", String), column("slug", Adapter.name.type), column("suspended_at", UtcDateTime))
 
 
 VersionState = Literal["validating", "ready", "rejected", "quarantined"]
@@ -114,6 +114,11 @@ async def find_adapter(session: AsyncSession, tenant_id: str, name: str) -> Adap
     for adapter, slug in found:
         return adapter_info(adapter, slug)
     raise AdapterNotFound(no_adapter(name))
+
+
+async def lock_tenant(session: AsyncSession, tenant_id: str) -> None:
+    """From here on one transaction at a time for a tenant, so that no two see the same room in what it may have."""
+    await session.execute(select(tenants.c.id).where(tenants.c.id == tenant_id).with_for_update(key_share=True))
 
 
 async def lock_adapter(session: AsyncSession, tenant_id: str, name: str) -> Adapter:

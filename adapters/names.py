@@ -19,7 +19,7 @@ MAX_WEIGHT = 16.0
 _SLUG = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _ALIAS = re.compile(r"[a-z][a-z0-9._-]{0,62}")
 _NUMBER = re.compile(r"[1-9][0-9]{0,8}")
-_WEIGHT = re.compile(r"[+-]?[0-9]{0,3}(\.[0-9]{0,6})?")
+_WEIGHT = re.compile(r"[+-]?([0-9]{1,3}(\.[0-9]{0,6})?|\.[0-9]{1,6})")
 _BASE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,126}")
 
 
@@ -57,11 +57,10 @@ def split_sum(text: str, field: str = "model") -> tuple[WeightedName, ...]:
 
 
 def _weight(text: str, field: str) -> float:
-    weight = float(text) if _WEIGHT.fullmatch(text) and any(map(str.isdigit, text)) else MAX_WEIGHT + 1
-    if abs(weight) > MAX_WEIGHT:
-        rule = f"write a decimal number from -{MAX_WEIGHT:g} to {MAX_WEIGHT:g}, as in `a*0.7+b*0.3`"
-        raise InvalidName(field, f"{_shown(text)} is not a weight: {rule}")
-    return weight
+    if _WEIGHT.fullmatch(text) and abs(float(text)) <= MAX_WEIGHT:
+        return float(text)
+    rule = f"write a decimal number from -{MAX_WEIGHT:g} to {MAX_WEIGHT:g}, as in `a*0.7+b*0.3`"
+    raise InvalidName(field, f"{_shown(text)} is not a weight: {rule}")
 
 
 def check_slug(value: str, field: str) -> str:

@@ -9,17 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import String, column, delete, select, table
+from sqlalchemy import delete, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from loraplex.adapters.changes import names_of, record_change
 from loraplex.adapters.database import Database
 from loraplex.adapters.errors import VersionNotFound, VersionNotReady
-from loraplex.adapters.lookup import VersionInfo, lock_adapter, no_version, not_ready
-from loraplex.adapters.schema import Adapter, AdapterPin, AdapterVersion, BaseModel, UtcDateTime, now
-
-# Platform owns this table. A tenant that is suspended keeps no memory from the others.
-_tenants = table("tenants", column("id", String), column("suspended_at", UtcDateTime))
+from loraplex.adapters.lookup import VersionInfo, lock_adapter, no_version, not_ready, tenants
+from loraplex.adapters.schema import Adapter, AdapterPin, AdapterVersion, BaseModel, now
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,16 +53,19 @@ class PinRegistry:
             await record_change(session, names_of(version.tenant_id, version.name))
 
     async def on_base(self, base_model: str) -> list[PinInfo]:
-        """The pins of ready versions on a base model, in the order in which they were made."""
+        """The pins of ready versions on a base model, in the order in which they were made.
+
+        A tenant that is suspended keeps no memory from the others.
+        """
         pins = (
             select(Adapter.tenant_id, AdapterVersion.digest, AdapterPin.expires_at)
             .select_from(AdapterPin)
             .join(AdapterVersion, AdapterVersion.id == AdapterPin.version_id)
             .join(Adapter, Adapter.id == AdapterPin.adapter_id)
             .join(BaseModel, BaseModel.id == Adapter.base_model_id)
-            .join(_tenants, _tenants.c.id == Adapter.tenant_id)
+            .join(tenants, tenants.c.id == Adapter.tenant_id)
             .where(BaseModel.name == base_model, AdapterVersion.state == "ready", AdapterPin.expires_at > now())
-            .where(_tenants.c.suspended_at.is_(None))
+            .where(tenants.c.suspended_at.is_(None))
             .order_by(AdapterPin.created_at)
         )
         async with self._database.read() as session:

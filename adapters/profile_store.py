@@ -70,6 +70,12 @@ def set_template(version: AdapterVersion, chat_template: str) -> bool:
     return after != before
 
 
+def template_of(version: AdapterVersion) -> str | None:
+    """The chat template in the profile of a row whose column `profile` was asked for."""
+    profile = _profile(version)
+    return None if profile is None else profile.chat_template
+
+
 def _profile(version: AdapterVersion) -> ServingProfile | None:
     return None if version.profile is None else msgspec.convert(version.profile, ServingProfile)
 

@@ -16,6 +16,7 @@ from loraplex.adapters.database import Database
 from loraplex.adapters.errors import VersionNotFound
 from loraplex.adapters.lookup import VersionInfo, VersionState, select_all_versions, version_infos
 from loraplex.adapters.names import check_text
+from loraplex.adapters.publication import of_checks
 from loraplex.adapters.schema import Adapter, AdapterVersion
 from loraplex.adapters.types import is_digest
 
@@ -44,7 +45,7 @@ class Quarantine:
         async with self._database.transaction() as session:
             versions = await _locked(session, digest, ["quarantined"])
             for version in versions:
-                version.report = [entry for entry in version.report if entry.get("code") == "statistics"]
+                version.report = of_checks(version.report)
             released = await _moved(session, versions, "validating", reason)
             await record_change(session, release_of(digest))
             return released

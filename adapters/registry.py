@@ -19,7 +19,6 @@ from loraplex.adapters.database import Database
 from loraplex.adapters.errors import (
     AdapterExists,
     AdapterNotFound,
-    BaseModelConflict,
     BaseModelUnknown,
     InvalidName,
     VersionInUse,
@@ -43,8 +42,9 @@ from loraplex.adapters.lookup import (
     tenants,
     version_infos,
 )
-from loraplex.adapters.names import check_base_name, check_slug, check_text, version_number
-from loraplex.adapters.profile_store import set_template
+from loraplex.adapters.names import check_slug, check_text, version_number
+from loraplex.adapters.publication import of_checks, select_received, write_version
+from loraplex.adapters.quarantine import MAX_REASON_LENGTH
 from loraplex.adapters.schema import (
     Adapter,
     AdapterPin,
@@ -56,45 +56,24 @@ from loraplex.adapters.schema import (
     ImportJob,
     Upload,
     now,
+    storable,
 )
 
 __all__ = ["AdapterInfo", "AdapterRegistry", "Target", "VersionInfo"]
 
 MAX_PAGE = 1000
 MAX_DESCRIPTION_LENGTH = 2000
-MAX_REASON_LENGTH = 500
 
 Recorder = Callable[[AsyncSession, VersionInfo], Awaitable[None]]
 """Writes down elsewhere that a version is published, in the same transaction: what it raises undoes both."""
 
 
 class AdapterRegistry:
-    """Each method is one transaction. Changes of one adapter wait for each other; those of different ones do not."""
+    """Each method is one transaction. Changes of one adapter wait for each other; those of different ones only where
+    they are about the same bytes."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
-
-    async def register_base_model(self, name: str, shape_digest: str, source: str) -> None:
-        """Make the model known to `create_adapter`; again is fine. Raises InvalidName, BaseModelConflict."""
-        check_base_name(name)
-        try:
-            await self._register_base_model(name, shape_digest, source)
-        except IntegrityError:
-            # Another server registered it in between; now there is a row to compare with.
-            await self._register_base_model(name, shape_digest, source)
-
-    async def _register_base_model(self, name: str, shape_digest: str, source: str) -> None:
-        async with self._database.transaction() as session:
-            known = await session.scalar(select(BaseModel).where(BaseModel.name == name))
-            if known is None:
-                session.add(BaseModel(name=name, shape_digest=shape_digest, source=source))
-            elif known.shape_digest == shape_digest:
-                known.source = source
-            else:
-                raise BaseModelConflict(
-                    f'served_model_name: "{name}" is a model of another shape in this database ({known.source}); '
-                    "its adapters would not fit. Serve this model under another name or with another database"
-                )
 
     async def create_adapter(self, tenant_id: str, name: str, base_model: str, description: str = "") -> AdapterInfo:
         """A new adapter without versions. Raises InvalidName, BaseModelUnknown, AdapterExists."""
@@ -166,56 +145,57 @@ class AdapterRegistry:
     ) -> VersionInfo:
         """The version of these bytes: a new one, numbered one above all that ever were, or the one that has them.
 
-        It is validating, and serves once `settle` has made it ready; one that was rejected is validated again. The
-        bytes must be in the blob store already. received_sha256: by which `find_received` finds it. chat_template: goes
-        into its profile. Raises AdapterNotFound, and what `record` raises.
+        It is validating, and serves once `settle` has made it ready, unless the tenant serves these bytes already: see
+        `publication.write_version`. One that was rejected begins anew. The bytes must be in the blob store already.
+        received_sha256: by which `find_received` finds it. chat_template: goes into its profile. Raises
+        AdapterNotFound, and what `record` raises.
         """
+        new = AdapterVersion(
+            digest=digest,
+            size_bytes=size_bytes,
+            max_rank=max_rank,
+            targets=list(targets),
+            invocation_tokens=list(invocation_tokens) or None,
+            is_additive=is_additive,
+            report=list(report),
+            created_by=created_by,
+            received_sha256=received_sha256,
+        )
         async with self._database.transaction() as session:
-            adapter = await lock_adapter(session, tenant_id, name)
-            same_bytes = AdapterVersion.adapter_id == adapter.id, AdapterVersion.digest == digest
-            known = select(AdapterVersion).where(*same_bytes)
-            version = await session.scalar(known.options(undefer(AdapterVersion.profile)))
-            if version is None:
-                adapter.last_number += 1
-                version = AdapterVersion(
-                    adapter_id=adapter.id,
-                    number=adapter.last_number,
-                    digest=digest,
-                    size_bytes=size_bytes,
-                    max_rank=max_rank,
-                    targets=list(targets),
-                    invocation_tokens=list(invocation_tokens) or None,
-                    is_additive=is_additive,
-                    report=list(report),
-                    state="validating",
-                    created_by=created_by,
-                    received_sha256=received_sha256,
-                )
-                session.add(version)
-            else:
-                version.received_sha256 = received_sha256 or version.received_sha256
-                if version.state == "rejected":
-                    version.state, version.state_reason, version.report = "validating", "", list(report)
-            profile_changed = chat_template is not None and set_template(version, chat_template)
-            await session.flush()
-            if profile_changed:
-                await record_change(session, names_of(tenant_id, name))
-            found = await first_version(session, select_versions(tenant_id, name).where(*same_bytes))
-            assert found is not None, "the transaction has just seen or written it"
+            row, changed = await write_version(session, tenant_id, name, new, chat_template)
+            version = await first_version(session, select_versions(tenant_id, name).where(AdapterVersion.id == row.id))
+            assert version is not None, "the transaction has just seen or written it"
             if record is not None:
-                await record(session, found)
-            return found
+                await record(session, version)
+            if changed:
+                await record_change(session, names_of(tenant_id, name))
+            return version
 
     async def find_received(self, tenant_id: str, name: str, received_sha256: str) -> VersionInfo | None:
-        """The version of this adapter that files with this `types.received_digest` last became, rejected ones aside.
-
-        Raises AdapterNotFound. No other adapter is looked at: what others have uploaded must not show.
-        """
-        received = AdapterVersion.received_sha256 == received_sha256, AdapterVersion.state != "rejected"
+        """The version that files with this `types.received_digest` last became: one of this adapter that is not
+        rejected, else a ready one of another adapter of the tenant's on the same base, fit for `publish_again`."""
         async with self._database.read() as session:
-            await find_adapter(session, tenant_id, name)
-            newest_first = select_versions(tenant_id, name).where(*received).order_by(AdapterVersion.number.desc())
-            return await first_version(session, newest_first)
+            return await first_version(session, select_received(tenant_id, name, received_sha256))
+
+    async def publish_again(
+        self, known: VersionInfo, name: str, *, received_sha256: str, chat_template: str | None, created_by: str | None
+    ) -> VersionInfo:
+        """The bytes of a version as one of another adapter of the same tenant, as `publish` has it. Raises
+        AdapterNotFound; VersionNotFound where the known version was deleted meanwhile."""
+        return await self.publish(
+            known.tenant_id,
+            name,
+            digest=known.digest,
+            size_bytes=known.size_bytes,
+            max_rank=known.max_rank,
+            targets=known.targets,
+            report=of_checks(await self.get_report(known.tenant_id, known.name, known.number)),
+            created_by=created_by,
+            invocation_tokens=known.invocation_tokens,
+            is_additive=known.is_additive,
+            chat_template=chat_template,
+            received_sha256=received_sha256,
+        )
 
     async def settle(
         self,
@@ -236,7 +216,8 @@ class AdapterRegistry:
             if row is None:
                 raise VersionNotFound(no_version(version.name, version.number))
             if row.state == "validating":
-                row.state, row.state_reason, row.report = state, reason[:MAX_REASON_LENGTH], [*row.report, *report]
+                row.state, row.state_reason = state, storable(reason[:MAX_REASON_LENGTH])
+                row.report = [*row.report, *storable(report)]
                 await session.flush()
                 await record_change(session, names_of(version.tenant_id, version.name))
             found = await first_version(session, select_versions(version.tenant_id, version.name).where(*wanted))

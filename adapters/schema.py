@@ -5,6 +5,7 @@ Knows columns and constraints. Knows no query. The table `tenants`, which owns a
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
@@ -69,6 +70,16 @@ class Name(TypeDecorator[str]):
 
 
 Slug = Name(MAX_SLUG_LENGTH)
+
+
+def storable(value: Any) -> Any:
+    """A text that a stranger had a part in, alone or within JSON, as both engines store it: PostgreSQL takes no NUL and
+    no half of a surrogate pair."""
+    if isinstance(value, str):
+        return value.replace("\0", "\N{REPLACEMENT CHARACTER}").encode(errors="replace").decode()
+    if isinstance(value, Mapping):
+        return {storable(key): storable(entry) for key, entry in value.items()}
+    return [storable(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
 class Base(DeclarativeBase):
@@ -154,7 +165,7 @@ class AdapterVersion(Base):
     report: Mapped[list[dict[str, Any]]] = mapped_column(Json, deferred=True, deferred_raiseload=True)
     state: Mapped[str] = mapped_column(String(16))
     state_reason: Mapped[str] = mapped_column(Text, default="")
-    received_sha256: Mapped[str | None] = mapped_column(String(64))
+    received_sha256: Mapped[str | None] = mapped_column(String(64), index=True)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now)
     created_by: Mapped[str | None] = mapped_column(String(12))
     profile: Mapped[dict[str, Any] | None] = mapped_column(JsonOrNull, deferred=True, deferred_raiseload=True)

@@ -19,7 +19,7 @@ from loraplex.adapters.errors import ChecksumMismatch, UploadBusy, UploadIncompl
 
 @dataclass(frozen=True, slots=True)
 class AnnouncedFile:
-    """One of ADAPTER_FILES as it is to be once it is whole."""
+    """One of ADAPTER_FILES or of PROMPT_FILES as it is to be once it is whole."""
 
     name: str
     size_bytes: int

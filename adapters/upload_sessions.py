@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from loraplex.adapters.database import Database
 from loraplex.adapters.errors import UploadLimitReached, UploadNotFound
-from loraplex.adapters.lookup import lock_adapter, tenants
+from loraplex.adapters.lookup import lock_adapter, lock_tenant
 from loraplex.adapters.schema import Adapter, Upload, now
 from loraplex.adapters.upload_files import AnnouncedFile
 
@@ -63,8 +63,7 @@ class UploadSessions:
         """A new upload, of which no byte is there yet. Raises AdapterNotFound, UploadLimitReached."""
         size_bytes = sum(file.size_bytes for file in files)
         async with self._database.transaction() as session:
-            # One at a time for a tenant, so that no two see the same room.
-            await session.execute(select(tenants.c.id).where(tenants.c.id == tenant_id).with_for_update(key_share=True))
+            await lock_tenant(session, tenant_id)
             owner = await lock_adapter(session, tenant_id, adapter)
             await self._require_room(session, tenant_id, size_bytes)
             upload = Upload(

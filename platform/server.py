@@ -17,6 +17,7 @@ import structlog
 import uvicorn
 
 from loraplex.adapters.aliases import AdapterAliases
+from loraplex.adapters.base_models import register_base_model
 from loraplex.adapters.blobs import BlobStore
 from loraplex.adapters.changes import ChangeFeed
 from loraplex.adapters.database import Database
@@ -116,7 +117,7 @@ async def open_services(settings: Settings, model_path: Path) -> AsyncIterator[S
         templates = UntrustedTemplates()
         try:
             shape = base_shape(engine.ready)
-            await registry.register_base_model(settings.base_model_name, shape.digest, settings.model)
+            await register_base_model(database, settings.base_model_name, shape.digest, settings.model)
             forgive_released(changes, engine)
             metrics = Metrics()
             metrics.watch_engine(lambda: engine.status)

@@ -15,6 +15,7 @@ import httpx
 from litestar import Litestar
 
 from loraplex.adapters.aliases import AdapterAliases
+from loraplex.adapters.base_models import register_base_model
 from loraplex.adapters.blobs import ADAPTER_FILES, BlobStore
 from loraplex.adapters.changes import ChangeFeed
 from loraplex.adapters.database import Database
@@ -178,7 +179,7 @@ async def make_services(
     changes, text, templates = ChangeFeed(database), TextCodec(model), UntrustedTemplates()
     profiles = ProfileStore(database)
     shape = base_shape(engine.ready)
-    await registry.register_base_model("tiny", shape.digest, str(model))
+    await register_base_model(database, "tiny", shape.digest, str(model))
     metrics.watch_engine(lambda: engine.status)
     return Services(
         settings=config,

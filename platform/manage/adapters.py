@@ -140,9 +140,10 @@ async def publish_version(
     sent, goes into the version's profile: it is served with that instead of the base's.
     An adapter that fails its checks, or that the engine cannot run on the probe prompts, is refused with code
     `adapter_invalid` and every failed check in `details`. 202: the engine had no time for it yet; the version is
-    validating and will be ready or rejected later. The same bytes again give the version that has them. With an
-    Idempotency-Key the same request is one with the same files: the name is looked up once they have come in. `dry_run`
-    answers 200 with what the checks found. Large files: POST /api/v1/uploads.
+    validating and will be ready or rejected later. The same bytes again give the version that has them; bytes that
+    another of your adapters is served from are not run again. With an Idempotency-Key the same request is one with the
+    same files: the name is looked up once they have come in. `dry_run` answers 200 with what the checks found. Large
+    files: POST /api/v1/uploads.
     """
     await require_served(services, tenant_id, name)
     limits = max_file_bytes(services)

@@ -6,6 +6,7 @@ once the files are whole they go the way of every upload (`publishing`).
 
 from __future__ import annotations
 
+import hashlib
 from typing import Annotated, Any
 
 import msgspec
@@ -15,8 +16,14 @@ from litestar.di import NamedDependency, Provide
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import FromPath, HeaderParameter, JSONBody
 
-from loraplex.adapters.blobs import ADAPTER_FILES, PROMPT_FILES, WEIGHTS_FILE
-from loraplex.adapters.errors import AdapterUnavailable, UploadIncomplete
+from loraplex.adapters.blobs import (
+    ADAPTER_FILES,
+    PROMPT_FILES,
+    TEMPLATE_FILE,
+    TOKENIZER_CONFIG_FILE,
+    WEIGHTS_FILE,
+)
+from loraplex.adapters.errors import AdapterUnavailable, UploadIncomplete, VersionNotFound
 from loraplex.adapters.registry import VersionInfo
 from loraplex.adapters.types import received_digest
 from loraplex.adapters.upload_files import AnnouncedFile, GrowingFile
@@ -38,7 +45,7 @@ FILE_PATH = "/{upload_id:str}/files/{name:str}"
 @post(
     "/",
     responses={
-        200: ResponseSpec(UploadView, description="These files are a version already", generate_examples=False),
+        200: ResponseSpec(UploadView, description="These files are yours already", generate_examples=False),
         **REUSED,
     },
 )
@@ -51,7 +58,8 @@ async def open_upload(
 ) -> Response[UploadView]:
     """Announce the files of an adapter's next version. 201: an upload, whose files PATCH sends from their offset on.
 
-    200 with state `published` and no id: these very files are a version of this adapter already; nothing is to be sent.
+    200 with state `published` and no id: these very files are a version of this adapter already, or have become one
+    because another of your adapters is served from them; nothing is to be sent.
     """
     async with once.attempt(msgspec.json.encode(data)) as attempt:
         if attempt.answer is not None:
@@ -59,7 +67,7 @@ async def open_upload(
         await require_served(services, tenant_id, data.adapter)
         files = data.announced()
         _require_acceptable(files, max_file_bytes(services))
-        known = await _known_version(services, tenant_id, data.adapter, files)
+        known = await _known_version(services, tenant_id, data.adapter, files, principal.key_id)
         if known is not None:
             return attempt.keep(Response(UploadView.over(files, known), status_code=200))
         opened = await services.uploads.open(tenant_id, data.adapter, files, principal.key_id)
@@ -190,18 +198,34 @@ async def _publish(services: Services, tenant_id: str, upload: UploadInfo, key_i
 
 
 async def _known_version(
-    services: Services, tenant_id: str, adapter: str, files: tuple[AnnouncedFile, ...]
+    services: Services, tenant_id: str, adapter: str, files: tuple[AnnouncedFile, ...], key_id: str
 ) -> VersionInfo | None:
-    """The version of this adapter that was received as these files, if it has not lost its own."""
+    """The version of this adapter that these files are, or become because the tenant serves another adapter from them;
+    none where the bytes are gone. Other tenants' versions play no part."""
     received = received_digest({file.name: file.sha256 for file in files})
-    version = await services.registry.find_received(tenant_id, adapter, received)
-    if version is None:
+    known = await services.registry.find_received(tenant_id, adapter, received)
+    if known is None:
         return None
     try:
-        await to_thread.run_sync(services.blobs.open, version.digest)
-    except AdapterUnavailable:
+        await to_thread.run_sync(services.blobs.keep, known.digest)
+        if known.name == adapter:
+            return known
+        template = (await services.profile_cache.of(known)).chat_template
+        if not _brings(files, template):
+            return None
+        return await services.registry.publish_again(
+            known, adapter, received_sha256=received, chat_template=template, created_by=key_id
+        )
+    except (AdapterUnavailable, VersionNotFound):
         return None
-    return version
+
+
+def _brings(files: tuple[AnnouncedFile, ...], template: str | None) -> bool:
+    """Whether this chat template, or none, is surely what these files would put into a profile."""
+    sha256_of = {file.name: file.sha256 for file in files}
+    if TEMPLATE_FILE in sha256_of:
+        return template is not None and hashlib.sha256(template.encode()).hexdigest() == sha256_of[TEMPLATE_FILE]
+    return template is None and TOKENIZER_CONFIG_FILE not in sha256_of
 
 
 async def _offsets(services: Services, upload: UploadInfo) -> dict[str, int]:

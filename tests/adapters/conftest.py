@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from loraplex.adapters.aliases import AdapterAliases
+from loraplex.adapters.base_models import register_base_model
 from loraplex.adapters.database import Database
 from loraplex.adapters.registry import AdapterRegistry
 
@@ -12,7 +13,7 @@ from loraplex.adapters.registry import AdapterRegistry
 @pytest.fixture
 async def registry(database: Database) -> AdapterRegistry:
     registry = AdapterRegistry(database)
-    await registry.register_base_model("base", "0" * 64, "hub:base")
+    await register_base_model(database, "base", "0" * 64, "hub:base")
     return registry
 
 

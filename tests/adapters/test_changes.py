@@ -9,6 +9,7 @@ import pytest
 from sqlalchemy.exc import OperationalError
 
 from loraplex.adapters.aliases import AdapterAliases
+from loraplex.adapters.base_models import register_base_model
 from loraplex.adapters.changes import KEPT_CHANGES, KEYS, MAX_STALE_SECONDS, ChangeFeed, names_of, record_change
 from loraplex.adapters.database import Database
 from loraplex.adapters.profile import ServingProfile
@@ -80,7 +81,7 @@ async def test_everything_that_names_and_keys_depend_on_is_a_change(database):
     """Versions, aliases, profiles, deletions, suspensions and revocations; reading is none."""
     profiles = ProfileStore(database)
     registry, aliases, tenants = AdapterRegistry(database), AdapterAliases(database), TenantDirectory(database)
-    await registry.register_base_model("base", "0" * 64, "hub:base")
+    await register_base_model(database, "base", "0" * 64, "hub:base")
     acme = (await tenants.create_tenant("acme")).id
     key, _ = await tenants.create_key("acme", "k", ["inference"])
     await registry.create_adapter(acme, "bot", "base")

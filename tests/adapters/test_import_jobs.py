@@ -8,6 +8,7 @@ from datetime import timedelta
 import pytest
 
 from loraplex.adapters import import_jobs
+from loraplex.adapters.base_models import register_base_model
 from loraplex.adapters.database import Database
 from loraplex.adapters.errors import (
     AdapterNotFound,
@@ -68,8 +69,8 @@ class Site:
 @pytest.fixture
 async def site(database: Database) -> Site:
     site, tenants = Site(database), TenantDirectory(database)
-    await site.registry.register_base_model("base", "0" * 64, "hub:base")
-    await site.registry.register_base_model("other", "1" * 64, "hub:other")
+    await register_base_model(database, "base", "0" * 64, "hub:base")
+    await register_base_model(database, "other", "1" * 64, "hub:other")
     for tenant in ("acme", "globex"):
         setattr(site, tenant, (await tenants.create_tenant(tenant)).id)
         await site.registry.create_adapter(getattr(site, tenant), "bot", "base")
@@ -145,6 +146,14 @@ async def test_errors_that_pass_are_tried_again_later_and_not_for_ever(site):
     failed = await site.get(job)
     assert (failed.state, failed.attempt, failed.error) == ("failed", MAX_ATTEMPTS, ERROR)
     assert failed.finished_at is not None
+
+
+async def test_an_error_in_the_words_of_a_stranger_ends_the_job(site):
+    """Its adapter's template, say, whatever characters it has."""
+    job = await site.create()
+    await site.leases.fail(await site.leases.claim("base"), ERROR | {"details": [{"message": "no\0"}]})
+    failed = await site.get(job)
+    assert (failed.state, failed.error["details"]) == ("failed", [{"message": "no\ufffd"}])
 
 
 async def test_a_job_that_ends_every_server_is_given_up(site):

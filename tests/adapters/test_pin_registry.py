@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from loraplex.adapters.base_models import register_base_model
 from loraplex.adapters.database import Database
 from loraplex.adapters.errors import AdapterNotFound, VersionNotFound, VersionNotReady
 from loraplex.adapters.pin_registry import PinInfo, PinRegistry
@@ -27,7 +28,7 @@ def pins(database: Database) -> PinRegistry:
 async def registry(database: Database) -> AdapterRegistry:
     registry = AdapterRegistry(database)
     for base in ("base", "other"):
-        await registry.register_base_model(base, base, f"hub:{base}")
+        await register_base_model(database, base, base, f"hub:{base}")
     return registry
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from loraplex.adapters.aliases import AdapterAliases
@@ -19,13 +21,6 @@ BAD, GOOD = "a" * 64, "b" * 64
 
 
 @pytest.fixture
-async def registry(database: Database) -> AdapterRegistry:
-    registry = AdapterRegistry(database)
-    await registry.register_base_model("base", "0" * 64, "hub:base")
-    return registry
-
-
-@pytest.fixture
 async def acme(database: Database, registry: AdapterRegistry) -> str:
     """A tenant with `bot`: version 1 has the bad bytes, version 2 good ones, both are ready."""
     tenant = await TenantDirectory(database).create_tenant("acme")
@@ -35,9 +30,9 @@ async def acme(database: Database, registry: AdapterRegistry) -> str:
     return tenant.id
 
 
-async def publish(registry: AdapterRegistry, tenant_id: str, digest: str) -> VersionInfo:
+async def publish(registry: AdapterRegistry, tenant_id: str, digest: str, name: str = "bot") -> VersionInfo:
     return await registry.publish(
-        tenant_id, "bot", digest=digest, size_bytes=1, max_rank=1, targets=["q_proj"],
+        tenant_id, name, digest=digest, size_bytes=1, max_rank=1, targets=["q_proj"],
         report=[{"code": "statistics"}], created_by=None,
     )  # fmt: skip
 
@@ -85,6 +80,33 @@ async def test_all_versions_of_the_bytes_are_taken_out(
     assert (await registry.settle(validating, "ready")).state == "quarantined"
     assert (await publish(registry, acme, BAD)).state == "quarantined"
     assert await numbers(registry, acme, "2") == [2]
+
+
+async def test_bytes_that_were_taken_out_are_out_in_a_new_adapter(
+    database: Database, registry: AdapterRegistry, acme: str
+) -> None:
+    """Of the same tenant; the quarantine's end releases them there too."""
+    quarantine = Quarantine(database)
+    await quarantine.begin(BAD, "it insults people")
+    await registry.create_adapter(acme, "again", "base")
+
+    version = await publish(registry, acme, BAD, "again")
+
+    assert (version.state, version.state_reason) == ("quarantined", "it insults people")
+    assert {released.name for released in await quarantine.end(BAD, "it does not")} == {"bot", "again"}
+
+
+async def test_no_publication_escapes_a_quarantine(database: Database, registry: AdapterRegistry, acme: str) -> None:
+    """Bytes that are published from ready ones while they are taken out are out, whichever of the two comes first."""
+    names = [f"bot-{number}" for number in range(8)]
+    for name in names:
+        await registry.create_adapter(acme, name, "base")
+    publications = [publish(registry, acme, BAD, name) for name in names]
+
+    await asyncio.gather(*publications[:4], Quarantine(database).begin(BAD, "bad"), *publications[4:])
+
+    states = [version.state for name in names for version in (await registry.get_adapter(acme, name)).versions]
+    assert states == ["quarantined"] * len(names)
 
 
 async def test_a_released_version_is_validated_anew(database: Database, registry: AdapterRegistry, acme: str) -> None:

@@ -10,6 +10,7 @@ from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
 from loraplex.adapters.aliases import AdapterAliases
+from loraplex.adapters.base_models import register_base_model
 from loraplex.adapters.database import Database
 from loraplex.adapters.errors import VersionInUse
 from loraplex.adapters.registry import AdapterRegistry
@@ -37,7 +38,7 @@ async def statements(database: Database) -> AsyncIterator[list[tuple[str, tuple]
 async def test_no_whole_table_is_read_for_one_adapter(database, statements):
     """Neither for a page of a tenant's, nor to look for versions that somebody has left validating."""
     registry, aliases = AdapterRegistry(database), AdapterAliases(database)
-    await registry.register_base_model("base", "0" * 64, "hub:base")
+    await register_base_model(database, "base", "0" * 64, "hub:base")
     tenant = (await TenantDirectory(database).create_tenant("acme")).id
     await registry.create_adapter(tenant, "bot", "base")
     for digest in "abc":
@@ -45,6 +46,7 @@ async def test_no_whole_table_is_read_for_one_adapter(database, statements):
             tenant, "bot", digest=digest * 64, size_bytes=1, max_rank=8, targets=["q"], report=[], created_by=None
         )
         await registry.settle(published, "ready")
+    await registry.find_received(tenant, "bot", "f" * 64)
     await aliases.move(tenant, "bot", "prod", {1: 90, 2: 10})
     await aliases.move(tenant, "bot", "prod", {2: 1})
     await aliases.roll_back(tenant, "bot", "prod")

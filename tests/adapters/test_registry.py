@@ -7,6 +7,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from loraplex.adapters.base_models import register_base_model
+from loraplex.adapters.changes import ChangeFeed, names_of
 from loraplex.adapters.database import Database
 from loraplex.adapters.errors import (
     AdapterError,
@@ -104,6 +106,53 @@ async def test_the_same_bytes_are_the_same_version(registry, acme, zeta, bot):
 
     assert await publish(registry, acme, bot, "a") == first
     assert (await publish(registry, zeta, "bot", "a")).adapter_id != first.adapter_id
+
+
+async def test_bytes_that_a_tenant_serves_are_ready_in_another_of_its_adapters(registry, database, acme, zeta, bot):
+    """With the report of those, and findable by their files; not on another base, nor asked by another template, nor
+    for another tenant, whose version begins as that of bytes which nobody has."""
+    await register_base_model(database, "other", "0" * 64, "hub:other")
+    await registry.create_adapter(zeta, "bot", "base")
+    for name, base in (("new", "base"), ("far", "other"), ("asked", "base")):
+        await registry.create_adapter(acme, name, base)
+    facts = {"digest": "a" * 64, "size_bytes": 1, "max_rank": 8, "targets": ["q_proj"], "created_by": None}
+    facts |= {"report": CHECKS, "received_sha256": "f" * 64}
+    served = await registry.settle(await registry.publish(acme, bot, **facts), "ready", report=PROOF)
+    feed = ChangeFeed(database)
+    await feed.look()
+    changed = []
+    feed.subscribe(changed.append)
+
+    found = [await registry.find_received(acme, name, "f" * 64) for name in ("new", "far")]
+    assert found == [served, None]
+    assert await registry.find_received(zeta, "bot", "f" * 64) is None
+    again = await registry.publish(acme, "new", **facts)
+    others = [
+        await registry.publish(acme, "far", **facts),
+        await registry.publish(acme, "asked", chat_template="{{ messages }}", **facts),
+        await registry.publish(zeta, "bot", **facts),
+    ]
+
+    assert (again.number, again.state) == (1, "ready")
+    assert await registry.get_report(acme, "new", 1) == CHECKS + PROOF
+    assert (await registry.resolve(acme, "new", None))[0].version == again
+    assert [version.state for version in others] == ["validating"] * 3
+    await feed.look()
+    assert names_of(acme, "new") in changed[0]
+    assert (await registry.find_received(acme, "new", "f" * 64)) == again
+
+
+async def test_publishing_the_same_bytes_in_several_adapters_at_once_ends(registry, acme):
+    """Each publication locks all of the tenant's adapters that have the bytes: in one order, or two would wait for
+    each other."""
+    names = [f"bot-{number}" for number in range(8)]
+    for name in names:
+        await registry.create_adapter(acme, name, "base")
+        await upload(registry, acme, name, "a")
+
+    versions = await asyncio.gather(*(upload(registry, acme, name, "a") for name in names * 2))
+
+    assert {version.number for version in versions} == {1}
 
 
 async def test_publishing_at_once_gives_different_numbers(registry, acme, bot):
@@ -225,6 +274,15 @@ async def test_a_validation_ends_once(registry, acme, bot):
         await registry.settle(again, "ready")
 
 
+async def test_what_a_template_says_can_be_stored(registry, acme, bot):
+    """A stranger's template writes a part of the reason and of the report: no character of it stops a validation."""
+    version = await upload(registry, acme, bot, "a")
+    said = "no\0\ud800"
+    settled = await registry.settle(version, "rejected", reason=said, report=[{"message": said, "all": [{said: 1}]}])
+    assert settled.state_reason == "no\ufffd?"
+    assert (await registry.get_report(acme, bot, 1))[-1] == {"message": "no\ufffd?", "all": [{"no\ufffd?": 1}]}
+
+
 async def test_validations_that_were_left_behind_are_found(registry, acme, bot):
     """Those that began long ago, on the base that is served."""
     version = await upload(registry, acme, bot, "a")
@@ -338,12 +396,12 @@ async def test_pages_cover_every_adapter_once_and_in_order(registry, acme, zeta)
         await registry.list_adapters(acme, after="b")
 
 
-async def test_a_base_model_keeps_its_shape(registry):
+async def test_a_base_model_keeps_its_shape(database):
     """Registering a model again is fine, even at once; another shape under the name is refused with the way out."""
-    await asyncio.gather(*(registry.register_base_model("new", "1" * 64, "folder") for _ in range(4)))
+    await asyncio.gather(*(register_base_model(database, "new", "1" * 64, "folder") for _ in range(4)))
 
     with pytest.raises(BaseModelConflict, match="under another name"):
-        await registry.register_base_model("new", "2" * 64, "folder")
+        await register_base_model(database, "new", "2" * 64, "folder")
 
 
 async def test_what_cannot_be_an_adapter(registry, acme):

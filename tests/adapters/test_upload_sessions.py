@@ -24,13 +24,6 @@ LIMITS = UploadLimits(max_open=3, max_bytes=1000, lifetime=timedelta(hours=1))
 
 
 @pytest.fixture
-async def registry(database: Database) -> AdapterRegistry:
-    registry = AdapterRegistry(database)
-    await registry.register_base_model("base", "0" * 64, "hub:base")
-    return registry
-
-
-@pytest.fixture
 async def acme(database: Database, registry: AdapterRegistry) -> str:
     tenant = await TenantDirectory(database).create_tenant("acme")
     await registry.create_adapter(tenant.id, "bot", "base")

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from api_running import Api, run_api
 
+from loraplex.adapters.base_models import register_base_model
 from loraplex.adapters.database import Database
 from loraplex.platform.errors import ApiError
 from loraplex.platform.manage.uploads import PartTarget, UploadSink, UploadSlots
@@ -345,9 +346,11 @@ def test_uploads_of_one_tenant_are_bounded() -> None:
         pass
 
 
-async def test_an_adapter_of_another_base_is_not_checked_against_this_one(api: Api, adapter: Path) -> None:
+async def test_an_adapter_of_another_base_is_not_checked_against_this_one(
+    api: Api, database: Database, adapter: Path
+) -> None:
     """Its versions belong to a server of that base; the error names both."""
-    await api.services.registry.register_base_model("older", "0" * 64, "elsewhere")
+    await register_base_model(database, "older", "0" * 64, "elsewhere")
     body = {"name": "old", "base_model": "older"}
     assert (await api.client.post("/api/v1/adapters", json=body, headers=api.auth("acme"))).status_code == 201
     response = await api.upload("acme", "old", adapter)

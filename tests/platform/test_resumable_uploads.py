@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import shutil
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -292,6 +293,55 @@ async def test_files_that_are_a_version_already_are_not_sent_again(api: Api, ada
     shutil.rmtree(api.services.blobs.open(version["digest"]).weights_path.parent)
     assert (await complete(api, await sent(api, adapter))).json()["version"] == 1
     assert api.services.blobs.open(version["digest"])
+
+
+async def test_files_of_another_adapter_of_the_tenant_are_not_sent_again(api: Api, adapter: Path) -> None:
+    """They are a ready version of this one at once, whether announced or sent; the engine is not asked, nothing more
+    is stored. Not so once the blob is gone, or where they bring a chat template that is not known to be the same."""
+    first = (await api.upload("acme", "bot", adapter)).json()
+    asked = len(api.services.engine.asked)  # type: ignore[attr-defined]
+    for name in ("announced", "sent", "templated", "lost"):
+        await api.client.post("/api/v1/adapters", json={"name": name}, headers=api.auth("acme"))
+
+    async def announce(name: str, *more: dict[str, Any]) -> Any:
+        files = {"adapter": name, "files": [*announced(adapter), *more]}
+        return await api.client.post(UPLOADS, json=files, headers=api.auth("acme"))
+
+    known = (await announce("announced")).json()
+    sent_again = (await api.upload("acme", "sent", adapter)).json()
+
+    assert (known["id"], known["state"], known["adapter"]) == (None, "published", "announced")
+    for version in (known["version"], sent_again):
+        assert (version["version"], version["state"], version["digest"]) == (1, "ready", first["digest"])
+    assert sent_again["report"] == first["report"]
+    assert len(api.services.engine.asked) == asked  # type: ignore[attr-defined]
+    assert api.services.blobs.disk_use().adapters == 1
+    template = {"name": "chat_template.jinja", "size_bytes": 5, "sha256": "0" * 64}
+    assert (await announce("templated", template)).status_code == 201
+    shutil.rmtree(api.services.blobs.open(first["digest"]).weights_path.parent)
+    assert (await announce("lost")).status_code == 201
+
+
+async def test_a_known_chat_template_comes_along(api: Api, adapter: Path) -> None:
+    """Files with the template of a version that the tenant serves become one with that template; once its profile has
+    another they are sent."""
+    template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    brought = {"name": "chat_template.jinja", "size_bytes": len(template)}
+    files = [*announced(adapter), brought | {"sha256": hashlib.sha256(template.encode()).hexdigest()}]
+    for name in ("same", "other"):
+        await api.client.post("/api/v1/adapters", json={"name": name}, headers=api.auth("acme"))
+    await api.upload("acme", "bot", adapter, chat_template=template.encode())
+
+    known = await api.client.post(UPLOADS, json={"adapter": "same", "files": files}, headers=api.auth("acme"))
+    assert (known.status_code, known.json()["version"]["state"]) == (200, "ready")
+    profile = (await get(api, "/api/v1/adapters/same/versions/1")).json()["profile"]
+    assert profile["chat_template"] == template
+    for name in ("bot", "same"):
+        url = f"/api/v1/adapters/{name}/versions/1/profile"
+        put = await api.client.put(url, json={"chat_template": template + "!"}, headers=api.auth("acme"))
+        assert put.status_code == 200, put.text
+    sent_again = await api.client.post(UPLOADS, json={"adapter": "other", "files": files}, headers=api.auth("acme"))
+    assert sent_again.status_code == 201
 
 
 async def test_what_another_tenant_has_does_not_show(api: Api, adapter: Path) -> None:

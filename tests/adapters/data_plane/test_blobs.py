@@ -102,7 +102,7 @@ def test_only_the_two_files_are_staged(blobs, name):
 
 
 def test_missing_and_damaged_files_are_told(blobs):
-    """A version whose bytes are gone or garbled is unavailable, with the remedy."""
+    """A version whose bytes are gone or garbled is unavailable, with the remedy, which works."""
     with pytest.raises(AdapterUnavailable, match="upload it again"):
         blobs.open("0" * 64)
     for damage in (b"{", b"[]", b'{"modules": 3}', b'{"modules": {"m": [1]}}', b"\xff"):
@@ -112,7 +112,26 @@ def test_missing_and_damaged_files_are_told(blobs):
         spec_path.write_bytes(damage)
         with pytest.raises(AdapterUnavailable, match="damaged"):
             blobs.open(DIGEST)
-        spec_path.write_bytes(original)
+        assert commit(blobs) == DIGEST
+        assert spec_path.read_bytes() == original
+    weights_path = blobs.open(DIGEST).weights_path
+    weights = weights_path.read_bytes()
+    for damage in (weights_path.unlink, lambda: os.truncate(weights_path, 1)):
+        damage()
+        commit(blobs)
+        assert blobs.open(DIGEST).weights_path.read_bytes() == weights
+
+
+def test_what_is_kept_outlives_a_sweep(blobs):
+    """For the grace period from then on, however old it is; what is not there cannot be kept."""
+    digest = commit(blobs)
+    os.utime(blobs.open(digest).weights_path.parent, (0, 0))
+    blobs.keep(digest)
+    assert blobs.sweep([], grace_seconds=60) == []
+    os.utime(blobs.open(digest).weights_path.parent, (0, 0))
+    assert blobs.sweep([], grace_seconds=60) == [digest]
+    with pytest.raises(AdapterUnavailable):
+        blobs.keep(digest)
 
 
 def test_a_commit_needs_both_files(blobs):
