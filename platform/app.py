@@ -10,7 +10,7 @@ import asyncio
 from litestar import Litestar
 from litestar.di import Provide
 
-from loraplex.platform.auth import Authenticator, make_guard, provide_principal, require_closed
+from loraplex.platform.auth import Authenticator, make_guard, provide_principal, provide_tenant_id, require_closed
 from loraplex.platform.errors import EXCEPTION_HANDLERS
 from loraplex.platform.health import HEALTH_ROUTES, make_drain_guard
 from loraplex.platform.logging import response_hook
@@ -24,6 +24,7 @@ from loraplex.platform.manage.profiles import PROFILE_ROUTES
 from loraplex.platform.manage.residency import RESIDENCY_ROUTES
 from loraplex.platform.manage.resumable import UPLOAD_ROUTES
 from loraplex.platform.manage.uploads import UploadSlots
+from loraplex.platform.manage.versions import VERSION_ROUTES
 from loraplex.platform.openai.body import JsonRequest
 from loraplex.platform.openai.routes import OPENAI_ROUTES
 from loraplex.platform.openapi import openapi_config, openapi_json
@@ -41,6 +42,7 @@ def create_app(services: Services, drain: asyncio.Event | None = None) -> Litest
             *HEALTH_ROUTES,
             *OPENAI_ROUTES,
             *ADAPTER_ROUTES,
+            *VERSION_ROUTES,
             *UPLOAD_ROUTES,
             *PROFILE_ROUTES,
             *ALIAS_ROUTES,
@@ -56,6 +58,7 @@ def create_app(services: Services, drain: asyncio.Event | None = None) -> Litest
             "upload_slots": Provide(lambda: upload_slots, sync_to_thread=False),
             "lora_lock": Provide(lambda: lora_lock, sync_to_thread=False),
             "principal": Provide(provide_principal, sync_to_thread=False),
+            "tenant_id": Provide(provide_tenant_id, sync_to_thread=False),
             "once": Provide(provide_once, sync_to_thread=False),
         },
         guards=[make_guard(authenticator), make_drain_guard(draining)],

@@ -214,7 +214,9 @@ TRANSLATIONS: dict[type[Exception], Callable[[Any], ApiError]] = {
     # requests that clients named
     IdempotencyKeyInUse: lambda e: ApiError(409, "idempotency_key_in_use", str(e), headers=_SOON),
     IdempotencyKeyReused: lambda e: ApiError(422, "idempotency_key_reused", str(e)),
-    TooManyIdempotencyKeys: lambda e: ApiError(429, "too_many_idempotency_keys", str(e), type="requests"),
+    TooManyIdempotencyKeys: lambda e: ApiError(
+        429, "too_many_idempotency_keys", str(e), type="requests", headers=_NO_RETRY
+    ),
     # the database: down, locked, or all its connections in use
     OperationalError: _from_database_outage,
     PoolTimeout: _from_database_outage,

@@ -7,6 +7,7 @@ memory lets it. Knows rows and the engine; knows no HTTP.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from datetime import UTC, datetime, timedelta
 
 import structlog
@@ -16,7 +17,7 @@ from loraplex.adapters.changes import ChangeFeed
 from loraplex.adapters.pin_registry import PinRegistry
 from loraplex.adapters.registry import VersionInfo
 from loraplex.engine.client import EngineClient, EngineUnavailable
-from loraplex.engine.messages import Decision, Refusal
+from loraplex.engine.messages import Refusal
 
 SYNC_SECONDS = 60.0
 """Between two looks at the pins where nothing is known to have changed: an engine that refused one is asked again."""
@@ -35,27 +36,30 @@ class PinKeeper:
         self._engine = engine
         self._base_model = base_model
         self._asked: dict[tuple[str, str], float] = {}  # (digest, tenant) -> end, what was asked of the engine lately
+        self._deciding: Counter[tuple[str, str]] = Counter()  # those that `put` is asking for
         self._lock = asyncio.Lock()  # between what is written and what the engine is told
         self._changed = asyncio.Event()
         changes.subscribe(lambda _: self._changed.set())
 
     async def put(self, version: VersionInfo, seconds: float, created_by: str) -> Refusal | None:
-        """Keep a version on the device for so long from now; None: it is pinned.
+        """Keep a version on the device for so long from now; None: it is pinned, else nothing has changed.
 
         Raises AdapterNotFound, VersionNotFound, VersionNotReady, and EngineUnavailable where the engine cannot say.
         """
-        until = datetime.now(UTC) + timedelta(seconds=seconds)
-        async with self._lock:
-            await self._pins.put(version, until, created_by)
-            answer = self._engine.pin(version.digest, version.tenant_id, until.timestamp())
+        key, until = (version.digest, version.tenant_id), datetime.now(UTC) + timedelta(seconds=seconds)
+        self._deciding[key] += 1
         try:
             async with asyncio.timeout(DECISION_SECONDS):
-                decision: Decision = await answer
+                decision = await self._engine.pin(*key, until.timestamp())
+            if decision.refusal is None:
+                async with self._lock:
+                    await self._pins.put(version, until, created_by)
         except (TimeoutError, EngineUnavailable):
-            await self.end(version)
             raise EngineUnavailable("the engine has had no time to read the adapter; try again", 5) from None
-        if decision.refusal is not None:
-            await self.end(version)
+        finally:
+            self._deciding -= Counter([key])
+            self._asked.pop(key, None)
+            await self.sync()
         return decision.refusal
 
     async def end(self, version: VersionInfo) -> None:
@@ -70,16 +74,18 @@ class PinKeeper:
         return end if end is not None and end > datetime.now(UTC) else None
 
     async def sync(self) -> None:
-        """Let the engine pin what the database says, and nothing else. What it has refused it is not asked again."""
+        """Let the engine pin what the database says, and nothing else. What it has refused it is not asked again, and
+        what it is being asked by `put` waits until that is decided."""
         async with self._lock:
             wanted: dict[tuple[str, str], float] = {}
             for pin in await self._pins.on_base(self._base_model):
                 key, until = (pin.digest, pin.tenant_id), pin.expires_at.timestamp()
                 wanted[key] = max(until, wanted.get(key, until))
-            for key in self._engine.pins.keys() - wanted.keys():
+            for key in self._engine.pins.keys() - wanted.keys() - self._deciding.keys():
                 self._engine.unpin(*key)
             for key, until in wanted.items():
-                if until not in (self._engine.pins.get(key), self._asked.get(key)):
+                is_known = until in (self._engine.pins.get(key), self._asked.get(key))
+                if not is_known and key not in self._deciding:
                     self._engine.pin(*key, until)
             self._asked = wanted
 

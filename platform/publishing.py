@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar, TypeVarTuple
 
@@ -21,6 +22,8 @@ from loraplex.adapters.blobs import (
     WEIGHTS_FILE,
     Staging,
 )
+from loraplex.adapters.errors import AdapterInvalid, VersionNotReady
+from loraplex.adapters.lookup import not_ready
 from loraplex.adapters.peft_checks import AdapterLimits, CheckedAdapter, check_adapter
 from loraplex.adapters.registry import Recorder, VersionInfo
 from loraplex.adapters.types import BaseShape, received_digest
@@ -65,14 +68,24 @@ def max_file_bytes(services: Services) -> dict[str, int]:
 
 
 async def require_served(services: Services, tenant_id: str, name: str) -> None:
-    """Raises AdapterNotFound; ApiError 400 where the adapter's base is not the one that this server can check it on."""
-    adapter = await services.registry.get_adapter(tenant_id, name)
-    if adapter.base_model != services.base_model_name:
+    """Raises AdapterNotFound; ApiError 400 as `require_base` does."""
+    require_base(services, (await services.registry.get_adapter(tenant_id, name)).base_model)
+
+
+def require_base(services: Services, base_model: str) -> None:
+    """Raises ApiError 400 where an adapter is for another base than the one that this server can run it on."""
+    if base_model != services.base_model_name:
         message = (
-            f"The adapter is for the base model `{adapter.base_model}`; this server serves "
-            f"`{services.base_model_name}` now and cannot check it."
+            f"The adapter is for the base model `{base_model}`; this server serves `{services.base_model_name}` now "
+            "and cannot run it."
         )
         raise ApiError(400, "base_model_not_served", message)
+
+
+def require_ready(version: VersionInfo) -> None:
+    """Raises VersionNotReady, with the reason."""
+    if version.state != "ready":
+        raise VersionNotReady(not_ready(version.name, version.number, version.state, version.state_reason))
 
 
 async def publish_staged(
@@ -80,24 +93,25 @@ async def publish_staged(
     staging: Staging,
     tenant_id: str,
     name: str,
-    received_sha256: str,
+    weights_sha256: str,
     created_by: str | None,
     record: Recorder | None = None,
 ) -> VersionInfo:
     """The next version of an adapter, from staged files, not run yet; or the version that has these bytes.
 
-    received_sha256: of the weights as they came in. A chat template among the files goes into the version's profile.
+    weights_sha256: of the weights as they came in. A chat template among the files goes into the version's profile.
     record: see `AdapterRegistry.publish`. Raises AdapterInvalid with every failed check, AdapterNotFound;
     EngineUnavailable.
     """
-    checked = await check_staged(services, staging, tenant_id, received_sha256)
+    checked = await check_staged(services, staging, tenant_id, weights_sha256)
     adapter = checked.adapter
+    size_bytes = staging.path(WEIGHTS_FILE).stat().st_size
     digest = await _in_thread(services.blobs.commit, staging, adapter.spec, adapter.weights_sha256)
     return await services.registry.publish(
         tenant_id,
         name,
         digest=digest,
-        size_bytes=services.blobs.open(digest).size_bytes,
+        size_bytes=size_bytes,
         max_rank=adapter.spec.max_rank,
         targets=adapter.targets,
         invocation_tokens=adapter.spec.invocation_tokens,
@@ -119,7 +133,7 @@ class CheckedFiles:
     received_sha256: str
 
 
-async def check_staged(services: Services, staging: Staging, tenant_id: str, received_sha256: str) -> CheckedFiles:
+async def check_staged(services: Services, staging: Staging, tenant_id: str, weights_sha256: str) -> CheckedFiles:
     """Everything that can be checked without running it; files of a template are taken out of staging.
 
     Raises AdapterInvalid with every failed check, EngineUnavailable.
@@ -128,19 +142,25 @@ async def check_staged(services: Services, staging: Staging, tenant_id: str, rec
     template = await _in_thread(take_template, staging)
     if template is not None:
         await check_brought_template(services.text, services.templates, tenant_id, template)
-    adapter = await _in_thread(_check, services, staging, received_sha256)
+    adapter = await _in_thread(_check, services, staging, weights_sha256)
     return CheckedFiles(adapter, template, received_digest(digests | {WEIGHTS_FILE: adapter.weights_sha256}))
 
 
 async def validate_now(services: Services, version: VersionInfo) -> VersionInfo:
-    """The version once it is ready, or still validating when the engine has no time. Raises AdapterInvalid."""
+    """The version once it is ready, or still validating when the engine has no time.
+
+    Raises AdapterInvalid, with the report, for one that is rejected; VersionNotReady for one that is quarantined.
+    """
+    if version.state == "validating":
+        with suppress(TimeoutError, EngineUnavailable):
+            async with asyncio.timeout(VALIDATION_SECONDS):
+                version = await validate(services, version)
+    if version.state == "rejected":
+        report = await services.registry.get_report(version.tenant_id, version.name, version.number)
+        raise AdapterInvalid([check for check in report if "message" in check])
     if version.state != "validating":
-        return version
-    try:
-        async with asyncio.timeout(VALIDATION_SECONDS):
-            return await validate(services, version)
-    except (TimeoutError, EngineUnavailable):
-        return version
+        require_ready(version)
+    return version
 
 
 async def _in_thread(function: Callable[[*Ts], T], *arguments: *Ts) -> T:
@@ -159,10 +179,10 @@ def _digests(staging: Staging) -> dict[str, str]:
     return {file: hashlib.sha256(staging.path(file).read_bytes()).hexdigest() for file in small}
 
 
-def _check(services: Services, staging: Staging, received_sha256: str) -> CheckedAdapter:
+def _check(services: Services, staging: Staging, weights_sha256: str) -> CheckedAdapter:
     config, weights = staging.path(CONFIG_FILE), staging.path(WEIGHTS_FILE)
     checked = check_adapter(config, weights, services.base_shape, adapter_limits(services))
-    if checked.weights_sha256 != received_sha256:
+    if checked.weights_sha256 != weights_sha256:
         raise OSError("the bytes on disk are not those that were received")
     return checked
 

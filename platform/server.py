@@ -10,45 +10,23 @@ import contextlib
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import structlog
 import uvicorn
 
-from loraplex.adapters.aliases import AdapterAliases
 from loraplex.adapters.base_models import register_base_model
-from loraplex.adapters.blobs import BlobStore
-from loraplex.adapters.changes import ChangeFeed
 from loraplex.adapters.database import Database
-from loraplex.adapters.import_jobs import ImportJobs
-from loraplex.adapters.import_leases import ImportLeases
-from loraplex.adapters.leases import Leases
-from loraplex.adapters.pin_registry import PinRegistry
-from loraplex.adapters.profile_store import ProfileStore
-from loraplex.adapters.quarantine import Quarantine
-from loraplex.adapters.registry import AdapterRegistry
-from loraplex.adapters.upload_files import UploadFiles
-from loraplex.adapters.upload_sessions import UploadSessions
 from loraplex.engine.client import EngineClient
-from loraplex.engine.text import TextCodec
-from loraplex.engine.untrusted_templates import UntrustedTemplates
 from loraplex.platform.app import create_app
-from loraplex.platform.catalog import Catalog
 from loraplex.platform.http_protocol import BoundedHttpToolsProtocol
-from loraplex.platform.idempotency_keys import IdempotencyKeys
 from loraplex.platform.imports.worker import run_imports
 from loraplex.platform.janitor import clean_up_forever
 from loraplex.platform.lora_modules import publish_lora_modules
-from loraplex.platform.metrics import Metrics
-from loraplex.platform.pins import PinKeeper
-from loraplex.platform.profile_cache import ProfileCache
-from loraplex.platform.proof import Prover
 from loraplex.platform.quarantine import forgive_released, quarantine_crashers
-from loraplex.platform.services import Services, base_shape, upload_limits
+from loraplex.platform.services import Services, assemble
 from loraplex.platform.settings import Settings
-from loraplex.platform.tenants import TenantDirectory
-from loraplex.platform.use_log import UseLog
 from loraplex.platform.validation import validate_abandoned
 
 KEEP_ALIVE_SECONDS = 30
@@ -107,53 +85,19 @@ async def run_server(
 @asynccontextmanager
 async def open_services(settings: Settings, model_path: Path) -> AsyncIterator[Services]:
     """Start the engine and open the registry, whose tables are there; closed in reverse order."""
-    database = Database(settings.resolved_database_url)
-    try:
-        registry, changes = AdapterRegistry(database), ChangeFeed(database)
-        blobs = BlobStore(settings.adapters_dir)
+    async with AsyncExitStack() as opened:
+        database = Database(settings.resolved_database_url)
+        opened.push_async_callback(database.dispose)
         engine = await EngineClient.start(
             settings.engine_settings(model_path), max_pending=settings.max_queued_requests
         )
-        templates = UntrustedTemplates()
-        try:
-            shape = base_shape(engine.ready)
-            await register_base_model(database, settings.base_model_name, shape.digest, settings.model)
-            forgive_released(changes, engine)
-            metrics = Metrics()
-            metrics.watch_engine(lambda: engine.status)
-            text, profiles = TextCodec(model_path), ProfileStore(database)
-            yield Services(
-                settings=settings,
-                engine=engine,
-                text=text,
-                templates=templates,
-                tenants=TenantDirectory(database),
-                registry=registry,
-                aliases=AdapterAliases(database),
-                profiles=profiles,
-                profile_cache=ProfileCache(profiles),
-                imports=ImportJobs(database),
-                import_leases=ImportLeases(database),
-                quarantine=Quarantine(database),
-                blobs=blobs,
-                uploads=UploadSessions(database, upload_limits(settings)),
-                upload_files=UploadFiles(settings.adapters_dir),
-                idempotency=IdempotencyKeys(database),
-                leases=Leases(database),
-                catalog=Catalog(registry, changes, settings.base_model_name),
-                changes=changes,
-                prover=Prover(engine, text, templates),
-                pins=PinKeeper(PinRegistry(database), engine, changes, settings.base_model_name),
-                uses=UseLog(),
-                metrics=metrics,
-                base_shape=shape,
-                base_model_name=settings.base_model_name,
-            )
-        finally:
-            await templates.close()
-            await engine.stop()
-    finally:
-        await database.dispose()
+        opened.push_async_callback(engine.stop)
+        services = assemble(settings, database, engine, model_path)
+        opened.push_async_callback(services.templates.close)
+        shape_digest = services.base_shape.digest
+        await register_base_model(database, settings.base_model_name, shape_digest, settings.model)
+        forgive_released(services.changes, engine)
+        yield services
 
 
 def bind(host: str, port: int) -> socket.socket:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 
 from loraplex.adapters.aliases import AdapterAliases
 from loraplex.adapters.blobs import BlobStore
 from loraplex.adapters.changes import ChangeFeed
+from loraplex.adapters.database import Database
 from loraplex.adapters.import_jobs import ImportJobs
 from loraplex.adapters.import_leases import ImportLeases
 from loraplex.adapters.leases import Leases
+from loraplex.adapters.pin_registry import PinRegistry
 from loraplex.adapters.profile_store import ProfileStore
 from loraplex.adapters.quarantine import Quarantine
 from loraplex.adapters.registry import AdapterRegistry
@@ -63,7 +66,42 @@ class Services:
     base_model_name: str
 
 
-def base_shape(ready: Ready) -> BaseShape:
+def assemble(settings: Settings, database: Database, engine: EngineClient, model_path: Path) -> Services:
+    """The parts over a database, whose tables are there, and a running engine. Whoever asks for them closes
+    `templates`."""
+    registry, changes, metrics = AdapterRegistry(database), ChangeFeed(database), Metrics()
+    text, templates, profiles = TextCodec(model_path), UntrustedTemplates(), ProfileStore(database)
+    metrics.watch_engine(lambda: engine.status)
+    return Services(
+        settings=settings,
+        engine=engine,
+        text=text,
+        templates=templates,
+        tenants=TenantDirectory(database),
+        registry=registry,
+        aliases=AdapterAliases(database),
+        profiles=profiles,
+        profile_cache=ProfileCache(profiles),
+        imports=ImportJobs(database),
+        import_leases=ImportLeases(database),
+        quarantine=Quarantine(database),
+        blobs=BlobStore(settings.adapters_dir),
+        uploads=UploadSessions(database, _upload_limits(settings)),
+        upload_files=UploadFiles(settings.adapters_dir),
+        idempotency=IdempotencyKeys(database),
+        leases=Leases(database),
+        catalog=Catalog(registry, changes, settings.base_model_name),
+        changes=changes,
+        prover=Prover(engine, text, templates),
+        pins=PinKeeper(PinRegistry(database), engine, changes, settings.base_model_name),
+        uses=UseLog(),
+        metrics=metrics,
+        base_shape=_base_shape(engine.ready),
+        base_model_name=settings.base_model_name,
+    )
+
+
+def _base_shape(ready: Ready) -> BaseShape:
     """The shape that the loaded model announces."""
     sites = tuple(
         LoraSite(site.name, site.in_features, tuple(LoraSlice(module, width) for module, width in site.slices))
@@ -72,7 +110,7 @@ def base_shape(ready: Ready) -> BaseShape:
     return BaseShape(ready.architecture, ready.vocab_size, ready.num_layers, sites)
 
 
-def upload_limits(settings: Settings) -> UploadLimits:
+def _upload_limits(settings: Settings) -> UploadLimits:
     """What each tenant may have under way in pieces: there is always room for two of the largest adapters."""
     return UploadLimits(
         max_open=settings.max_open_uploads,

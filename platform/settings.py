@@ -1,6 +1,6 @@
 """Every setting of the server: its name, bounds and meaning, and the slices that are handed down.
 
-The only reader of the environment. Knows no other module.
+The only reader of the environment. Knows what the engine is told; knows no part of the server.
 """
 
 from __future__ import annotations

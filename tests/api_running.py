@@ -14,40 +14,20 @@ from typing import Any
 import httpx
 from litestar import Litestar
 
-from loraplex.adapters.aliases import AdapterAliases
 from loraplex.adapters.base_models import register_base_model
-from loraplex.adapters.blobs import ADAPTER_FILES, BlobStore
-from loraplex.adapters.changes import ChangeFeed
+from loraplex.adapters.blobs import ADAPTER_FILES
 from loraplex.adapters.database import Database
-from loraplex.adapters.import_jobs import ImportJobs
-from loraplex.adapters.import_leases import ImportLeases
-from loraplex.adapters.leases import Leases
-from loraplex.adapters.pin_registry import PinRegistry
-from loraplex.adapters.profile_store import ProfileStore
-from loraplex.adapters.quarantine import Quarantine
-from loraplex.adapters.registry import AdapterRegistry
 from loraplex.adapters.types import BaseShape
-from loraplex.adapters.upload_files import UploadFiles
-from loraplex.adapters.upload_sessions import UploadSessions
 from loraplex.engine.client import EngineUnavailable
 from loraplex.engine.events import Status
 from loraplex.engine.generation import Generation
 from loraplex.engine.messages import Generate, Inspection, Ready, Site, TokenChunk, Whereabouts
 from loraplex.engine.models.config import ModelConfig, lora_shape
-from loraplex.engine.text import TextCodec
-from loraplex.engine.untrusted_templates import UntrustedTemplates
 from loraplex.platform.app import create_app
-from loraplex.platform.catalog import Catalog
-from loraplex.platform.idempotency_keys import IdempotencyKeys
 from loraplex.platform.manage.resumable import BYTES_FROM_OFFSET
-from loraplex.platform.metrics import Metrics
-from loraplex.platform.pins import PinKeeper
-from loraplex.platform.profile_cache import ProfileCache
-from loraplex.platform.proof import Prover
-from loraplex.platform.services import Services, base_shape, upload_limits
+from loraplex.platform.services import Services, assemble
 from loraplex.platform.settings import Settings
 from loraplex.platform.tenants import TenantDirectory
-from loraplex.platform.use_log import UseLog
 
 IDLE = Status(
     steps=7, running=0, waiting=0, pages_total=64, pages_used=0, pages_cached=0, preemptions=0, prompt_tokens=0,
@@ -89,6 +69,7 @@ class StandingEngine:
     def pin(self, adapter: str, owner: str, until: float) -> asyncio.Future[Any]:
         answer = asyncio.get_running_loop().create_future()
         answer.set_exception(EngineUnavailable("this engine only stands", retry_after_seconds=5))
+        answer.exception()  # as with the real one, it is no news to the event loop where nobody waits
         return answer
 
     async def locate(self, adapters: Any = None) -> list[Whereabouts]:
@@ -175,39 +156,9 @@ async def make_services(
     """The parts of a server, whose database and folder another one may have used before."""
     engine = engine or StandingEngine(ready_of(lora_shape(ModelConfig.from_folder(model))))
     config = Settings(data_dir=folder, served_model_name="tiny", **settings)
-    registry, tenants, metrics = AdapterRegistry(database), TenantDirectory(database), Metrics()
-    changes, text, templates = ChangeFeed(database), TextCodec(model), UntrustedTemplates()
-    profiles = ProfileStore(database)
-    shape = base_shape(engine.ready)
-    await register_base_model(database, "tiny", shape.digest, str(model))
-    metrics.watch_engine(lambda: engine.status)
-    return Services(
-        settings=config,
-        engine=engine,
-        text=text,
-        templates=templates,
-        tenants=tenants,
-        registry=registry,
-        aliases=AdapterAliases(database),
-        profiles=profiles,
-        profile_cache=ProfileCache(profiles),
-        imports=ImportJobs(database),
-        import_leases=ImportLeases(database),
-        quarantine=Quarantine(database),
-        blobs=BlobStore(config.adapters_dir),
-        uploads=UploadSessions(database, upload_limits(config)),
-        upload_files=UploadFiles(config.adapters_dir),
-        idempotency=IdempotencyKeys(database),
-        leases=Leases(database),
-        catalog=Catalog(registry, changes, "tiny"),
-        changes=changes,
-        prover=Prover(engine, text, templates),
-        pins=PinKeeper(PinRegistry(database), engine, changes, "tiny"),
-        uses=UseLog(),
-        metrics=metrics,
-        base_shape=shape,
-        base_model_name="tiny",
-    )
+    services = assemble(config, database, engine, model)
+    await register_base_model(database, "tiny", services.base_shape.digest, str(model))
+    return services
 
 
 async def _make_keys(tenants: TenantDirectory) -> dict[str, str]:

@@ -28,7 +28,7 @@ from loraplex.adapters.registry import AdapterRegistry
 from loraplex.adapters.upload_files import GrowingFile, UploadFiles
 from loraplex.adapters.upload_sessions import UploadSessions
 from loraplex.platform import publishing
-from loraplex.platform.manage import adapters as adapter_routes
+from loraplex.platform.manage import versions as version_routes
 
 DIED = 42
 BOT = "/api/v1/adapters/bot"
@@ -61,7 +61,7 @@ async def collect(api: Api, second: Path, answers: dict[str, Any]) -> None:
 
 STEPS: dict[str, tuple[Operation, Any, str]] = {
     # step: what is done, and the call after whose end the process dies
-    "upload staged": (upload, adapter_routes, "receive_parts"),
+    "upload staged": (upload, version_routes, "receive_parts"),
     "upload checked": (upload, publishing, "check_adapter"),
     "upload committed": (upload, BlobStore, "commit"),
     "upload published": (upload, AdapterRegistry, "publish"),

@@ -2,34 +2,25 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from litestar import Router, delete, get, patch, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery, JSONBody
 
-from loraplex.engine.client import EngineClient, EngineUnavailable
-from loraplex.engine.messages import Inspection
-from loraplex.platform.errors import unavailable
+from loraplex.engine.client import EngineUnavailable
 from loraplex.platform.manage.adapters import PageAfter, PageLimit
-from loraplex.platform.manage.schemas import (
+from loraplex.platform.manage.admin_schemas import EngineView, Quarantine, ResidentAdapterPage, ResidentAdapterView
+from loraplex.platform.manage.engine_answers import answered
+from loraplex.platform.manage.tenant_schemas import (
     ChangeTenant,
     CreateKey,
     CreateTenant,
-    EngineView,
     KeyList,
     KeyView,
-    Quarantine,
-    ResidentAdapterPage,
-    ResidentAdapterView,
     TenantList,
     TenantView,
-    VersionList,
-    VersionView,
 )
+from loraplex.platform.manage.version_schemas import VersionList, VersionView
 from loraplex.platform.services import Services
-
-INSPECT_SECONDS = 5.0
 
 
 @post("/tenants")
@@ -80,7 +71,7 @@ async def list_all_adapters(
     """All tenants' adapters, each version with the memory tiers that hold it. While the engine is down: disk alone."""
     found = await services.registry.list_adapters(None, limit + 1, after)
     try:
-        inspection = await _inspect(services.engine)
+        inspection = await answered(services.engine.inspect())
     except EngineUnavailable:
         inspection = None
     page = found[:limit]
@@ -93,10 +84,7 @@ async def list_all_adapters(
 @get("/engine")
 async def get_engine(services: NamedDependency[Services]) -> EngineView:
     """What the engine does now: batch, queue, pages, adapters, and its last steps."""
-    try:
-        inspection = await _inspect(services.engine)
-    except EngineUnavailable as error:
-        raise unavailable("engine_unavailable", "The engine is restarting.", error.retry_after_seconds) from error
+    inspection = await answered(services.engine.inspect())
     return EngineView.of(services.base_model_name, services.engine, inspection)
 
 
@@ -114,14 +102,6 @@ async def release_versions(
 ) -> VersionList:
     """End a quarantine. Within a minute or so its versions are validated anew, and serve if they pass."""
     return VersionList([VersionView.of(version) for version in await services.quarantine.end(digest, data.reason)])
-
-
-async def _inspect(engine: EngineClient) -> Inspection:
-    try:
-        async with asyncio.timeout(INSPECT_SECONDS):
-            return await engine.inspect()
-    except TimeoutError:
-        raise EngineUnavailable("the engine does not answer") from None
 
 
 ADMIN_ROUTES = [

@@ -10,9 +10,8 @@ from litestar.params import FromPath, JSONBody
 
 from loraplex.adapters.aliases import AdapterAliases
 from loraplex.adapters.lookup import AliasInfo
-from loraplex.platform.manage.adapters import provide_tenant_id
+from loraplex.platform.manage.alias_schemas import AliasHistory, AliasView, MoveAlias, MoveView, RollBackAlias
 from loraplex.platform.manage.preconditions import etag, expected_revision
-from loraplex.platform.manage.schemas import AliasHistory, AliasView, MoveAlias, MoveView, RollBackAlias
 from loraplex.platform.services import Services
 from loraplex.platform.tenants import Principal
 
@@ -115,10 +114,7 @@ ALIAS_ROUTES = [
     Router(
         "/api/v1/adapters",
         route_handlers=[get_alias, move_alias, roll_back_alias, get_alias_history, delete_alias],
-        dependencies={
-            "tenant_id": Provide(provide_tenant_id, sync_to_thread=False),
-            "aliases": Provide(provide_aliases, sync_to_thread=False),
-        },
+        dependencies={"aliases": Provide(provide_aliases, sync_to_thread=False)},
         opt={"scope": "adapters"},
         tags=["aliases"],
     )

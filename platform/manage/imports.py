@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from litestar import Router, delete, get, post
-from litestar.di import NamedDependency, Provide
+from litestar.di import NamedDependency
 from litestar.params import FromPath, JSONBody
 
 from loraplex.platform.imports.source_names import parse_source, require_allowed
-from loraplex.platform.manage.adapters import PageAfter, PageLimit, provide_tenant_id
-from loraplex.platform.manage.schemas import CreateImport, ImportPage, ImportView
+from loraplex.platform.manage.adapters import PageAfter, PageLimit
+from loraplex.platform.manage.import_schemas import CreateImport, ImportPage, ImportView
 from loraplex.platform.publishing import require_served
 from loraplex.platform.services import Services
 from loraplex.platform.tenants import Principal
@@ -74,7 +74,6 @@ IMPORT_ROUTES = [
     Router(
         "/api/v1/imports",
         route_handlers=[create_import, list_imports, get_import, cancel_import],
-        dependencies={"tenant_id": Provide(provide_tenant_id, sync_to_thread=False)},
         opt={"scope": "adapters"},
         tags=["imports"],
     )

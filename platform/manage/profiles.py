@@ -5,22 +5,33 @@ from __future__ import annotations
 from typing import Any
 
 from litestar import Request, Response, Router, delete, get, put
-from litestar.di import NamedDependency, Provide
+from litestar.di import NamedDependency
 from litestar.params import FromPath, JSONBody
+from msgspec import UNSET, UnsetType, structs
 
 from loraplex.adapters.errors import VersionNotFound
-from loraplex.adapters.profile import ServingProfile
+from loraplex.adapters.profile import ChatTemplate, ProfileSettings, ServingProfile
 from loraplex.adapters.profile_store import ProfileInfo
 from loraplex.engine.templates import TemplateError
 from loraplex.platform.errors import ApiError
-from loraplex.platform.manage.adapters import provide_tenant_id
 from loraplex.platform.manage.preconditions import etag, expected_revision
-from loraplex.platform.manage.schemas import SetProfile
 from loraplex.platform.publishing import require_served
 from loraplex.platform.services import Services
 from loraplex.platform.template_checks import check_profile
 
 PATH = "/{name:str}/versions/{number:int}/profile"
+
+
+class SetProfile(ProfileSettings, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """`chat_template`: left out, the version keeps the one it has, which may have come with its weights."""
+
+    chat_template: ChatTemplate | UnsetType | None = UNSET
+
+    def onto(self, old: ServingProfile | None) -> ServingProfile:
+        settings = structs.asdict(self)
+        if self.chat_template is UNSET:
+            settings["chat_template"] = None if old is None else old.chat_template
+        return ServingProfile(**settings)
 
 
 @get(PATH)
@@ -42,8 +53,9 @@ async def set_profile(
 ) -> Response[ServingProfile]:
     """Set the profile as a whole; only a `chat_template` that is left out stays as it is, and null takes it away.
 
-    A request's own fields win over it, and it wins over the server's defaults. With `If-Match` it is changed only from
-    that revision, with `If-None-Match: *` only created; else 412 with code `profile_changed`.
+    A request's own fields win over it, and it wins over the server's defaults. A new version has none but the chat
+    template that came with it: send what GET shows of an older version's to go on with that. With `If-Match` it is
+    changed only from that revision, with `If-None-Match: *` only created; else 412 with code `profile_changed`.
     """
     await require_served(services, tenant_id, name)
     expected = expected_revision(request)
@@ -97,7 +109,6 @@ PROFILE_ROUTES = [
     Router(
         "/api/v1/adapters",
         route_handlers=[get_profile, set_profile, clear_profile],
-        dependencies={"tenant_id": Provide(provide_tenant_id, sync_to_thread=False)},
         opt={"scope": "adapters"},
         tags=["profiles"],
     )

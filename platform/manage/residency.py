@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from typing import Annotated
 
 from anyio import to_thread
 from litestar import Router, delete, get, post, put
-from litestar.di import NamedDependency, Provide
+from litestar.di import NamedDependency
 from litestar.params import FromPath, JSONBody, QueryParameter
 
 from loraplex.adapters.registry import VersionInfo
 from loraplex.engine.client import EngineUnavailable
 from loraplex.engine.messages import Refusal, Whereabouts
 from loraplex.platform.errors import ApiError, unavailable
-from loraplex.platform.manage.adapters import PageLimit, provide_tenant_id
-from loraplex.platform.manage.residency_views import (
+from loraplex.platform.manage.adapters import PageLimit
+from loraplex.platform.manage.engine_answers import answered
+from loraplex.platform.manage.residency_schemas import (
     MemoryView,
     PinVersion,
     ResidencyList,
@@ -26,10 +26,11 @@ from loraplex.platform.manage.residency_views import (
     tier_of,
     tiers_of,
 )
+from loraplex.platform.manage.version_schemas import VersionView
+from loraplex.platform.publishing import require_base, require_ready
 from loraplex.platform.services import Services
 from loraplex.platform.tenants import Principal
 
-ENGINE_SECONDS = 5.0
 MAX_RESIDENTS = 1000
 
 VERSION = "/{name:str}/versions/{number:int}"
@@ -53,6 +54,16 @@ async def get_residency(
     return await _view(services, await services.registry.get_version(tenant_id, name, number))
 
 
+@post(VERSION + "/warm", status_code=202)
+async def warm_version(
+    name: FromPath[str], number: FromPath[int], services: NamedDependency[Services], tenant_id: NamedDependency[str]
+) -> VersionView:
+    """Bring a version to the device before its first request, where that costs no running request its place."""
+    version = await _loadable(services, tenant_id, name, number)
+    services.engine.warm(version.digest)
+    return VersionView.of(version)
+
+
 @put(VERSION + "/pin")
 async def pin_version(
     name: FromPath[str],
@@ -67,11 +78,7 @@ async def pin_version(
     It holds on every server and over restarts. 409 with code `pins_exceeded`: there is a bound on what your pins, and
     all tenants' together, may take.
     """
-    version = await services.registry.get_version(tenant_id, name, number)
-    if version.base_model != services.base_model_name:
-        message = f"This version is for `{version.base_model}`; this server serves `{services.base_model_name}`."
-        raise ApiError(400, "base_model_not_served", message)
-    services.uses.touch(tenant_id, version.digest)
+    version = await _loadable(services, tenant_id, name, number)
     _raise_refusal(await services.pins.put(version, data.seconds, principal.key_id))
     return await _view(services, version)
 
@@ -100,12 +107,8 @@ async def evict_version(
 @get("/residency")
 async def get_overview(services: NamedDependency[Services], limit: ResidentLimit = 100) -> ResidencyOverview:
     """What is in each tier of this server, for all tenants, with sizes and totals; and how memory is shared."""
-    try:
-        async with asyncio.timeout(ENGINE_SECONDS):
-            found = await services.engine.locate()
-            status = (await services.engine.inspect()).status
-    except (EngineUnavailable, TimeoutError) as error:
-        raise unavailable("engine_unavailable", "The engine is restarting.", 5) from error
+    found = await answered(services.engine.locate())
+    status = (await answered(services.engine.inspect())).status
     found.sort(key=lambda entry: (entry.device_bytes > 0, entry.last_used_at or 0.0), reverse=True)
     shown = [entry.digest for entry in found[:limit]]
     versions = await services.registry.versions_of(shown)
@@ -119,6 +122,16 @@ async def get_overview(services: NamedDependency[Services], limit: ResidentLimit
             for entry, size in zip(found[:limit], sizes, strict=True)
         ],
     )
+
+
+async def _loadable(services: Services, tenant_id: str, name: str, number: int) -> VersionInfo:
+    """A version that is about to be brought to the device. Raises AdapterNotFound, VersionNotFound, VersionNotReady;
+    ApiError 400 where it is for another base."""
+    version = await services.registry.get_version(tenant_id, name, number)
+    require_base(services, version.base_model)
+    require_ready(version)
+    services.uses.touch(tenant_id, version.digest)
+    return version
 
 
 async def _view(services: Services, version: VersionInfo) -> ResidencyView:
@@ -144,9 +157,8 @@ async def _views(services: Services, versions: Sequence[VersionInfo]) -> list[Re
 
 async def _locate(services: Services, digests: list[str]) -> list[Whereabouts]:
     try:
-        async with asyncio.timeout(ENGINE_SECONDS):
-            return await services.engine.locate(digests)
-    except (EngineUnavailable, TimeoutError):
+        return await answered(services.engine.locate(digests))
+    except EngineUnavailable:
         return [Whereabouts(digest) for digest in digests]
 
 
@@ -158,7 +170,7 @@ async def _evict(services: Services, version: VersionInfo) -> None:
     if services.pins.pinned_until(tenant_id, digest) is not None:
         _raise_refusal(Refusal("adapter_pinned", "your pins keep this version on the device; end its pin first"))
     if not await services.registry.others_have(tenant_id, digest):
-        _raise_refusal(await services.engine.evict(digest))
+        _raise_refusal(await answered(services.engine.evict(digest)))
     services.uses.evicted(tenant_id, digest)
 
 
@@ -174,8 +186,7 @@ def _raise_refusal(refusal: Refusal | None) -> None:
 RESIDENCY_ROUTES = [
     Router(
         "/api/v1/adapters",
-        route_handlers=[list_residency, get_residency, pin_version, unpin_version, evict_version],
-        dependencies={"tenant_id": Provide(provide_tenant_id, sync_to_thread=False)},
+        route_handlers=[list_residency, get_residency, warm_version, pin_version, unpin_version, evict_version],
         opt={"scope": "adapters"},
         tags=["residency"],
     ),

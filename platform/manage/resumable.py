@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import msgspec
 from anyio import to_thread
 from litestar import Request, Response, Router, delete, get, head, patch, post
-from litestar.di import NamedDependency, Provide
+from litestar.di import NamedDependency
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import FromPath, HeaderParameter, JSONBody
 
@@ -29,11 +29,11 @@ from loraplex.adapters.types import received_digest
 from loraplex.adapters.upload_files import AnnouncedFile, GrowingFile
 from loraplex.adapters.upload_sessions import UploadInfo
 from loraplex.platform.errors import ApiError
-from loraplex.platform.manage.adapters import provide_tenant_id, published_answer
 from loraplex.platform.manage.idempotency import REUSED, Once
-from loraplex.platform.manage.schemas import VersionDetail
 from loraplex.platform.manage.upload_schemas import OpenUpload, UploadList, UploadView
 from loraplex.platform.manage.uploads import CLOSE, UploadSlots, blocks, content_length
+from loraplex.platform.manage.version_schemas import VersionDetail
+from loraplex.platform.manage.versions import published_answer
 from loraplex.platform.publishing import max_file_bytes, publish_staged, require_served
 from loraplex.platform.services import Services
 from loraplex.platform.tenants import Principal
@@ -280,7 +280,6 @@ UPLOAD_ROUTES = [
             complete_upload,
             drop_upload,
         ],
-        dependencies={"tenant_id": Provide(provide_tenant_id, sync_to_thread=False)},
         opt={"scope": "adapters"},
         tags=["uploads"],
     )

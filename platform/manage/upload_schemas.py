@@ -12,7 +12,8 @@ from msgspec import Meta, Struct
 from loraplex.adapters.registry import VersionInfo
 from loraplex.adapters.upload_files import AnnouncedFile
 from loraplex.adapters.upload_sessions import UploadInfo
-from loraplex.platform.manage.schemas import Name, VersionView
+from loraplex.platform.manage.adapter_schemas import Name
+from loraplex.platform.manage.version_schemas import VersionView
 
 MAX_FILES = 16
 

@@ -21,7 +21,7 @@ from click.testing import CliRunner
 from openai import AsyncOpenAI, OpenAI
 
 from loraplex.platform.cli.main import main
-from loraplex.platform.manage.schemas import EngineView
+from loraplex.platform.manage.admin_schemas import EngineView
 
 BASE = "tiny"
 """The name of the base model in the tests."""

@@ -218,6 +218,18 @@ async def test_a_bad_adapter_is_the_clients_error(api: Api, allowed: Path, folde
 
 
 @one_database
+async def test_what_is_quarantined_cannot_be_loaded_again(api: Api, allowed: Path) -> None:
+    """409 with the reason: trying again would not help."""
+    await load(api, "acme/bot", allowed / "bot")
+    tenant = await api.services.tenants.get_tenant("acme")
+    version = await api.services.registry.get_version(tenant.id, "bot", 1)
+    await api.services.quarantine.begin(version.digest, "it insults people")
+    refused = await load(api, "acme/bot", allowed / "bot", load_inplace=True)
+    assert await refusal(refused) == (409, "version_not_ready", "version")
+    assert "it insults people" in refused.json()["error"]["message"]
+
+
+@one_database
 async def test_the_adapter_may_stand_beside_the_base(api: Api, allowed: Path) -> None:
     """SGLang's base:adapter, LoRAX's adapter_id, SGLang's lora_path; two that differ are 400, others' are 404."""
     await load(api, "acme/bot", allowed / "bot")

@@ -74,6 +74,7 @@ async def test_an_upload_becomes_a_version_that_can_be_called(api: Api, adapter:
         "acme/bot@1",
     )
     assert (version["rank"], version["targets"]) == (4, ["q_proj", "v_proj"])
+    assert (version["invocation_tokens"], version["is_additive"]) == ([], True)
     assert version["size_bytes"] == (adapter / "adapter_model.safetensors").stat().st_size
     assert (version["state"], version["state_reason"]) == ("ready", "")
     assert api.services.blobs.open(version["digest"]).size_bytes == version["size_bytes"]
@@ -349,9 +350,14 @@ def test_uploads_of_one_tenant_are_bounded() -> None:
 async def test_an_adapter_of_another_base_is_not_checked_against_this_one(
     api: Api, database: Database, adapter: Path
 ) -> None:
-    """Its versions belong to a server of that base; the error names both."""
+    """Nor brought to this device. Its versions belong to a server of that base; the error names both."""
     await register_base_model(database, "older", "0" * 64, "elsewhere")
     body = {"name": "old", "base_model": "older"}
     assert (await api.client.post("/api/v1/adapters", json=body, headers=api.auth("acme"))).status_code == 201
-    response = await api.upload("acme", "old", adapter)
-    assert (response.status_code, response.json()["error"]["code"]) == (400, "base_model_not_served")
+    tenant = await api.services.tenants.get_tenant("acme")
+    facts: dict[str, Any] = {"size_bytes": 1, "max_rank": 1, "targets": [], "report": [], "created_by": None}
+    await api.services.registry.publish(tenant.id, "old", digest="0" * 64, **facts)
+    warm = api.client.post("/api/v1/adapters/old/versions/1/warm", headers=api.auth("acme"))
+    for response in (await api.upload("acme", "old", adapter), await warm):
+        assert (response.status_code, response.json()["error"]["code"]) == (400, "base_model_not_served")
+    assert api.services.engine.warmed == []  # type: ignore[attr-defined]

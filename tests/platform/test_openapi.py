@@ -81,6 +81,9 @@ async def test_bodies_are_documented(document: dict[str, Any]) -> None:
     }
     upload = document["paths"]["/api/v1/adapters/{name}/versions"]["post"]["requestBody"]["content"]
     assert set(upload["multipart/form-data"]["schema"]["properties"]) == {"config", "weights", *OPTIONAL_PARTS}
+    for view in ("VersionView", "VersionDetail", "CheckedView"):
+        fields = document["components"]["schemas"][view]["properties"]
+        assert all(fields[name]["description"] for name in ("invocation_tokens", "is_additive")), view
 
 
 async def test_references_lead_somewhere(document: dict[str, Any]) -> None:

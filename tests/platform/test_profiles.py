@@ -238,6 +238,17 @@ async def test_a_profile_is_set_shown_and_cleared(api: Api) -> None:
     assert (created.json(), created.headers["etag"]) == (profile, '"5"')
 
 
+@on_sqlite
+async def test_the_next_version_goes_on_with_a_profile_when_it_is_sent_again(api: Api, folders: list[Path]) -> None:
+    """By itself it has none; what is shown of the last one's can be sent as it is."""
+    await set_profile(api, {"temperature": 0.5, "chat_template": SHOUT})
+    assert (await api.upload("acme", "plain", folders[2])).json()["profile"] is None
+    shown = (await get_profile(api)).json()
+    sent = await api.client.put(PROFILE.format("plain", 2), json=shown, headers=api.auth("acme"))
+    assert (sent.status_code, sent.json()) == (200, shown)
+    assert await prompt_of(api, "plain") == "USER:Hi;BOT:"
+
+
 UNFIT_PROFILES = [
     ({"temperature": 3}, "invalid_value", "temperature"),
     ({"temperature": "0"}, "invalid_type", "temperature"),

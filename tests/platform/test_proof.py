@@ -129,7 +129,8 @@ async def test_an_invocation_is_looked_for_in_the_prompt(
 
     The proof has it behind every probe: elsewhere the adapter would seem to change nothing."""
     folder = make_adapter(tmp_path / "peft", alora_invocation_tokens=[70, 71], std=0.5)
-    assert (await api.upload("acme", "bot", folder)).status_code == 201
+    uploaded = await api.upload("acme", "bot", folder)
+    assert (uploaded.status_code, uploaded.json()["invocation_tokens"]) == (201, [70, 71])
 
     async def answer(model: str, prompt: list[int]) -> tuple[str, int]:
         body = {"model": model, "prompt": prompt, "max_tokens": 8, "temperature": 0}

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ import pytest
 from api_running import Api, run_api
 
 from loraplex.adapters.database import Database
-from loraplex.adapters.pin_registry import PinRegistry
+from loraplex.adapters.pin_registry import PinInfo, PinRegistry
 from loraplex.engine.client import EngineClient, EngineUnavailable
 from loraplex.engine.settings import EngineSettings
+from loraplex.platform.manage import engine_answers
 from loraplex.platform.pins import PinKeeper
 
 pytest_plugins = ["database_fixtures"]
@@ -214,16 +216,42 @@ async def test_another_server_pins_what_the_database_says(
 async def test_while_the_engine_is_down_versions_are_on_the_disk(
     database: Database, tmp_path: Path, tiny_model_dir: Path, peft: list[Path]
 ) -> None:
-    """Tenants still get an answer; operators are told when to ask again, and a pin is not taken."""
+    """Tenants still get an answer; operators are told when to ask again; a pin is not taken, and one that holds stays
+    as it was."""
+    pins = PinRegistry(database)
     async with run_api(database, tmp_path, tiny_model_dir) as standing:
         await publish(standing, "acme", "bot", peft[0])
         found = await view(standing, "acme", "bot/versions/1")
         assert (found["tier"], found["is_loading"], found["disk_bytes"] > 0) == ("disk", False, True)
         down = await standing.client.get("/api/v1/admin/residency", headers=standing.auth("operator"))
         assert (down.status_code, down.json()["error"]["code"]) == (503, "engine_unavailable")
-        status, refused = await act(standing, "acme", "PUT", "bot/versions/1/pin", json={"seconds": 600})
-        assert (status, refused["error"]["code"]) == (503, "engine_unavailable")
-        assert await PinRegistry(database).on_base("tiny") == []
+        before: list[PinInfo] = []
+        for _ in range(2):
+            status, refused = await act(standing, "acme", "PUT", "bot/versions/1/pin", json={"seconds": 600})
+            assert (status, refused["error"]["code"]) == (503, "engine_unavailable")
+            assert await pins.on_base("tiny") == before
+            version = await standing.services.registry.get_version((await tenant_id(standing, "acme")), "bot", 1)
+            await pins.put(version, datetime.now(UTC) + timedelta(hours=1))
+            before = await pins.on_base("tiny")
+
+
+async def test_nobody_waits_for_an_engine_that_does_not_answer(
+    database: Database, tmp_path: Path, tiny_model_dir: Path, peft: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An eviction is 503 after a while, as a look at all that is there is."""
+    monkeypatch.setattr(engine_answers, "ENGINE_SECONDS", 0.01)
+    async with run_api(database, tmp_path, tiny_model_dir) as stalled:
+        await publish(stalled, "acme", "bot", peft[0])
+        for question in ("evict", "locate"):
+            monkeypatch.setattr(stalled.services.engine, question, never, raising=False)
+        evicted = await act(stalled, "acme", "POST", "bot/versions/1/evict")
+        seen = await stalled.client.get("/api/v1/admin/residency", headers=stalled.auth("operator"))
+    for status, body in (evicted, (seen.status_code, seen.json())):
+        assert (status, body["error"]["code"]) == (503, "engine_unavailable")
+
+
+async def never(*_: Any) -> Any:
+    await asyncio.Event().wait()
 
 
 async def has_pins(engine: EngineClient, count: int) -> bool:

@@ -374,5 +374,5 @@ async def test_a_dry_run_checks_and_keeps_nothing(api: Api, adapter: Path, tmp_p
     assert not api.services.engine.asked  # type: ignore[attr-defined]
     version = (await api.upload("acme", "bot", adapter)).json()
     assert checked.json()["report"] == version["report"][:1]
-    for field in ("digest", "size_bytes", "rank", "targets"):
+    for field in ("digest", "size_bytes", "rank", "targets", "invocation_tokens", "is_additive"):
         assert checked.json()[field] == version[field]

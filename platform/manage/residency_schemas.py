@@ -29,21 +29,13 @@ class LoadView(Struct, frozen=True):
     total: float
 
     @classmethod
-    def of(cls, times: LoadTimes) -> LoadView:
-        return cls(*(round(seconds * 1000, 3) for seconds in times))
+    def of(cls, times: LoadTimes | None) -> LoadView | None:
+        return None if times is None else cls(*(round(seconds * 1000, 3) for seconds in times))
 
 
-class ResidencyView(Struct, frozen=True, kw_only=True):
-    """Where a version is on this server, and the bytes that it takes there; 0 in a tier where it is not.
+class Residency(Struct, frozen=True, kw_only=True):
+    """Where an adapter is on this server, and what it takes and did there, as far as whoever looks may know."""
 
-    `leases`, `last_used_at`, `loads` and `last_load_ms` are of your own requests on this server since its start: those
-    in hand, the last one, those that found it missing, and what the last of them waited for. `pinned_until`: of your
-    own pins. What others with the same bytes do is not told: a version that your requests have not brought to a tier
-    is shown below it.
-    """
-
-    version: int
-    model: str
     digest: str
     tier: Tier
     device_bytes: int
@@ -55,6 +47,19 @@ class ResidencyView(Struct, frozen=True, kw_only=True):
     last_load_ms: LoadView | None
     pinned_until: datetime | None
     is_loading: bool
+
+
+class ResidencyView(Residency, frozen=True, kw_only=True):
+    """Where a version is on this server, and the bytes that it takes there; 0 in a tier where it is not.
+
+    `leases`, `last_used_at`, `loads` and `last_load_ms` are of your own requests on this server since its start: those
+    in hand, the last one, those that found it missing, and what the last of them waited for. `pinned_until`: of your
+    own pins. What others with the same bytes do is not told: a version that your requests have not brought to a tier
+    is shown below it.
+    """
+
+    version: int
+    model: str
 
     @classmethod
     def of(
@@ -71,7 +76,7 @@ class ResidencyView(Struct, frozen=True, kw_only=True):
             leases=use.running,
             last_used_at=_moment(use.last_used_at),
             loads=use.loads,
-            last_load_ms=None if use.last_load is None else LoadView.of(use.last_load),
+            last_load_ms=LoadView.of(use.last_load),
             pinned_until=pinned,
             is_loading=found.is_loading and use.told is None,
         )
@@ -83,25 +88,14 @@ class ResidencyList(Struct, frozen=True):
     data: list[ResidencyView]
 
 
-class ResidentView(Struct, frozen=True, kw_only=True):
+class ResidentView(Residency, frozen=True, kw_only=True):
     """An adapter that is in some memory, as the engine has it for all tenants. `versions`: those of these bytes.
 
     `pins`: tenants that pin it; `pinned_until`: when the last pin ends.
     """
 
-    digest: str
     versions: list[str]
-    tier: Tier
-    device_bytes: int
-    host_bytes: int
-    disk_bytes: int
-    leases: int
-    last_used_at: datetime | None
-    loads: int
-    last_load_ms: LoadView | None
     pins: int
-    pinned_until: datetime | None
-    is_loading: bool
 
     @classmethod
     def of(cls, found: Whereabouts, versions: list[str], disk_bytes: int) -> ResidentView:
@@ -116,7 +110,7 @@ class ResidentView(Struct, frozen=True, kw_only=True):
             leases=found.leases,
             last_used_at=_moment(found.last_used_at),
             loads=found.loads,
-            last_load_ms=None if found.last_load is None else LoadView.of(found.last_load),
+            last_load_ms=LoadView.of(found.last_load),
             pins=found.pins,
             pinned_until=_moment(now + found.pinned_seconds if found.pins else None),
             is_loading=found.is_loading,
