@@ -47,6 +47,8 @@ from loraplex.platform.quarantine import forgive_released, quarantine_crashers
 from loraplex.platform.services import Services, base_shape, upload_limits
 from loraplex.platform.settings import Settings
 from loraplex.platform.tenants import TenantDirectory
+from loraplex.platform.text_codecs import TextCodecs
+from loraplex.platform.tokenizer_checks import TokenizerChecks
 from loraplex.platform.use_log import UseLog
 from loraplex.platform.validation import validate_abandoned
 
@@ -125,6 +127,8 @@ async def open_services(settings: Settings, model_path: Path) -> AsyncIterator[S
                 settings=settings,
                 engine=engine,
                 text=text,
+                codecs=TextCodecs(text, blobs),
+                tokenizer_checks=TokenizerChecks(text),
                 templates=templates,
                 tenants=TenantDirectory(database),
                 registry=registry,

@@ -29,16 +29,20 @@ from loraplex.platform.profile_cache import ProfileCache
 from loraplex.platform.proof import Prover
 from loraplex.platform.settings import Settings
 from loraplex.platform.tenants import TenantDirectory
+from loraplex.platform.text_codecs import TextCodecs
+from loraplex.platform.tokenizer_checks import TokenizerChecks
 from loraplex.platform.use_log import UseLog
 
 
 @dataclass(frozen=True)
 class Services:
-    """Lives as long as the server. `base_shape`: what an uploaded adapter has to fit."""
+    """Lives as long as the server. `text`: the base's. `base_shape`: what an uploaded adapter has to fit."""
 
     settings: Settings
     engine: EngineClient
     text: TextCodec
+    codecs: TextCodecs
+    tokenizer_checks: TokenizerChecks
     templates: UntrustedTemplates
     tenants: TenantDirectory
     registry: AdapterRegistry

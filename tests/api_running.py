@@ -46,6 +46,8 @@ from loraplex.platform.proof import Prover
 from loraplex.platform.services import Services, base_shape, upload_limits
 from loraplex.platform.settings import Settings
 from loraplex.platform.tenants import TenantDirectory
+from loraplex.platform.text_codecs import TextCodecs
+from loraplex.platform.tokenizer_checks import TokenizerChecks
 from loraplex.platform.use_log import UseLog
 
 IDLE = Status(
@@ -176,7 +178,7 @@ async def make_services(
     config = Settings(data_dir=folder, served_model_name="tiny", **settings)
     registry, tenants, metrics = AdapterRegistry(database), TenantDirectory(database), Metrics()
     changes, text, templates = ChangeFeed(database), TextCodec(model), UntrustedTemplates()
-    profiles = ProfileStore(database)
+    profiles, blobs = ProfileStore(database), BlobStore(config.adapters_dir)
     shape = base_shape(engine.ready)
     await registry.register_base_model("tiny", shape.digest, str(model))
     metrics.watch_engine(lambda: engine.status)
@@ -184,6 +186,8 @@ async def make_services(
         settings=config,
         engine=engine,
         text=text,
+        codecs=TextCodecs(text, blobs),
+        tokenizer_checks=TokenizerChecks(text),
         templates=templates,
         tenants=tenants,
         registry=registry,
@@ -193,7 +197,7 @@ async def make_services(
         imports=ImportJobs(database),
         import_leases=ImportLeases(database),
         quarantine=Quarantine(database),
-        blobs=BlobStore(config.adapters_dir),
+        blobs=blobs,
         uploads=UploadSessions(database, upload_limits(config)),
         upload_files=UploadFiles(config.adapters_dir),
         idempotency=IdempotencyKeys(database),

@@ -16,6 +16,7 @@ from loraplex.adapters.blobs import (
     CONFIG_FILE,
     TEMPLATE_FILE,
     TOKENIZER_CONFIG_FILE,
+    TOKENIZER_FILE,
     WEIGHTS_FILE,
 )
 from loraplex.adapters.errors import AdapterInvalid, VersionNotReady
@@ -35,8 +36,8 @@ from loraplex.platform.publishing import (
     check_staged,
     max_file_bytes,
     publish_staged,
+    report_of,
     require_served,
-    statistics,
     validate_now,
 )
 from loraplex.platform.services import Services
@@ -48,6 +49,7 @@ PARTS = {
     "weights": WEIGHTS_FILE,
     "chat_template": TEMPLATE_FILE,
     "tokenizer_config": TOKENIZER_CONFIG_FILE,
+    "tokenizer": TOKENIZER_FILE,
 }
 """Of the form, and what they are as files."""
 _FILE = {"type": "string", "format": "binary"}
@@ -137,7 +139,8 @@ async def publish_version(
     """Upload a PEFT LoRA as the next version: `config` is adapter_config.json, `weights` is adapter_model.safetensors.
 
     `chat_template` (chat_template.jinja) or else the one in `tokenizer_config` (tokenizer_config.json), where they are
-    sent, goes into the version's profile: it is served with that instead of the base's.
+    sent, goes into the version's profile: it is served with that instead of the base's. `tokenizer` (tokenizer.json):
+    the tokens that it adds to the base's are the version's own; with it count the special tokens of `tokenizer_config`.
     An adapter that fails its checks, or that the engine cannot run on the probe prompts, is refused with code
     `adapter_invalid` and every failed check in `details`. 202: the engine had no time for it yet; the version is
     validating and will be ready or rejected later. The same bytes again give the version that has them. With an
@@ -155,9 +158,9 @@ async def publish_version(
             received = await receive_parts(request, targets)
             weights_sha256 = received["weights"].sha256
             if dry_run:
-                checked = (await check_staged(services, staging, tenant_id, weights_sha256)).adapter
-                report = [statistics(checked, services.base_shape)]
-                found: Any = CheckedView.of(checked, received["weights"].size_bytes, report)
+                checked = await check_staged(services, staging, tenant_id, weights_sha256)
+                report = report_of(checked, services.base_shape)
+                found: Any = CheckedView.of(checked.adapter, received["weights"].size_bytes, report)
                 return Response(found, status_code=200)
             files = [received[part].sha256.encode() if part in received else b"" for part in PARTS]
             attempt = await named.enter_async_context(once.attempt(*files))
