@@ -25,11 +25,12 @@ CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 TEMPLATE_FILE = "chat_template.jinja"
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
+TOKENIZER_FILE = "tokenizer.json"
 
 ADAPTER_FILES = (CONFIG_FILE, WEIGHTS_FILE)
 """What an adapter comes as."""
 
-PROMPT_FILES = (TEMPLATE_FILE, TOKENIZER_CONFIG_FILE)
+PROMPT_FILES = (TEMPLATE_FILE, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE)
 """May come with it and say how it is asked. They are taken out before the commit."""
 
 

@@ -38,6 +38,7 @@ class VersionInfo:
 
     `profile_digest` names its serving profile; None: it has none.
     invocation_tokens, is_additive: see `types.AdapterSpec`
+    vocab_size: how many tokens it knows; None: its text becomes the base's
     """
 
     adapter_id: str
@@ -56,6 +57,7 @@ class VersionInfo:
     profile_digest: str | None = None
     invocation_tokens: tuple[int, ...] = ()
     is_additive: bool = True
+    vocab_size: int | None = None
 
     @property
     def canonical_name(self) -> str:
@@ -226,6 +228,7 @@ def _version_info(version: AdapterVersion, adapter: Adapter, base_model: str, sl
         profile_digest=version.profile_digest,
         invocation_tokens=tuple(version.invocation_tokens or ()),
         is_additive=version.is_additive,
+        vocab_size=version.vocab_size,
     )
 
 

@@ -15,9 +15,13 @@ from loraplex.adapters.errors import AdapterInvalid
 from loraplex.adapters.peft_config import PeftConfig, read_config
 from loraplex.adapters.peft_tensors import ModuleTensors, TensorTable
 from loraplex.adapters.safetensors_header import TensorInfo, read_header
-from loraplex.adapters.types import EMBEDDING, HEAD, AdapterSpec, BaseShape
+from loraplex.adapters.tokenizer_file import TokenizerDifference
+from loraplex.adapters.types import EMBEDDING, HEAD, MATRIX_ENDS, AdapterSpec, BaseShape
 from loraplex.adapters.untrusted_json import CheckFailed, CheckFailure, parse_object
 from loraplex.adapters.weight_scan import TensorStatistics, scan_weights
+
+MAX_SPARE_ROWS = 1024
+"""Of an embedding beyond its tokens: it is made a multiple of a round number."""
 
 MAX_REPORTED = 50
 """Most failures in one report; how many more there were is its last entry."""
@@ -50,16 +54,23 @@ class CheckedAdapter:
         return sorted({module.rsplit(".", 1)[-1] for module in self.spec.touched})
 
 
-def check_adapter(config_path: Path, weights_path: Path, shape: BaseShape, limits: AdapterLimits) -> CheckedAdapter:
+def check_adapter(
+    config_path: Path,
+    weights_path: Path,
+    shape: BaseShape,
+    limits: AdapterLimits,
+    tokenizer: TokenizerDifference | None = None,
+) -> CheckedAdapter:
     """Check the two files of an adapter against the base. Raises AdapterInvalid with a report of what failed.
 
-    Reads the weights file once and holds a few megabytes of it at a time.
+    Reads the weights file once and holds a few megabytes of it at a time. tokenizer: of the adapter, None: the base's.
     """
     config, tensors = _read_files(config_path, weights_path, limits)
     table = TensorTable(tensors, shape)
     table.compare(config)
     _raise_if_any([*table.failures, *_check_limits(table.modules, config, shape, limits)])
-    spec = _spec(table.modules, config)
+    _raise_if_any(_check_vocabulary(table.vocab_size, shape, tokenizer))
+    spec = _spec(table, config, shape, tokenizer)
     weights_sha256, by_name = scan_weights(weights_path, tensors)
     statistics = {
         module: {end: by_name[tensor.name] for end, tensor in found.by_end.items()}
@@ -124,8 +135,26 @@ def _check_limits(
     return failures
 
 
-def _spec(modules: Mapping[str, ModuleTensors], config: PeftConfig) -> AdapterSpec:
-    """A module whose rank training brought to 0, and that has nothing else, is left out."""
+def _check_vocabulary(vocab_size: int, shape: BaseShape, tokenizer: TokenizerDifference | None) -> list[CheckFailure]:
+    """Of an adapter with another number of tokens than the base: its tokenizer says what they are."""
+    if vocab_size == shape.vocab_size:
+        return []
+    expected, got = f"{shape.vocab_size} rows, or more for added tokens", str(vocab_size)
+    sizes = f"the embedding has {vocab_size} rows and the base's {shape.vocab_size}"
+    if tokenizer is None:
+        message = f"{sizes}: send the adapter's tokenizer.json, too; if it has none, it was trained on another base"
+        return [CheckFailure("vocabulary_changed", "weights", message, expected, got)]
+    if not tokenizer.size <= vocab_size <= max(tokenizer.size, shape.vocab_size) + MAX_SPARE_ROWS:
+        message = f"{sizes}, and tokenizer.json knows {tokenizer.size} tokens: upload files that were saved together"
+        return [CheckFailure("vocabulary_changed", "weights", message, expected, got)]
+    return []
+
+
+def _spec(
+    table: TensorTable, config: PeftConfig, shape: BaseShape, tokenizer: TokenizerDifference | None
+) -> AdapterSpec:
+    """Left out is a module whose rank training brought to 0, and that has nothing else, and a token without a row."""
+    modules, tokenizer = table.modules, tokenizer or TokenizerDifference(size=0)
     ends = {name: modules[name].by_end for name in (EMBEDDING, HEAD) if name in modules}
     matrices = {name for name, tensors in ends.items() if "weight" in tensors}
     replaced = matrices if config.ties_weights and config.saved_modules else matrices & config.saved_modules
@@ -137,8 +166,11 @@ def _spec(modules: Mapping[str, ModuleTensors], config: PeftConfig) -> AdapterSp
             for name, tensors in ends.items()
             if any(end.endswith("trainable_tokens_delta") for end in tensors)
         },
-        copies=frozenset(name for name in ends if name in matrices - replaced or "base_layer.weight" in ends[name]),
+        copies=frozenset(name for name in ends.keys() - replaced if ends[name].keys() & set(MATRIX_ENDS)),
         invocation_tokens=config.invocation_tokens,
+        vocab_size=None if table.vocab_size == shape.vocab_size else table.vocab_size,
+        added_tokens=tuple(token for token in tokenizer.added if token.id < table.vocab_size),
+        special_tokens=tokenizer.special_tokens,
     )
 
 
@@ -155,7 +187,7 @@ def _check_numbers(
     ]
     if (
         not failures
-        and not (spec.replaced or spec.token_rows)
+        and not (spec.replaced or spec.token_rows or spec.vocab_size)
         and all(_is_zero(modules[name].product, statistics[name]) for name in spec.modules)
     ):
         message = "every lora_B (or lora_A) is zero, so the adapter changes nothing; upload a trained one"

@@ -6,22 +6,26 @@ Knows names and shapes; knows no numbers.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from loraplex.adapters.peft_config import PeftConfig
 from loraplex.adapters.safetensors_header import TensorInfo
-from loraplex.adapters.types import EMBEDDING, HEAD, BaseShape, ModuleSpec
+from loraplex.adapters.types import EMBEDDING, HEAD, MATRIX_ENDS, ROW_ENDS, BaseShape, ModuleSpec
 from loraplex.adapters.untrusted_json import CheckFailure
 
 _PREFIX = "base_model.model."
 _SHARED = {f"base_model.{name}": name for name in ("vera_A", "vera_B")}
 _ADAPTER_TENSOR = re.compile(r"([\w.]+?)\.(?:lora|hada|lokr|vera|miss|ia3|beft)_\w+(?:\.\w+)*", re.ASCII)
 _BIASES = {"base_layer.bias": "targets", "bias": "all"}
-_ROWS = ("token_adapter.trainable_tokens_delta", "trainable_tokens_delta")
 _RANK_IS_LAST = re.compile(r"\.lora_(embedding_)?B(\.weight)?|_w[12]_a", re.ASCII)
-_NEW_TOKENS = (
-    "one tokenizer per base is served; train without new tokens, or rows of the base's with trainable_token_indices"
+_UNUSED_MATRICES = ("modules_to_save.weight", "original_module.weight")
+"""PEFT saves a matrix of `modules_to_save` again under the first name, and the base's under the second one, when there
+are other tokens than the base's."""
+
+_OTHER_TOKENS = (
+    "for another vocabulary than the base's give the embedding and the head new rows as a whole, with "
+    "resize_token_embeddings, and train them with modules_to_save or trainable_token_indices"
 )
 
 
@@ -40,14 +44,18 @@ class ModuleTensors:
 
 
 class TensorTable:
-    """The tensors of a file by module, compared with a base and a configuration; `failures` says what does not fit."""
+    """The tensors of a file by module, compared with a base and a configuration; `failures` says what does not fit.
 
-    def __init__(self, tensors: Iterable[TensorInfo], shape: BaseShape) -> None:
+    vocab_size: of its embedding and its head; the base's where it has neither.
+    """
+
+    def __init__(self, tensors: Sequence[TensorInfo], shape: BaseShape) -> None:
         self.failures: list[CheckFailure] = []
         self.modules: dict[str, ModuleTensors] = {}
+        self.vocab_size = _vocab_size(tensors, shape)
         self._shared: dict[str, TensorInfo] = {}
         self._shape = shape
-        known = shape.modules() | _ends(shape)
+        known = shape.modules() | _ends(self.vocab_size, shape.hidden_size)
         for tensor in tensors:
             self._place(tensor, known)
         if not self.modules and not self.failures:
@@ -65,6 +73,8 @@ class TensorTable:
                 self._check_adapter(module, tensors, config, ends, shared)
         for module in sorted(config.saved_modules | config.token_rows.keys()):
             self._check_present(module, config)
+        if self.vocab_size != self._shape.vocab_size:
+            self._check_other_vocabulary(config)
         self._check_shared(shared)
 
     def _place(self, tensor: TensorInfo, known: Mapping[str, tuple[int, int]]) -> None:
@@ -97,17 +107,17 @@ class TensorTable:
         """A matrix or rows of the embedding and the head; what is found is taken out of `ends`."""
         if module not in (EMBEDDING, HEAD):
             return
-        matrix = (self._shape.vocab_size, self._shape.hidden_size)
-        for end in ends & {"weight", "base_layer.weight"}:
+        matrix = (self.vocab_size, self._shape.hidden_size)
+        for end in ends & {*MATRIX_ENDS, *_UNUSED_MATRICES}:
             ends.discard(end)
             self._check_shape(module, tensors.by_end[end], matrix)
-        rows = [end for end in _ROWS if end in ends]
+        rows = [end for end in ROW_ENDS if end in ends]
         tokens = config.token_rows.get(module) or config.token_rows.get(EMBEDDING, ())
         for end in rows if tokens else ():
             ends.discard(end)
             self._check_shape(module, tensors.by_end[end], (len(tokens), self._shape.hidden_size))
-            if max(tokens) >= self._shape.vocab_size:
-                message = f"{module}: token {max(tokens)} is beyond the base's {self._shape.vocab_size}: {_NEW_TOKENS}"
+            if max(tokens) >= self.vocab_size:
+                message = f"{module}: token {max(tokens)} is beyond its {self.vocab_size}; {_OTHER_TOKENS}"
                 self.failures.append(CheckFailure("vocabulary_changed", module, message))
         if (rows or "weight" in tensors.by_end) and ends:
             message = f"{module} has rows or a matrix of its own and an adapter too, which PEFT cannot load; choose one"
@@ -158,10 +168,24 @@ class TensorTable:
         """Of a matrix or rows that the configuration speaks of. A head whose rows are the embedding's has none."""
         ends = self.modules[module].by_end.keys() if module in self.modules else set()
         is_tied = module == HEAD and config.token_rows.get(HEAD) == config.token_rows.get(EMBEDDING)
-        is_present = "weight" in ends if module in config.saved_modules else is_tied or not ends.isdisjoint(_ROWS)
+        is_present = "weight" in ends if module in config.saved_modules else is_tied or not ends.isdisjoint(ROW_ENDS)
         if not is_present:
             message = f"{module} is in the configuration, but not in the file; save the adapter again with PEFT"
             self.failures.append(CheckFailure("missing_module", module, message))
+
+    def _check_other_vocabulary(self, config: PeftConfig) -> None:
+        """The embedding's rows are in the file, and nothing is done to it or the head but to give them rows."""
+        for module in (EMBEDDING, HEAD):
+            if module in self.modules and self.modules[module].spec is not None:
+                message = f"{module} has {self.vocab_size} rows and an adapter; {_OTHER_TOKENS}"
+                self.failures.append(CheckFailure("vocabulary_changed", module, message))
+        if EMBEDDING not in self.modules or not self.modules[EMBEDDING].by_end.keys() & set(MATRIX_ENDS):
+            message = f"the file has another {HEAD} and not its {EMBEDDING}; save with save_embedding_layers=True"
+            self.failures.append(CheckFailure("vocabulary_changed", EMBEDDING, message))
+
+        if config.invocation_tokens:
+            message = "before its invocation an aLoRA must leave the base as it is; train it with the base's tokens"
+            self.failures.append(CheckFailure("alora_combined", "alora_invocation_tokens", message))
 
     def _check_shared(self, expected: Mapping[str, tuple[int, ...]]) -> None:
         for name, tensor in self._shared.items():
@@ -180,8 +204,8 @@ class TensorTable:
         name, got = tensor.name, list(tensor.shape)
         code, remedy = "wrong_shape", "the adapter was trained on another base model"
         differing = {wanted for had, wanted in zip(got, expected, strict=False) if had != wanted}
-        if module in (EMBEDDING, HEAD) and len(got) == len(expected) and differing == {self._shape.vocab_size}:
-            code, remedy = "vocabulary_changed", _NEW_TOKENS
+        if module in (EMBEDDING, HEAD) and len(got) == len(expected) and differing == {self.vocab_size}:
+            code, remedy = "vocabulary_changed", _OTHER_TOKENS
         elif _only_rank_differs(name, got, expected):
             code, remedy = "rank_mismatch", "upload the adapter_config.json that was saved with these weights"
         message = f"{name} has shape {got}, expected {list(expected)}: {remedy}"
@@ -193,6 +217,13 @@ def _only_rank_differs(name: str, got: list[int], expected: tuple[int, ...]) -> 
     return len(got) == len(expected) == 2 and got[other_axis] == expected[other_axis]
 
 
-def _ends(shape: BaseShape) -> dict[str, tuple[int, int]]:
+def _vocab_size(tensors: Sequence[TensorInfo], shape: BaseShape) -> int:
+    """That of the first matrix of the embedding or the head in the file: others are compared with it later on."""
+    matrices = {f"{_PREFIX}{module}.{end}" for module in (EMBEDDING, HEAD) for end in MATRIX_ENDS}
+    found = (tensor.shape for tensor in tensors if tensor.name in matrices)
+    return next((size for size, *width in found if width == [shape.hidden_size]), shape.vocab_size)
+
+
+def _ends(vocab_size: int, hidden_size: int) -> dict[str, tuple[int, int]]:
     """The embedding and the head: (in_features, out_features)."""
-    return {EMBEDDING: (shape.vocab_size, shape.hidden_size), HEAD: (shape.hidden_size, shape.vocab_size)}
+    return {EMBEDDING: (vocab_size, hidden_size), HEAD: (hidden_size, vocab_size)}

@@ -63,7 +63,7 @@ def select_received(tenant_id: str, name: str, received_sha256: str) -> VersionR
 
 def of_checks(report: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """What of a version's report comes from the checks of its files, and not from running it."""
-    return [entry for entry in report if entry.get("code") == "statistics"]
+    return [entry for entry in report if entry.get("code") in ("statistics", "tokenizer")]
 
 
 async def _lock(session: AsyncSession, tenant_id: str, name: str, digest: str) -> Adapter:

@@ -139,6 +139,7 @@ class AdapterRegistry:
         created_by: str | None,
         invocation_tokens: Sequence[int] = (),
         is_additive: bool = True,
+        vocab_size: int | None = None,
         chat_template: str | None = None,
         record: Recorder | None = None,
         received_sha256: str | None = None,
@@ -157,6 +158,7 @@ class AdapterRegistry:
             targets=list(targets),
             invocation_tokens=list(invocation_tokens) or None,
             is_additive=is_additive,
+            vocab_size=vocab_size,
             report=list(report),
             created_by=created_by,
             received_sha256=received_sha256,
@@ -193,6 +195,7 @@ class AdapterRegistry:
             created_by=created_by,
             invocation_tokens=known.invocation_tokens,
             is_additive=known.is_additive,
+            vocab_size=known.vocab_size,
             chat_template=chat_template,
             received_sha256=received_sha256,
         )

@@ -162,6 +162,7 @@ class AdapterVersion(Base):
     targets: Mapped[list[str]] = mapped_column(Json)
     invocation_tokens: Mapped[list[int] | None] = mapped_column(JsonOrNull)
     is_additive: Mapped[bool] = mapped_column(default=True)
+    vocab_size: Mapped[int | None]
     report: Mapped[list[dict[str, Any]]] = mapped_column(Json, deferred=True, deferred_raiseload=True)
     state: Mapped[str] = mapped_column(String(16))
     state_reason: Mapped[str] = mapped_column(Text, default="")

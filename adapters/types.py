@@ -9,13 +9,19 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field, fields
 from typing import Any, Literal, get_args
 
 from loraplex.adapters.errors import AdapterUnavailable
 
 EMBEDDING = "model.embed_tokens"
 HEAD = "lm_head"
+
+MATRIX_ENDS = ("weight", "base_layer.weight", "token_adapter.base_layer.weight")
+"""What follows the name of the embedding or the head in the names of its matrix, the adapter's own or the base's."""
+
+ROW_ENDS = ("token_adapter.trainable_tokens_delta", "trainable_tokens_delta")
+"""And in those of rows of it."""
 
 Form = Literal["lora", "block_lora", "adalora", "loha", "lokr", "vera", "miss", "ia3", "ia3_in", "beft"]
 """How a weights file holds what is done to a module; `factors` knows what each of them means."""
@@ -125,6 +131,19 @@ class ModuleSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class AddedToken:
+    """A token that an adapter's tokenizer has and the base's has not. The flags are those of the tokenizers library."""
+
+    id: int
+    content: str
+    special: bool = False
+    normalized: bool = True
+    lstrip: bool = False
+    rstrip: bool = False
+    single_word: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class AdapterSpec:
     """The normalised configuration of an adapter: every pattern resolved, module by module.
 
@@ -134,6 +153,10 @@ class AdapterSpec:
     token_rows         of EMBEDDING and HEAD -> tokens whose rows are the adapter's own, in the order of its tensor
     copies             of EMBEDDING and HEAD those that the file repeats as they are in the base
     invocation_tokens  where they stand last in a prompt the adapter begins to act; none: from the start
+    vocab_size         how many tokens its embedding and its head know, if not as many as the base's. The rows of those
+                       beyond the base's are the adapter's own.
+    added_tokens       by rising id
+    special_tokens     of `bos_token`, `eos_token`, `unk_token` those that are others than the base's
     """
 
     modules: Mapping[str, ModuleSpec]
@@ -141,6 +164,14 @@ class AdapterSpec:
     token_rows: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     copies: frozenset[str] = frozenset()
     invocation_tokens: tuple[int, ...] = ()
+    vocab_size: int | None = None
+    added_tokens: tuple[AddedToken, ...] = ()
+    special_tokens: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether its text becomes other tokens than the base's does, or the other way round."""
+        return bool(self.vocab_size or self.added_tokens or self.special_tokens)
 
     @property
     def max_rank(self) -> int:
@@ -154,19 +185,19 @@ class AdapterSpec:
     @property
     def has_vocabulary(self) -> bool:
         """Whether it has something of its own for the embedding, or rows for the head."""
-        return bool(self.replaced or self.token_rows or EMBEDDING in self.modules)
+        return bool(self.replaced or self.token_rows or self.vocab_size or EMBEDDING in self.modules)
 
     @property
     def is_additive(self) -> bool:
         """Whether all that it does is add to what the base computes, so that adapters can be added to each other."""
         rescales = any(spec.form in ("ia3", "ia3_in") or "magnitude" in spec.parts for spec in self.modules.values())
-        return not (rescales or self.replaced or self.token_rows)
+        return not (rescales or self.replaced or self.token_rows or self.has_tokenizer)
 
     @property
     def depends_on_base(self) -> bool:
         """Whether what it adds cannot be told without the weights of the base."""
         parts: frozenset[Part] = frozenset().union(*(spec.parts for spec in self.modules.values()))
-        return bool(parts & {"bias", "magnitude"} or self.copies or self.token_rows)
+        return bool(parts & {"bias", "magnitude"} or self.copies or self.token_rows or self.vocab_size)
 
     def to_json(self) -> bytes:
         """Canonical bytes: equal specs give equal bytes. They are part of an adapter version's digest."""
@@ -179,6 +210,9 @@ class AdapterSpec:
             "token_rows": {name: list(tokens) for name, tokens in self.token_rows.items()},
             "copies": sorted(self.copies),
             "invocation_tokens": list(self.invocation_tokens),
+            "vocab_size": self.vocab_size,
+            "added_tokens": [list(astuple(token)) for token in self.added_tokens],
+            "special_tokens": dict(self.special_tokens),
         }
         document |= {key: value for key, value in further.items() if value}
         return json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
@@ -188,7 +222,7 @@ class AdapterSpec:
         """Raises AdapterUnavailable if a later release wrote it; ValueError, KeyError, TypeError or AttributeError if
         nobody did."""
         document = json.loads(data)
-        known = {"format", "modules", "replaced", "token_rows", "copies", "invocation_tokens"}
+        known = {field.name for field in fields(cls)} | {"format"}
         if document.keys() - known or document["format"] != 1:
             raise AdapterUnavailable(_LATER)
         return cls(
@@ -197,6 +231,9 @@ class AdapterSpec:
             token_rows={name: tuple(map(int, tokens)) for name, tokens in document.get("token_rows", {}).items()},
             copies=frozenset(document.get("copies", ())),
             invocation_tokens=tuple(map(int, document.get("invocation_tokens", ()))),
+            vocab_size=document.get("vocab_size"),
+            added_tokens=tuple(AddedToken(*values) for values in document.get("added_tokens", ())),
+            special_tokens=document.get("special_tokens", {}),
         )
 
 

@@ -32,6 +32,8 @@ class OwnRows:
 class Vocabulary:
     """Views of the adapter's memory.
 
+    size         how many tokens it knows, if not as many as the base. Those beyond the base's have rows in `embedding`
+                 and `head`.
     embedding_a  [vocab, rank]    embedding_b  [rank, hidden], scaling folded in: LoRA of the embedding
     gain         [hidden]: what a row of the embedding is multiplied with, less one
     """
@@ -41,6 +43,11 @@ class Vocabulary:
     embedding_a: Tensor | None
     embedding_b: Tensor | None
     gain: Tensor | None
+    size: int | None = None
+
+    @property
+    def changes_head(self) -> bool:
+        return self.head is not None or self.size is not None
 
     @property
     def changes_embedding(self) -> bool:
@@ -48,7 +55,7 @@ class Vocabulary:
 
     @property
     def is_additive(self) -> bool:
-        return self.embedding is None and self.head is None and self.gain is None
+        return self.embedding is None and not self.changes_head and self.gain is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +87,7 @@ class VocabularyLayout:
     embedding_a: Block | None = None
     embedding_b: Block | None = None
     gain: Block | None = None
+    size: int | None = None
 
     def blocks(self) -> Iterator[Block]:
         """In the order in which they lie, each once."""
@@ -103,6 +111,7 @@ class VocabularyLayout:
             matrix(self.embedding_a),
             matrix(self.embedding_b),
             matrix(self.gain),
+            self.size,
         )
 
 
@@ -126,18 +135,19 @@ def plan_vocabulary(
     if not spec.has_vocabulary:
         return None, 0
     planner = _Planner(align)
+    size = spec.vocab_size or shape.vocab_size
 
     def rows_of(module: str) -> Block | None:
         if module in spec.replaced:
-            return planner.block((shape.vocab_size, shape.hidden_size))
-        tokens = tuple(sorted(spec.token_rows.get(module, ())))
+            return planner.block((size, shape.hidden_size))
+        tokens = tuple(sorted({*spec.token_rows.get(module, ()), *range(shape.vocab_size, size)}))
         return planner.block((len(tokens), shape.hidden_size), tokens) if tokens else None
 
     embedding = rows_of(EMBEDDING)
     head = embedding if ties_embeddings and _shares_rows(spec) else rows_of(HEAD)
     lora = spec.modules.get(EMBEDDING)
     if lora is None:
-        return VocabularyLayout(embedding, head), planner.end
+        return VocabularyLayout(embedding, head, size=spec.vocab_size), planner.end
     a = planner.block((shape.vocab_size, lora.rank))
     b = planner.block((lora.rank, shape.hidden_size))
     gain = planner.block((shape.hidden_size,)) if "magnitude" in lora.parts else None
@@ -147,6 +157,8 @@ def plan_vocabulary(
 def _shares_rows(spec: AdapterSpec) -> bool:
     """Of an adapter to a base that has one matrix for both ends: with rows of the embedding those of the head change,
     unless the head has others."""
+    if spec.vocab_size and not spec.token_rows:
+        return not spec.replaced
     rows = spec.token_rows.get(EMBEDDING)
     shares = rows is not None and spec.token_rows.get(HEAD, rows) == rows
     if shares and (HEAD in spec.modules or HEAD in spec.replaced):

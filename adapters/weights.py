@@ -6,7 +6,7 @@ device and no cache.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,7 +25,7 @@ from loraplex.adapters.factors import (
     input_factor,
 )
 from loraplex.adapters.layout import ALIGN_BYTES, AdapterLayout, SiteLayout, factor_of, plan_layout
-from loraplex.adapters.types import EMBEDDING, HEAD, AdapterSpec, BaseShape, ModuleSpec
+from loraplex.adapters.types import EMBEDDING, HEAD, MATRIX_ENDS, ROW_ENDS, AdapterSpec, BaseShape, ModuleSpec
 from loraplex.adapters.vocabulary import Block, VocabularyLayout
 
 
@@ -102,11 +102,11 @@ class _Packer:
             assert self._base is not None
             tensors = ModuleWeights(self._file, module)
             own = self._base.stored(f"{module}.weight")
-            for end in ("weight", "base_layer.weight"):
-                if end in tensors and (own is None or not _is_copy(tensors[end], own)):
+            for end in MATRIX_ENDS:
+                if end in tensors and (own is None or not self._is_copy(tensors[end], own)):
                     raise AdapterUnavailable(
                         f"the file's {module}.{end} differs from this base's: the adapter was trained on another base; "
-                        "if it was not, save it again with save_embedding_layers=False"
+                        "if it was not, save it again, with save_embedding_layers=False if it adds no tokens"
                     )
 
     def pack_vocabulary(self, layout: VocabularyLayout, end: int) -> None:
@@ -160,19 +160,30 @@ class _Packer:
         if block.tokens is None:
             rows = tensors["weight"]
         else:
-            ends = ("token_adapter.trainable_tokens_delta", "trainable_tokens_delta")
-            in_order = tensors[next((end for end in ends if end in tensors), ends[0])]
-            tokens = self._spec.token_rows[module]
-            rows = in_order[sorted(range(len(tokens)), key=tokens.__getitem__)]
+            trained = self._spec.token_rows.get(module, ())
+            parts = [_first(tensors, ROW_ENDS)] if trained else []
+            known, tokens = self._shape.vocab_size, list(trained)
+            if self._spec.vocab_size and self._spec.vocab_size > known:
+                parts.append(_first(tensors, MATRIX_ENDS)[known:])
+                tokens.extend(range(known, self._spec.vocab_size))
+            place = {token: row for row, token in reversed(list(enumerate(tokens)))}  # what was trained comes first
+            rows = torch.cat(parts)[[place[token] for token in block.tokens]]
         if rows.shape != block.shape:
             raise AdapterUnavailable(f"this adapter was checked for another base: {module} is {list(rows.shape)}")
         return rows
+
+    def _is_copy(self, tensor: Tensor, own: Tensor) -> bool:
+        """Whether one is the other, perhaps rounded to a shorter type on its way; of other sizes, what both have."""
+        if self._spec.vocab_size is not None:
+            rows = min(self._spec.vocab_size, self._shape.vocab_size)
+            tensor, own = tensor[:rows], own[:rows]
+        shorter = (torch.bfloat16, torch.float16)
+        return tensor.shape == own.shape and any(torch.equal(tensor.to(dtype), own.to(dtype)) for dtype in shorter)
 
     def _put(self, block: Block, values: Tensor) -> None:
         block.view(self._weights).copy_(values)
 
 
-def _is_copy(tensor: Tensor, own: Tensor) -> bool:
-    """Whether one is the other, perhaps rounded to a shorter type on its way."""
-    shorter = (torch.bfloat16, torch.float16)
-    return tensor.shape == own.shape and any(torch.equal(tensor.to(dtype), own.to(dtype)) for dtype in shorter)
+def _first(tensors: ModuleWeights, ends: Sequence[str]) -> Tensor:
+    """Of these the one that is there."""
+    return tensors[next((end for end in ends if end in tensors), ends[0])]

@@ -118,7 +118,7 @@ class BatchBuilder:
         return EndUses(
             embedding=vocabulary_uses(spans, lambda vocabulary: vocabulary.changes_embedding),
             head_lora=self._passes(rows, _head),
-            head=vocabulary_uses(rows, lambda vocabulary: vocabulary.head is not None),
+            head=vocabulary_uses(rows, lambda vocabulary: vocabulary.changes_head),
         )
 
     def _tokens(

@@ -32,16 +32,30 @@ class NamedTemplate(msgspec.Struct, frozen=True):
     template: str
 
 
+class NamedToken(msgspec.Struct, frozen=True):
+    content: str
+
+
 class TokenizerConfig(msgspec.Struct, frozen=True):
-    """What a tokenizer_config.json says about chat templates: there may be none, one, or several by name."""
+    """What a tokenizer_config.json has for chat templates, of which there may be none, one, or several by name."""
 
     chat_template: str | list[NamedTemplate] | None = None
+    bos_token: str | NamedToken | None = None
+    eos_token: str | NamedToken | None = None
+    unk_token: str | NamedToken | None = None
+    pad_token: str | NamedToken | None = None
 
     @property
     def default_template(self) -> str | None:
         if isinstance(self.chat_template, list):
             return next((named.template for named in self.chat_template if named.name == "default"), None)
         return self.chat_template
+
+    @property
+    def special_tokens(self) -> dict[str, str]:
+        """Name -> text; "" where there is none."""
+        tokens = {name: getattr(self, name) for name in ("bos_token", "eos_token", "unk_token", "pad_token")}
+        return {name: token.content if isinstance(token, NamedToken) else token or "" for name, token in tokens.items()}
 
 
 class TemplateError(ValueError):

@@ -1,18 +1,21 @@
 """Text to token ids and back: chat template, tokenizer, incremental detokenizer.
 
-Runs in the API process. Knows the tokenizer files of a model folder; knows no tensors and no requests.
+Runs in the API process. Knows the tokenizer files of a model folder, and tokens that adapters add; knows no tensors and
+no requests.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from copy import copy
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import msgspec
+from tokenizers import AddedToken as TokenizersToken
 from tokenizers import Tokenizer
 
+from loraplex.adapters.types import AddedToken
 from loraplex.engine.templates import Messages, TemplateError, TokenizerConfig, compile_template, render
 
 MAX_RENDERED_CHARS = 8 << 20
@@ -21,17 +24,40 @@ LONGEST_CHARACTER_TOKENS = 4  # UTF-8 bytes of one character; what is still inco
 
 
 class TextCodec:
-    """Reads tokenizer.json, tokenizer_config.json and chat_template.jinja of a Hugging Face folder."""
+    """Reads tokenizer.json, tokenizer_config.json and chat_template.jinja of a Hugging Face folder.
+
+    end: the token that ends an answer beside those of the model, where an adapter has one.
+    """
 
     def __init__(self, model_path: Path) -> None:
-        self._tokenizer = Tokenizer.from_file(str(model_path / "tokenizer.json"))
+        self.tokenizer_path = model_path / "tokenizer.json"
+        self._tokenizer = Tokenizer.from_file(str(self.tokenizer_path))
         config_path = model_path / "tokenizer_config.json"
-        config: dict[str, Any] = json.loads(config_path.read_text()) if config_path.exists() else {}
-        self.special_tokens = {
-            name: _token_text(config.get(name)) for name in ("bos_token", "eos_token", "pad_token", "unk_token")
-        }
+        config = msgspec.json.decode(config_path.read_bytes() if config_path.exists() else b"{}", type=TokenizerConfig)
+        self.special_tokens: Mapping[str, str] = config.special_tokens
         self.chat_template = _chat_template(model_path, config)
         self._template = compile_template(self.chat_template) if self.chat_template else None
+
+        self.end: int | None = None
+
+    def with_tokens(self, added: Sequence[AddedToken], special_tokens: Mapping[str, str]) -> TextCodec:
+        """That of an adapter's tokenizer: this one with more tokens, or with others in their places."""
+        codec = copy(self)
+        codec.special_tokens = {**self.special_tokens, **special_tokens}
+        codec._tokenizer = _extended(self._tokenizer, added) if added else self._tokenizer
+        codec.end = codec.token_id(special_tokens["eos_token"]) if "eos_token" in special_tokens else None
+        return codec
+
+    @property
+    def size(self) -> int:
+        """How many tokens there are."""
+        size: int = self._tokenizer.get_vocab_size()
+        return size
+
+    def token_id(self, token: str) -> int | None:
+        """None: it is no token."""
+        found: int | None = self._tokenizer.token_to_id(token)
+        return found
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a plain prompt, with the special tokens that the tokenizer adds by itself (a BOS, if any)."""
@@ -101,10 +127,20 @@ class Detokenizer:
         return text
 
 
-def _chat_template(model_path: Path, config: dict[str, Any]) -> str | None:
+def _chat_template(model_path: Path, config: TokenizerConfig) -> str | None:
     file = model_path / "chat_template.jinja"
-    return file.read_text() if file.exists() else msgspec.convert(config, TokenizerConfig).default_template
+    return file.read_text() if file.exists() else config.default_template
 
 
-def _token_text(token: str | dict[str, Any] | None) -> str:
-    return token["content"] if isinstance(token, dict) else token or ""
+def _extended(base: Tokenizer, added: Sequence[AddedToken]) -> Tokenizer:
+    """Made in less than a millisecond, and small: its model, with all that was learned, is that of `base`."""
+    tokenizer = Tokenizer(base.model)
+    for part in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
+        if (value := getattr(base, part)) is not None:
+            setattr(tokenizer, part, value)
+    tokens = base.get_added_tokens_decoder()
+    for token in added:
+        flags = {name: value for name, value in asdict(token).items() if name not in ("id", "content")}
+        tokens[token.id] = TokenizersToken(token.content, **flags)
+    tokenizer.add_tokens([tokens[token_id] for token_id in sorted(tokens)])
+    return tokenizer

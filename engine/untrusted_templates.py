@@ -30,7 +30,7 @@ STOP_GRACE_SECONDS = 0.5
 
 PROCESSES = 2
 
-INHERITED = ("PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ")
+_INHERITED = ("PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ")
 """Variables that the processes see; others may hold secrets."""
 
 MAX_WAITING = 256
@@ -40,6 +40,11 @@ ADDED_CHARS = 256 << 10
 """How much longer than its messages a rendered conversation may be: 64 characters for each of 4096 messages."""
 
 log = logging.getLogger(__name__)
+
+
+def inherited_environment() -> dict[str, str]:
+    """Variables for a process that has to do with what strangers sent."""
+    return {name: os.environ[name] for name in _INHERITED if name in os.environ}
 
 
 class UntrustedTemplates:
@@ -116,11 +121,10 @@ class _Process:
 
     @classmethod
     async def start(cls, cpu_seconds: float) -> _Process:
-        environment = {name: os.environ[name] for name in INHERITED if name in os.environ}
         try:
             process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "loraplex.engine.template_process", str(cpu_seconds),
-                stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, env=environment,
+                stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, env=inherited_environment(),
             )  # fmt: skip
         except OSError as error:
             raise EngineUnavailable(f"no process for chat templates can be started: {error.strerror}", 5) from error

@@ -16,14 +16,19 @@ from typing import BinaryIO
 
 from anyio import to_thread
 
-from loraplex.adapters.blobs import CONFIG_FILE, TEMPLATE_FILE, TOKENIZER_CONFIG_FILE, WEIGHTS_FILE, Staging
+from loraplex.adapters.blobs import CONFIG_FILE, WEIGHTS_FILE, Staging
 from loraplex.adapters.errors import AdapterExists
 from loraplex.adapters.peft_checks import AdapterLimits
 from loraplex.adapters.registry import VersionInfo
 from loraplex.platform.errors import ApiError
-from loraplex.platform.publishing import adapter_limits, publish_staged, require_served, validate_now
+from loraplex.platform.publishing import (
+    PROMPT_FILE_BYTES,
+    adapter_limits,
+    publish_staged,
+    require_served,
+    validate_now,
+)
 from loraplex.platform.services import Services
-from loraplex.platform.template_checks import TEMPLATE_BYTES, TOKENIZER_CONFIG_BYTES
 
 ANYWHERE = (Path("/"),)
 """For folders that the operator named on the command line."""
@@ -60,8 +65,8 @@ def open_adapter_files(folder: Path, allowed: Sequence[Path]) -> Iterator[dict[s
 
 
 def _stage(folder: Path, allowed: Sequence[Path], staging: Staging, limits: AdapterLimits) -> str:
-    """Copy the files to staging, those of a chat template where there are some; the SHA-256 of the weights."""
-    for name, max_bytes in ((TEMPLATE_FILE, TEMPLATE_BYTES), (TOKENIZER_CONFIG_FILE, TOKENIZER_CONFIG_BYTES)):
+    """Copy the files to staging, those of text where there are some; the SHA-256 of the weights."""
+    for name, max_bytes in PROMPT_FILE_BYTES.items():
         with suppress(FileMissing), _open_allowed(folder, name, allowed) as file:
             _copy(file, staging.path(name), max_bytes)
     with open_adapter_files(folder, allowed) as files:

@@ -69,9 +69,9 @@ class Prover:
 
     async def prove(self, digest: str, spec: AdapterSpec, template: str | None = None, owner: str = "") -> Proof:
         """template: the version's own, of this owner. Raises EngineUnavailable when the engine cannot say now."""
-        ending = _ending(spec)
+        text = self._text.with_tokens(spec.added_tokens, spec.special_tokens)
         try:
-            prompts = await self._prompts(ending, template, owner)
+            prompts = await self._prompts(text, _ending(spec), template, owner)
         except TemplateError as error:
             return Proof([_failure("chat_template_invalid", str(error))])
         base = await self._base_samples(prompts)
@@ -86,21 +86,24 @@ class Prover:
         if adapted == base:
             reason = "it answers the probe prompts exactly as the base does: it changes nothing; is its B still zero?"
             return Proof([_failure("no_effect", reason)])
-        return Proof(report=[self._report(base, adapted)])
+        return Proof(report=[_report(base, adapted, self._text, text)])
 
-    async def _prompts(self, ending: tuple[int, ...], template: str | None, owner: str) -> Prompts:
+    async def _prompts(self, text: TextCodec, ending: tuple[int, ...], template: str | None, owner: str) -> Prompts:
         """ending: tokens behind every probe."""
         if template is None:
-            prompts = [self._text.encode(probe) for probe in PROBES]
+            prompts = [text.encode(probe) for probe in PROBES]
         else:
             prompts = [
-                await chat_prompt(self._text, self._templates, [_question(probe)], template=template, owner=owner)
+                await chat_prompt(text, self._templates, [_question(probe)], template=template, owner=owner)
                 for probe in PROBES
             ]
         most = min(MAX_PROMPT_TOKENS, self._engine.ready.max_model_len // 2)
         return tuple(tuple([*prompt, *ending][-most:]) for prompt in prompts)
 
     async def _base_samples(self, prompts: Prompts) -> list[Sample]:
+        """The base is asked without the tokens that it does not know."""
+        known = self._engine.ready.vocab_size
+        prompts = tuple(tuple(token for token in prompt if token < known) or (0,) for prompt in prompts)
         asked = self._engine.ready.model_digest, prompts
         if asked not in self._base:
             try:
@@ -146,31 +149,34 @@ class Prover:
             generation.abort()
         return Sample(tuple(tokens), tuple(logprobs))
 
-    def _report(self, base: list[Sample], adapted: list[Sample]) -> dict[str, Any]:
-        """How far the version's answers are from the base's, and one of each to look at."""
-        pairs = list(zip(base, adapted, strict=True))
-        first = [(mine.logprobs[0], other.logprobs[0]) for other, mine in pairs]
-        return {
-            "code": "proof",
-            "prompts": len(PROBES),
-            "answers_changed": sum(other.tokens != mine.tokens for other, mine in pairs),
-            "mean_first_logprob_change": sum(abs(mine - other) for mine, other in first) / len(first),
-            "sample": {
-                "prompt": PROBES[0],
-                "base": self._written(base[0]),
-                "adapter": self._written(adapted[0]),
-            },
-        }
 
-    def _written(self, sample: Sample) -> str:
-        detokenizer = self._text.detokenizer()
-        return detokenizer.push(sample.tokens) + detokenizer.flush()
+def _report(base: list[Sample], adapted: list[Sample], base_text: TextCodec, text: TextCodec) -> dict[str, Any]:
+    """How far the version's answers are from the base's, and one of each to look at."""
+    pairs = list(zip(base, adapted, strict=True))
+    first = [(mine.logprobs[0], other.logprobs[0]) for other, mine in pairs]
+    return {
+        "code": "proof",
+        "prompts": len(PROBES),
+        "answers_changed": sum(other.tokens != mine.tokens for other, mine in pairs),
+        "mean_first_logprob_change": sum(abs(mine - other) for mine, other in first) / len(first),
+        "sample": {
+            "prompt": PROBES[0],
+            "base": _written(base_text, base[0]),
+            "adapter": _written(text, adapted[0]),
+        },
+    }
+
+
+def _written(text: TextCodec, sample: Sample) -> str:
+    detokenizer = text.detokenizer()
+    return detokenizer.push(sample.tokens) + detokenizer.flush()
 
 
 def _ending(spec: AdapterSpec) -> tuple[int, ...]:
     """What a probe must have in it to show anything: the invocation that an adapter waits for, or tokens of its own."""
     rows = (token for tokens in spec.token_rows.values() for token in tokens)
-    return spec.invocation_tokens or tuple(islice(rows, MAX_ENDING_TOKENS))
+    added = (token.id for token in spec.added_tokens)
+    return spec.invocation_tokens or tuple(islice(chain(rows, added), MAX_ENDING_TOKENS))
 
 
 def _question(probe: str) -> dict[str, str]:

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, TypeVar, TypeVarTuple
+from typing import TypeVar, TypeVarTuple
 
 from anyio import to_thread
 
@@ -19,6 +19,7 @@ from loraplex.adapters.blobs import (
     PROMPT_FILES,
     TEMPLATE_FILE,
     TOKENIZER_CONFIG_FILE,
+    TOKENIZER_FILE,
     WEIGHTS_FILE,
     Staging,
 )
@@ -26,15 +27,17 @@ from loraplex.adapters.errors import AdapterInvalid, VersionNotReady
 from loraplex.adapters.lookup import not_ready
 from loraplex.adapters.peft_checks import AdapterLimits, CheckedAdapter, check_adapter
 from loraplex.adapters.registry import Recorder, VersionInfo
-from loraplex.adapters.types import BaseShape, received_digest
+from loraplex.adapters.tokenizer_file import TOKENIZER_BYTES, TokenizerDifference
+from loraplex.adapters.types import AdapterSpec, BaseShape, received_digest
 from loraplex.engine.client import EngineUnavailable
+from loraplex.platform.check_report import report_of_checks
 from loraplex.platform.errors import ApiError
 from loraplex.platform.services import Services
 from loraplex.platform.template_checks import (
     TEMPLATE_BYTES,
     TOKENIZER_CONFIG_BYTES,
     check_brought_template,
-    take_template,
+    take_prompting,
 )
 from loraplex.platform.validation import validate
 
@@ -56,15 +59,18 @@ def adapter_limits(services: Services) -> AdapterLimits:
     )
 
 
+PROMPT_FILE_BYTES = {
+    TEMPLATE_FILE: TEMPLATE_BYTES,
+    TOKENIZER_CONFIG_FILE: TOKENIZER_CONFIG_BYTES,
+    TOKENIZER_FILE: TOKENIZER_BYTES,
+}
+"""How large each of PROMPT_FILES may be."""
+
+
 def max_file_bytes(services: Services) -> dict[str, int]:
     """How large each of ADAPTER_FILES and PROMPT_FILES may be."""
     limits = adapter_limits(services)
-    return {
-        CONFIG_FILE: limits.max_config_bytes,
-        WEIGHTS_FILE: limits.max_weights_bytes,
-        TEMPLATE_FILE: TEMPLATE_BYTES,
-        TOKENIZER_CONFIG_FILE: TOKENIZER_CONFIG_BYTES,
-    }
+    return {CONFIG_FILE: limits.max_config_bytes, WEIGHTS_FILE: limits.max_weights_bytes, **PROMPT_FILE_BYTES}
 
 
 async def require_served(services: Services, tenant_id: str, name: str) -> None:
@@ -116,7 +122,8 @@ async def publish_staged(
         targets=adapter.targets,
         invocation_tokens=adapter.spec.invocation_tokens,
         is_additive=adapter.spec.is_additive,
-        report=[statistics(adapter, services.base_shape)],
+        vocab_size=known_tokens(adapter.spec, services.base_shape),
+        report=report_of_checks(adapter, checked.tokenizer, services.base_shape),
         created_by=created_by,
         received_sha256=checked.received_sha256,
         chat_template=checked.chat_template,
@@ -129,21 +136,25 @@ class CheckedFiles:
     """What staged files turned out to be. `received_sha256`: see `types.received_digest`."""
 
     adapter: CheckedAdapter
+    tokenizer: TokenizerDifference | None
     chat_template: str | None
     received_sha256: str
 
 
 async def check_staged(services: Services, staging: Staging, tenant_id: str, weights_sha256: str) -> CheckedFiles:
-    """Everything that can be checked without running it; files of a template are taken out of staging.
+    """Everything that can be checked without running it; files of text are taken out of staging.
 
     Raises AdapterInvalid with every failed check, EngineUnavailable.
     """
     digests = await _in_thread(_digests, staging)
-    template = await _in_thread(take_template, staging)
-    if template is not None:
-        await check_brought_template(services.text, services.templates, tenant_id, template)
-    adapter = await _in_thread(_check, services, staging, weights_sha256)
-    return CheckedFiles(adapter, template, received_digest(digests | {WEIGHTS_FILE: adapter.weights_sha256}))
+    prompting = await _in_thread(take_prompting, staging)
+    if prompting.chat_template is not None:
+        await check_brought_template(services.text, services.templates, tenant_id, prompting.chat_template)
+    tokenizer = await services.tokenizer_checks.take(staging, prompting.special_tokens)
+    adapter = await _in_thread(_check, services, staging, weights_sha256, tokenizer)
+    return CheckedFiles(
+        adapter, tokenizer, prompting.chat_template, received_digest(digests | {WEIGHTS_FILE: adapter.weights_sha256})
+    )
 
 
 async def validate_now(services: Services, version: VersionInfo) -> VersionInfo:
@@ -174,35 +185,24 @@ async def _in_thread(function: Callable[[*Ts], T], *arguments: *Ts) -> T:
 
 
 def _digests(staging: Staging) -> dict[str, str]:
-    """SHA-256 of the small files that are there."""
-    small = [file for file in (CONFIG_FILE, *PROMPT_FILES) if staging.path(file).exists()]
-    return {file: hashlib.sha256(staging.path(file).read_bytes()).hexdigest() for file in small}
+    """SHA-256 of the files that are there, but for the weights."""
+    digests = {}
+    for name in (CONFIG_FILE, *PROMPT_FILES):
+        with suppress(FileNotFoundError), staging.path(name).open("rb") as file:
+            digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return digests
 
 
-def _check(services: Services, staging: Staging, weights_sha256: str) -> CheckedAdapter:
+def _check(
+    services: Services, staging: Staging, weights_sha256: str, tokenizer: TokenizerDifference | None
+) -> CheckedAdapter:
     config, weights = staging.path(CONFIG_FILE), staging.path(WEIGHTS_FILE)
-    checked = check_adapter(config, weights, services.base_shape, adapter_limits(services))
+    checked = check_adapter(config, weights, services.base_shape, adapter_limits(services), tokenizer)
     if checked.weights_sha256 != weights_sha256:
         raise OSError("the bytes on disk are not those that were received")
     return checked
 
 
-def statistics(checked: CheckedAdapter, shape: BaseShape) -> dict[str, Any]:
-    """The entry of a version's report that its checks make."""
-    layers = shape.modules().keys()
-    tensors = [numbers for module in checked.statistics.values() for numbers in module.values()]
-    return {
-        "code": "statistics",
-        "modules": len(checked.spec.touched),
-        "share_of_modules": len(checked.spec.modules.keys() & layers) / len(layers),
-        "largest_weight": max(numbers.max_abs for numbers in tensors),
-        "largest_norm": max(numbers.norm for numbers in tensors),
-        "norms": {
-            name: {end: _short(numbers.norm) for end, numbers in module.items()}
-            for name, module in checked.statistics.items()
-        },
-    }
-
-
-def _short(value: float) -> float:
-    return float(f"{value:.4g}")
+def known_tokens(spec: AdapterSpec, shape: BaseShape) -> int | None:
+    """How many tokens it knows, where its text does not become the base's tokens."""
+    return spec.vocab_size or shape.vocab_size if spec.has_tokenizer else None

@@ -32,16 +32,20 @@ from loraplex.platform.profile_cache import ProfileCache
 from loraplex.platform.proof import Prover
 from loraplex.platform.settings import Settings
 from loraplex.platform.tenants import TenantDirectory
+from loraplex.platform.text_codecs import TextCodecs
+from loraplex.platform.tokenizer_checks import TokenizerChecks
 from loraplex.platform.use_log import UseLog
 
 
 @dataclass(frozen=True)
 class Services:
-    """Lives as long as the server. `base_shape`: what an uploaded adapter has to fit."""
+    """Lives as long as the server. `text`: the base's. `base_shape`: what an uploaded adapter has to fit."""
 
     settings: Settings
     engine: EngineClient
     text: TextCodec
+    codecs: TextCodecs
+    tokenizer_checks: TokenizerChecks
     templates: UntrustedTemplates
     tenants: TenantDirectory
     registry: AdapterRegistry
@@ -71,11 +75,14 @@ def assemble(settings: Settings, database: Database, engine: EngineClient, model
     `templates`."""
     registry, changes, metrics = AdapterRegistry(database), ChangeFeed(database), Metrics()
     text, templates, profiles = TextCodec(model_path), UntrustedTemplates(), ProfileStore(database)
+    blobs = BlobStore(settings.adapters_dir)
     metrics.watch_engine(lambda: engine.status)
     return Services(
         settings=settings,
         engine=engine,
         text=text,
+        codecs=TextCodecs(text, blobs),
+        tokenizer_checks=TokenizerChecks(text),
         templates=templates,
         tenants=TenantDirectory(database),
         registry=registry,
@@ -85,7 +92,7 @@ def assemble(settings: Settings, database: Database, engine: EngineClient, model
         imports=ImportJobs(database),
         import_leases=ImportLeases(database),
         quarantine=Quarantine(database),
-        blobs=BlobStore(settings.adapters_dir),
+        blobs=blobs,
         uploads=UploadSessions(database, _upload_limits(settings)),
         upload_files=UploadFiles(settings.adapters_dir),
         idempotency=IdempotencyKeys(database),

@@ -5,6 +5,9 @@ Knows the files' forms and the conversations that a template is tried on. Knows 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 import msgspec
 
 from loraplex.adapters.blobs import TEMPLATE_FILE, TOKENIZER_CONFIG_FILE, Staging
@@ -23,20 +26,29 @@ USER = {"role": "user", "content": "Hello"}
 TURNS = (USER, {"role": "assistant", "content": "Hello. How can I help?"}, {"role": "user", "content": "Tell me more."})
 
 
-def take_template(staging: Staging) -> str | None:
-    """The chat template among staged files, as Transformers would choose it; its files are removed.
+@dataclass(frozen=True, slots=True)
+class BroughtPrompting:
+    """How an adapter's files say it is asked. special_tokens: name -> text."""
 
-    A blob holds what its digest names, and no template is part of that. Raises AdapterInvalid.
+    chat_template: str | None
+    special_tokens: Mapping[str, str]
+
+
+def take_prompting(staging: Staging) -> BroughtPrompting:
+    """The chat template among staged files, as Transformers would choose it, and the names of special tokens.
+
+    Their files are removed: a blob holds what its digest names, and no template is part of that. Raises AdapterInvalid.
     """
     template_file, config_file = staging.path(TEMPLATE_FILE), staging.path(TOKENIZER_CONFIG_FILE)
-    found, where = None, "chat_template"
+    config, template, where = TokenizerConfig(), None, "tokenizer_config"
     try:
+        if config_file.exists():
+            config = msgspec.json.decode(config_file.read_bytes(), type=TokenizerConfig)
+            template = config.default_template
         if template_file.exists():
-            found = template_file.read_bytes().decode()
-        elif config_file.exists():
-            where = "tokenizer_config"
-            found = msgspec.json.decode(config_file.read_bytes(), type=TokenizerConfig).default_template
-        return msgspec.convert(found, ChatTemplate | None)
+            where = "chat_template"
+            template = template_file.read_bytes().decode()
+        return BroughtPrompting(msgspec.convert(template, ChatTemplate | None), config.special_tokens)
     except (UnicodeDecodeError, msgspec.DecodeError) as error:
         raise AdapterInvalid([_failure(where, str(error))]) from error
     finally:

@@ -25,6 +25,7 @@ from peft import (
 )
 from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.config import BdLoraConfig, MontecloraConfig, VeloraConfig
+from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -109,6 +110,23 @@ BIASED: dict[str, Callable[[], Any]] = {
 }
 """For a base that has biases."""
 
+RESIZED: dict[str, tuple[int, Callable[[], Any]]] = {
+    "new tokens, frozen": (5, lora),
+    "new tokens, own embedding": (5, lambda: lora(modules_to_save=["embed_tokens"])),
+    "new tokens, own head": (3, lambda: lora(modules_to_save=["lm_head"])),
+    "new tokens, own embedding and head": (7, lambda: lora(modules_to_save=["embed_tokens", "lm_head"])),
+    "new tokens, own embedding, tied head": (
+        5,
+        lambda: lora(modules_to_save=["embed_tokens"], ensure_weight_tying=True),
+    ),
+    "new tokens, some trained": (5, lambda: lora(trainable_token_indices=[50, 289, 7])),
+    "new tokens, dora": (2, lambda: lora(use_dora=True)),
+    "fewer tokens": (-20, lora),
+    "fewer tokens, own embedding and head": (-20, lambda: lora(modules_to_save=["embed_tokens", "lm_head"])),
+    "fewer tokens, some trained": (-20, lambda: lora(trainable_token_indices=[50, 7])),
+}
+"""How many tokens the embedding and the head have more than the base's, and what is trained then."""
+
 SOME = {"target_modules": ["q_proj", "down_proj"]}
 
 REAL: dict[str, Callable[[], Any]] = {
@@ -128,14 +146,26 @@ def _loaded(base: Path) -> torch.nn.Module:
     return AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
 
 
-def _fresh(base: Path) -> torch.nn.Module:
-    """A model of its own: some adapters change the base that they are loaded on."""
-    return copy.deepcopy(_loaded(base))
+def _fresh(base: Path, vocab_size: int | None = None) -> torch.nn.Module:
+    """A model of its own: some adapters change the base that they are loaded on. vocab_size: if not the base's."""
+    model = copy.deepcopy(_loaded(base))
+    if vocab_size is not None:
+        model.resize_token_embeddings(vocab_size)
+    return model
 
 
-def write(path: Path, base: Path, config: Any, seed: int, spread: float = 0.1) -> Path:
+def _vocab_size(folder: Path) -> int | None:
+    """That of the file's embedding, where there is one."""
+    with safe_open(folder / "adapter_model.safetensors", "pt") as file:
+        embedding = (name for name in file.keys() if "embed_tokens" in name and name.endswith("weight"))  # noqa: SIM118
+        return next((file.get_slice(name).get_shape()[0] for name in embedding), None)
+
+
+def write(path: Path, base: Path, config: Any, seed: int, spread: float = 0.1, more_tokens: int = 0) -> Path:
     """Saved by PEFT after every number that it trains was moved from where PEFT began."""
-    model = get_peft_model(_fresh(base), config)
+    torch.manual_seed(seed)  # rows of new tokens are drawn
+    resized = _loaded(base).config.vocab_size + more_tokens if more_tokens else None
+    model = get_peft_model(_fresh(base, resized), config)
     generator = torch.Generator().manual_seed(seed)
     for name, weight in model.named_parameters():
         if weight.requires_grad:
@@ -177,7 +207,7 @@ def peft_logits(
     base: Path, folder: Path, tokens: list[int], start: int = 0, quantization: str = "none"
 ) -> torch.Tensor:
     """[len(tokens), vocab] fp32. start: where an aLoRA begins to act; quantization: of the base."""
-    fresh = _fresh(base)
+    fresh = _fresh(base, _vocab_size(folder))
     replace_weights(fresh, quantization)
     model = PeftModel.from_pretrained(fresh, folder).eval()
     is_alora = bool(getattr(model.peft_config["default"], "alora_invocation_tokens", None))

@@ -79,10 +79,12 @@ class Decoder:
         }
 
     def forward(self, inputs: BatchInputs, cache: KVCache) -> Tensor:
-        """Logits [rows, vocab] of the tokens in `inputs.sample_rows`; the step's keys and values go to the cache."""
+        """Logits [rows, vocab] of the tokens in `inputs.sample_rows`; the step's keys and values go to the cache.
+
+        vocab: the base's, or the largest one of an adapter in `inputs`.
+        """
         kernels, eps = self._kernels, self._config.rms_norm_eps
-        residual = self._weights.embedding[inputs.token_ids]
-        change_embedded(residual, inputs.token_ids, inputs.ends.embedding)
+        residual = self._embedded(inputs)
         hidden = kernels.rms_norm(residual, self._weights.layers[0].input_norm, eps)
         next_norms = [layer.input_norm for layer in self._weights.layers[1:]] + [self._weights.final_norm]
         for index, (layer, next_norm) in enumerate(zip(self._weights.layers, next_norms, strict=True)):
@@ -92,12 +94,18 @@ class Decoder:
             hidden = kernels.add_rms_norm(hidden, residual, next_norm, eps)
         return self._logits(hidden[inputs.sample_rows], inputs)
 
+    def _embedded(self, inputs: BatchInputs) -> Tensor:
+        """[tokens, hidden]"""
+        token_ids, uses, vocab = inputs.token_ids, inputs.ends.embedding, self._config.vocab_size
+        embedded = self._weights.embedding[token_ids.clamp(max=vocab - 1) if uses else token_ids]
+        change_embedded(embedded, token_ids, uses, vocab)
+        return embedded
+
     def _logits(self, x: Tensor, inputs: BatchInputs) -> Tensor:
         logits = self._weights.lm_head(x)
         head = self._config.num_layers * SITES_PER_LAYER
         self._adapt(logits, x, inputs.ends.head_lora, head, (logits.shape[1],))
-        change_logits(logits, x, inputs.ends.head)
-        return logits
+        return change_logits(logits, x, inputs.ends.head)
 
     def _attention(
         self, index: int, layer: LayerWeights, hidden: Tensor, inputs: BatchInputs, cache: KVCache

@@ -5,7 +5,7 @@ Few adapters have any, so this is plain torch, one adapter after the other. Know
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -15,13 +15,16 @@ from loraplex.adapters.vocabulary import OwnRows
 from loraplex.engine.end_uses import VocabularyUse
 
 
-def change_embedded(embedded: Tensor, token_ids: Tensor, uses: Iterable[VocabularyUse]) -> None:
-    """embedded [tokens, hidden]: the base's rows of token_ids, changed in place to what each use makes of its own."""
+def change_embedded(embedded: Tensor, token_ids: Tensor, uses: Iterable[VocabularyUse], vocab: int) -> None:
+    """embedded [tokens, hidden]: the base's rows of token_ids, changed in place to what each use makes of its own.
+
+    Tokens from `vocab` on, which the base does not know, have whatever row.
+    """
     for use in uses:
         own = use.vocabulary
         rows, tokens = embedded[use.first : use.end], token_ids[use.first : use.end]
         if own.embedding is not None:
-            _blend(rows, _looked_up(own.embedding, tokens, rows), use.scale)
+            _blend(rows, _looked_up(own.embedding, tokens, rows), use.scale, (tokens >= vocab).unsqueeze(1))
         if own.embedding_a is not None and own.embedding_b is not None:
             added = own.embedding_a[tokens].float() @ own.embedding_b.float()
             if own.gain is not None:
@@ -29,19 +32,26 @@ def change_embedded(embedded: Tensor, token_ids: Tensor, uses: Iterable[Vocabula
             rows += (use.scale * added).to(rows.dtype)
 
 
-def change_logits(logits: Tensor, x: Tensor, uses: Iterable[VocabularyUse]) -> None:
-    """logits [rows, vocab] of x [rows, hidden], changed in place where a head has rows of its own."""
+def change_logits(logits: Tensor, x: Tensor, uses: Sequence[VocabularyUse]) -> Tensor:
+    """logits [rows, vocab] of x [rows, hidden], changed in place where a head has rows of its own.
+
+    Where a use knows more tokens than the base the result is wider, and -inf for rows that do not know them.
+    """
+    vocab = logits.shape[1]
+    width = max((use.vocabulary.size or vocab for use in uses), default=vocab)
+    if width > vocab:
+        logits = functional.pad(logits, (0, width - vocab), value=-torch.inf)
     for use in uses:
-        head = use.vocabulary.head
-        assert head is not None
-        own = functional.linear(x[use.first : use.end], head.rows)
-        rows = logits[use.first : use.end]
-        if head.tokens is None:
-            _blend(rows, own, use.scale)
-        else:
-            columns = rows[:, head.tokens]
-            _blend(columns, own, use.scale)
-            rows[:, head.tokens] = columns
+        rows, head, size = logits[use.first : use.end], use.vocabulary.head, use.vocabulary.size
+        if head is not None:
+            own = functional.linear(x[use.first : use.end], head.rows)
+            tokens = torch.arange(own.shape[1], device=own.device) if head.tokens is None else head.tokens
+            columns = rows[:, tokens]
+            _blend(columns, own, use.scale, tokens >= vocab)
+            rows[:, tokens] = columns
+        if size is not None:
+            rows[:, size:] = -torch.inf
+    return logits
 
 
 def _looked_up(own: OwnRows, tokens: Tensor, default: Tensor) -> Tensor:
@@ -52,6 +62,8 @@ def _looked_up(own: OwnRows, tokens: Tensor, default: Tensor) -> Tensor:
     return torch.where((own.tokens[place] == tokens).unsqueeze(1), own.rows[place], default)
 
 
-def _blend(base: Tensor, own: Tensor, scale: float) -> None:
-    """base + scale (own - base), in place; at scale 1 exactly own."""
-    base.copy_(own if scale == 1 else torch.lerp(base.float(), own.float(), scale))
+def _blend(base: Tensor, own: Tensor, scale: float, is_new: Tensor) -> None:
+    """base + scale (own - base), in place; exactly own at scale 1, and where the base has nothing to begin from."""
+    if scale != 1:
+        own = torch.where(is_new, own, torch.lerp(base.float(), own.float(), scale).to(own.dtype))
+    base.copy_(own)

@@ -33,9 +33,9 @@ def adapter() -> None:
 def push(client: httpx.Client, source: str, name: str | None, alias: str | None, detach: bool, as_json: bool) -> None:
     """Publish SOURCE as the next version of the adapter NAME, by default SOURCE's own; it is made if it is new.
 
-    SOURCE is a folder with adapter_config.json, adapter_model.safetensors and, if the adapter has a chat template of
-    its own, chat_template.jinja or tokenizer_config.json. When the connection breaks the upload goes on by itself; when
-    the command was ended, run it again and it goes on where it was.
+    SOURCE is a folder with adapter_config.json and adapter_model.safetensors; if there are a chat_template.jinja, a
+    tokenizer_config.json or a tokenizer.json, the adapter is served with its own template and added tokens. When the
+    connection breaks the upload goes on by itself; when the command was ended, run it again and it goes on from there.
 
     Or SOURCE is hf://org/repo@COMMIT, hf://org/repo@BRANCH or s3://bucket/prefix, of the places that the server's
     operator allows: then the server fetches it.

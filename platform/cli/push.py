@@ -22,8 +22,8 @@ from loraplex.platform.cli.remote import call, decode, error_code, refusal
 
 UPLOADS = "/api/v1/uploads"
 FILES = ("adapter_config.json", "adapter_model.safetensors")
-TEMPLATE_FILES = ("chat_template.jinja", "tokenizer_config.json")
-"""The first of them that is there goes with the adapter, which is then served with its chat template."""
+PROMPT_FILES = ("chat_template.jinja", "tokenizer_config.json", "tokenizer.json")
+"""Those that are there go with the adapter, which is then served with its chat template and its added tokens."""
 
 BLOCK_BYTES = 256 << 10
 
@@ -45,8 +45,8 @@ def upload(client: httpx.Client, folder: Path, name: str, pause: Pause = time.sl
 
     Raises click.ClickException; what was sent by then need not be sent again.
     """
-    template = [file for file in TEMPLATE_FILES if (folder / file).is_file()][:1]
-    files = [_announced(folder / file) for file in (*FILES, *template)]
+    prompting = [file for file in PROMPT_FILES if (folder / file).is_file()]
+    files = [_announced(folder / file) for file in (*FILES, *prompting)]
     found = _unfinished(client, name, files) or _open(client, name, files, pause)
     version: dict[str, Any] | None = found["version"]
     if version is not None:

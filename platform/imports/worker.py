@@ -14,7 +14,7 @@ from functools import partial
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
-from loraplex.adapters.blobs import CONFIG_FILE, TEMPLATE_FILE, TOKENIZER_CONFIG_FILE, WEIGHTS_FILE, Staging
+from loraplex.adapters.blobs import CONFIG_FILE, WEIGHTS_FILE, Staging
 from loraplex.adapters.errors import AdapterInvalid, LeaseLost
 from loraplex.adapters.import_jobs import Progress
 from loraplex.adapters.import_leases import Lease
@@ -24,10 +24,15 @@ from loraplex.platform.imports.bucket import open_bucket
 from loraplex.platform.imports.download import Download, Source
 from loraplex.platform.imports.hub import open_hub
 from loraplex.platform.imports.source_names import HubRepo, SourceName, parse_source, require_allowed
-from loraplex.platform.publishing import adapter_limits, publish_staged, require_served, validate_now
+from loraplex.platform.publishing import (
+    PROMPT_FILE_BYTES,
+    adapter_limits,
+    publish_staged,
+    require_served,
+    validate_now,
+)
 from loraplex.platform.services import Services
 from loraplex.platform.settings import Settings
-from loraplex.platform.template_checks import TEMPLATE_BYTES, TOKENIZER_CONFIG_BYTES
 
 LOOK_SECONDS = 1.0
 RENEW_SECONDS = 2.0
@@ -145,7 +150,7 @@ async def _published(services: Services, lease: Lease, downloads: list[Download]
     limits = adapter_limits(services)
     with services.blobs.stage() as staging:
         async with _open_source(services.settings, name) as source:
-            await _fetch_template(source, staging)
+            await _fetch_prompt_files(source, staging)
             for file, max_bytes in ((CONFIG_FILE, limits.max_config_bytes), (WEIGHTS_FILE, limits.max_weights_bytes)):
                 with Download(staging.path(file), max_bytes) as download:
                     downloads.append(download)
@@ -156,12 +161,12 @@ async def _published(services: Services, lease: Lease, downloads: list[Download]
         return await publish_staged(services, staging, job.tenant_id, job.adapter, sha256, job.created_by, record)
 
 
-async def _fetch_template(source: Source, staging: Staging) -> None:
-    """The chat template, where the source has one."""
-    for file, max_bytes in ((TEMPLATE_FILE, TEMPLATE_BYTES), (TOKENIZER_CONFIG_FILE, TOKENIZER_CONFIG_BYTES)):
+async def _fetch_prompt_files(source: Source, staging: Staging) -> None:
+    """Chat template and tokenizer, where the source has them."""
+    for file, max_bytes in PROMPT_FILE_BYTES.items():
         try:
             with Download(staging.path(file), max_bytes) as download:
-                return await source.fetch(file, download)
+                await source.fetch(file, download)
         except ApiError as error:
             staging.path(file).unlink()
             if error.status != 404:

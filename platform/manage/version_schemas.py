@@ -16,6 +16,9 @@ InvocationTokens = Annotated[
     list[int],
     Meta(description="Of an aLoRA: it acts from their last occurrence in the prompt on. Empty: it acts on all of it."),
 ]
+VocabSize = Annotated[
+    int | None, Meta(description="How many tokens its own tokenizer knows; null: it is served with the base's.")
+]
 IsAdditive = Annotated[bool, Meta(description="Whether it can be added to other adapters in one request.")]
 
 
@@ -28,6 +31,7 @@ class WeightsView(Struct, frozen=True, kw_only=True):
     targets: list[str]
     invocation_tokens: InvocationTokens
     is_additive: IsAdditive
+    vocab_size: VocabSize
 
 
 class VersionView(WeightsView, frozen=True, kw_only=True):
@@ -56,6 +60,7 @@ class VersionView(WeightsView, frozen=True, kw_only=True):
             targets=list(version.targets),
             invocation_tokens=list(version.invocation_tokens),
             is_additive=version.is_additive,
+            vocab_size=version.vocab_size,
             state=version.state,
             state_reason=version.state_reason,
             created_at=version.created_at,
@@ -80,7 +85,9 @@ class CheckedView(WeightsView, frozen=True, kw_only=True):
     report: list[dict[str, Any]]
 
     @classmethod
-    def of(cls, checked: CheckedAdapter, size_bytes: int, report: list[dict[str, Any]]) -> CheckedView:
+    def of(
+        cls, checked: CheckedAdapter, size_bytes: int, vocab_size: int | None, report: list[dict[str, Any]]
+    ) -> CheckedView:
         return cls(
             digest=adapter_digest(checked.spec, checked.weights_sha256),
             size_bytes=size_bytes,
@@ -88,6 +95,7 @@ class CheckedView(WeightsView, frozen=True, kw_only=True):
             targets=checked.targets,
             invocation_tokens=list(checked.spec.invocation_tokens),
             is_additive=checked.spec.is_additive,
+            vocab_size=vocab_size,
             report=report,
         )
 

@@ -15,19 +15,21 @@ from loraplex.adapters.blobs import (
     CONFIG_FILE,
     TEMPLATE_FILE,
     TOKENIZER_CONFIG_FILE,
+    TOKENIZER_FILE,
     WEIGHTS_FILE,
     Staging,
 )
 from loraplex.adapters.lookup import VersionInfo
+from loraplex.platform.check_report import report_of_checks
 from loraplex.platform.manage.idempotency import REUSED, Once
 from loraplex.platform.manage.uploads import PartTarget, ReceivedPart, UploadSlots, receive_parts
 from loraplex.platform.manage.version_schemas import CheckedView, VersionDetail, VersionList, VersionView
 from loraplex.platform.publishing import (
     check_staged,
+    known_tokens,
     max_file_bytes,
     publish_staged,
     require_served,
-    statistics,
     validate_now,
 )
 from loraplex.platform.services import Services
@@ -38,6 +40,7 @@ PARTS = {
     "weights": WEIGHTS_FILE,
     "chat_template": TEMPLATE_FILE,
     "tokenizer_config": TOKENIZER_CONFIG_FILE,
+    "tokenizer": TOKENIZER_FILE,
 }
 """Of the form, and what they are as files."""
 _FILE = {"type": "string", "format": "binary"}
@@ -72,7 +75,8 @@ async def publish_version(
 
     `chat_template` (chat_template.jinja) or else the one in `tokenizer_config` (tokenizer_config.json), where they are
     sent, goes into the version's profile: it is served with that instead of the base's. The rest of an older version's
-    profile does not come with it: PUT what GET shows of that to the new version's.
+    profile does not come with it: PUT what GET shows of that to the new version's. The tokens that `tokenizer`
+    (tokenizer.json) adds to the base's are the version's own; with it count the special tokens of `tokenizer_config`.
     An adapter that fails its checks, or that the engine cannot run on the probe prompts, is refused with code
     `adapter_invalid` and every failed check in `details`. 202: the engine had no time for it yet; the version is
     validating and will be ready or rejected later. The same bytes again give the version that has them; bytes that
@@ -102,9 +106,10 @@ async def publish_version(
 
 async def _checked_answer(services: Services, staging: Staging, tenant_id: str, weights: ReceivedPart) -> Response[Any]:
     """What the checks find out about staged files. Raises as `check_staged` does."""
-    checked = (await check_staged(services, staging, tenant_id, weights.sha256)).adapter
-    found = CheckedView.of(checked, weights.size_bytes, [statistics(checked, services.base_shape)])
-    return Response(found, status_code=200)
+    checked = await check_staged(services, staging, tenant_id, weights.sha256)
+    report = report_of_checks(checked.adapter, checked.tokenizer, services.base_shape)
+    vocab_size = known_tokens(checked.adapter.spec, services.base_shape)
+    return Response(CheckedView.of(checked.adapter, weights.size_bytes, vocab_size, report), status_code=200)
 
 
 async def published_answer(services: Services, published: VersionInfo) -> Response[VersionDetail]:

@@ -10,6 +10,7 @@ from typing import Literal
 
 from loraplex.engine.client import EngineUnavailable, Generation, GenerationFailed
 from loraplex.engine.messages import Generate, Started, TokenChunk
+from loraplex.engine.text import TextCodec
 from loraplex.platform.openai.stop_strings import StopStrings
 from loraplex.platform.openai.types import FinishReason, PromptTokensDetails, Usage
 from loraplex.platform.services import Services
@@ -21,9 +22,18 @@ class Answer:
     """One sequence in the engine. Whoever starts it closes it, whatever happens; `close` also settles the usage."""
 
     def __init__(
-        self, services: Services, endpoint: Endpoint, asked: Generate, stops: tuple[str, ...], tenant_id: str | None
+        self,
+        services: Services,
+        endpoint: Endpoint,
+        asked: Generate,
+        stops: tuple[str, ...],
+        tenant_id: str | None,
+        text: TextCodec,
     ) -> None:
-        """Submit to the engine for a tenant. Raises EngineUnavailable or GenerationFailed when it cannot be taken."""
+        """Submit to the engine for a tenant. text: of the model that is asked.
+
+        Raises EngineUnavailable or GenerationFailed when it cannot be taken.
+        """
         self.finish_reason: FinishReason | None = None
         self._metrics = services.metrics
         self._endpoint = endpoint
@@ -32,7 +42,7 @@ class Answer:
         self._completion_tokens = 0
         self._failed = False
         self._closed = False
-        self._detokenizer = services.text.detokenizer()
+        self._detokenizer = text.detokenizer()
         self._stops = StopStrings(stops)
         self._started = time.monotonic()
         self._first_token_at: float | None = None

@@ -14,6 +14,7 @@ from litestar.params import JSONBody
 
 from loraplex.adapters.profile import ServingProfile
 from loraplex.engine.templates import TemplateError
+from loraplex.engine.text import TextCodec
 from loraplex.platform.errors import ApiError
 from loraplex.platform.openai.answer import Answer
 from loraplex.platform.openai.generation import choose_model, heading, prepare, respond, stop_strings
@@ -49,27 +50,28 @@ async def create_chat_completion(
     """Answer a conversation, in one piece or, with `stream`, as server-sent events of `chat.completion.chunk`."""
     principal = request.auth
     model = await choose_model(services.catalog, principal, data)
-    profile = await services.profile_cache.of(model.version)
+    profile, text = await services.profile_cache.of(model.version), await services.codecs.of(model.version)
     ready = services.engine.ready
     asked = prepare(
         data,
         request_id=f"chatcmpl-{uuid.uuid4().hex}",
-        prompt=await _render(services, principal, profile, data.messages),
+        prompt=await _render(services, principal, profile, text, data.messages),
         prompt_field="messages",
         max_tokens=data.token_limit,
         default_max_tokens=profile.max_tokens,
         model=model,
         profile=profile,
+        text=text,
         principal=principal,
         ready=ready,
     )
     shape = ChatShape(heading(asked, model, ready), data.include_usage)
-    answer = Answer(services, "chat", asked, stop_strings(data, profile), principal.tenant_id)
+    answer = Answer(services, "chat", asked, stop_strings(data, profile), principal.tenant_id, text)
     return await respond(request.receive, answer, shape, stream=bool(data.stream), model=model)
 
 
 async def _render(
-    services: Services, principal: Principal, profile: ServingProfile, messages: list[ChatMessage]
+    services: Services, principal: Principal, profile: ServingProfile, text: TextCodec, messages: list[ChatMessage]
 ) -> list[int]:
     """By the version's template, begun with its system prompt where the conversation has no system message."""
     plain = [message.for_template() for message in messages]
@@ -77,7 +79,7 @@ async def _render(
         plain.insert(0, {"role": "system", "content": profile.system_prompt})
     template, owner = profile.chat_template, principal.tenant_id or ""
     try:
-        return await chat_prompt(services.text, services.templates, plain, template=template, owner=owner)
+        return await chat_prompt(text, services.templates, plain, template=template, owner=owner)
     except TemplateError as error:
         raise ApiError(400, "invalid_value", f"Invalid value for 'messages': {error}.", param="messages") from error
 

@@ -40,22 +40,23 @@ async def create_completion(
     prompt = data.single_prompt()
     principal = request.auth
     model = await choose_model(services.catalog, principal, data)
-    profile = await services.profile_cache.of(model.version)
+    profile, text = await services.profile_cache.of(model.version), await services.codecs.of(model.version)
     ready = services.engine.ready
     asked = prepare(
         data,
         request_id=f"cmpl-{uuid.uuid4().hex}",
-        prompt=await _encode(services.text, prompt),
+        prompt=await _encode(text, prompt),
         prompt_field="prompt",
         max_tokens=data.max_tokens,
         default_max_tokens=profile.max_tokens or DEFAULT_MAX_TOKENS,
         model=model,
         profile=profile,
+        text=text,
         principal=principal,
         ready=ready,
     )
     shape = CompletionShape(heading(asked, model, ready), data.include_usage)
-    answer = Answer(services, "completions", asked, stop_strings(data, profile), principal.tenant_id)
+    answer = Answer(services, "completions", asked, stop_strings(data, profile), principal.tenant_id, text)
     return await respond(request.receive, answer, shape, stream=bool(data.stream), model=model)
 
 

@@ -20,6 +20,7 @@ from litestar.types import Receive
 from loraplex.adapters.names import WeightedName
 from loraplex.adapters.profile import ServingProfile
 from loraplex.engine.messages import Generate, Ready, SamplingParams
+from loraplex.engine.text import TextCodec
 from loraplex.platform.catalog import Catalog, ResolvedModel
 from loraplex.platform.errors import ApiError
 from loraplex.platform.openai.answer import Answer
@@ -89,17 +90,19 @@ def prepare(
     default_max_tokens: int | None,
     model: ResolvedModel,
     profile: ServingProfile,
+    text: TextCodec,
     principal: Principal,
     ready: Ready,
 ) -> Generate:
     """What the engine is asked. Without `max_tokens`, the default or as many as fit; a default is cut to what fits.
 
-    Raises ApiError for a prompt that cannot run.
+    profile, text: of the model. Raises ApiError for a prompt that cannot run.
     """
     if not prompt:
         raise ApiError(400, "invalid_value", f"'{prompt_field}' has no tokens; send some text.", param=prompt_field)
-    if max(prompt) >= ready.vocab_size:
-        message = f"'{prompt_field}' has a token id outside of the vocabulary of {ready.vocab_size}."
+    vocab_size = ready.vocab_size if model.version is None else model.version.vocab_size or ready.vocab_size
+    if max(prompt) >= vocab_size:
+        message = f"'{prompt_field}' has a token id outside of the vocabulary of {vocab_size}."
         raise ApiError(400, "invalid_value", message, param=prompt_field)
     limit = min(ready.max_model_len, profile.context_limit or ready.max_model_len)
     room = limit - len(prompt)
@@ -113,7 +116,7 @@ def prepare(
     return Generate(
         request_id=request_id,
         prompt=prompt,
-        sampling=_sampling(request, profile, max_tokens or min(default_max_tokens or room, room)),
+        sampling=_sampling(request, profile, text, max_tokens or min(default_max_tokens or room, room)),
         adapters=uses_of(model.adapters, prompt),
         salt=_salt(principal, request.cache_salt),
     )
@@ -191,7 +194,8 @@ def stop_strings(request: GenerationRequest, profile: ServingProfile) -> tuple[s
     return tuple(dict.fromkeys((*request.stop_strings, *profile.stop)))
 
 
-def _sampling(request: GenerationRequest, profile: ServingProfile, max_tokens: int) -> SamplingParams:
+def _sampling(request: GenerationRequest, profile: ServingProfile, text: TextCodec, max_tokens: int) -> SamplingParams:
+    ends = () if request.ignore_eos or text.end is None else (text.end,)
     return SamplingParams(
         max_tokens=max_tokens,
         temperature=_first_given(request.temperature, profile.temperature, 1.0),
@@ -199,7 +203,7 @@ def _sampling(request: GenerationRequest, profile: ServingProfile, max_tokens: i
         top_k=max(_first_given(request.top_k, profile.top_k, 0), 0),
         min_p=_first_given(request.min_p, profile.min_p, 0.0),
         seed=None if request.seed is None else request.seed % (1 << 63),
-        stop_token_ids=tuple(dict.fromkeys((*(request.stop_token_ids or ()), *profile.stop_token_ids))),
+        stop_token_ids=tuple(dict.fromkeys((*(request.stop_token_ids or ()), *profile.stop_token_ids, *ends))),
         ignore_eos=bool(request.ignore_eos),
     )
 

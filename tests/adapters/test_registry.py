@@ -80,13 +80,14 @@ async def test_a_version_comes_back_as_it_was_published(registry, acme, bot):
 
 
 async def test_how_a_version_may_be_used_is_kept(registry, acme, bot):
-    """Where it begins to act, and whether it can be combined; most begin at once, and can."""
+    """Where it begins to act, whether it can be combined, and its tokens; most begin at once, can, and have none."""
     facts = {"size_bytes": 1, "max_rank": 8, "targets": ["q_proj"], "report": [], "created_by": None}
     plain = await registry.publish(acme, bot, digest="a" * 64, **facts)
-    other = await registry.publish(acme, bot, digest="b" * 64, invocation_tokens=[7, 8], is_additive=False, **facts)
+    own = {"invocation_tokens": [7, 8], "is_additive": False, "vocab_size": 300}
+    other = await registry.publish(acme, bot, digest="b" * 64, **own, **facts)
 
-    assert (plain.invocation_tokens, plain.is_additive) == ((), True)
-    assert (other.invocation_tokens, other.is_additive) == ((7, 8), False)
+    assert (plain.invocation_tokens, plain.is_additive, plain.vocab_size) == ((), True, None)
+    assert (other.invocation_tokens, other.is_additive, other.vocab_size) == ((7, 8), False, 300)
 
 
 async def test_numbers_are_never_used_twice(registry, acme, bot):

@@ -10,7 +10,7 @@ import torch
 from conftest import write_tiny_llama, write_tokenizer
 from engine_running import collect, greedy, start_engine, store_adapter
 from oracle import Answer, verdict
-from peft_kinds import BIASED, INVOCATION, KINDS, REAL, blended_logits, peft_logits, summed_logits, write
+from peft_kinds import BIASED, INVOCATION, KINDS, REAL, RESIZED, blended_logits, peft_logits, summed_logits, write
 
 from loraplex.engine.events import AdapterUse
 
@@ -19,6 +19,7 @@ pytestmark = [pytest.mark.filterwarnings(f"ignore::{name}") for name in ("UserWa
 
 EPSILON, TOLERANCE = 1e-3, 1e-4
 PROMPT_TOKENS = 17
+VOCAB_SIZE = 288  # of the tiny models
 HEADLINES = ("dora", "ia3", "lokr", "head, dora", "embedding, dora", "own tokens", "own embedding and head", "alora")
 TWO_ENDS = tuple(name for name in KINDS if name.startswith(("own", "head", "embedding", "trainable")))
 
@@ -47,11 +48,13 @@ def disagreements(base, folder, configs, *, tokens, spread=0.1, quantization="no
     built = start_engine(base, folder / "blobs", **options)
     asked = {}
     for number, (name, config) in enumerate(configs.items()):
-        path = write(folder / name, base, config(), number, spread)
+        more_tokens, config = config if isinstance(config, tuple) else (0, config)
+        path = write(folder / name, base, config(), number, spread, more_tokens)
         digest = store_adapter(folder / "blobs", path, built.shape)
         built.engine.submit(f"warm-up {name}", [1], greedy(1), adapters=(AdapterUse(digest),))
         start = PROMPT_TOKENS if name == "alora" else 0
-        prompt = [3 + (number * 31 + j * 7) % 90 for j in range(PROMPT_TOKENS)] + INVOCATION + [50, 7, 44]
+        new_tokens = list(range(VOCAB_SIZE, VOCAB_SIZE + more_tokens)) * 3
+        prompt = [3 + (number * 31 + j * 7) % 90 for j in range(PROMPT_TOKENS)] + new_tokens + INVOCATION + [50, 7, 44]
         asked[name] = path, prompt, AdapterUse(digest, start=start)
     collect(built.engine, [f"warm-up {name}" for name in asked])
     for name, (_, prompt, use) in asked.items():
@@ -82,6 +85,17 @@ def test_every_kind_agrees_with_peft_on_a_base_with_biases(biased_model_dir, tmp
     """And with a head of its own: those kinds for which that is another matter."""
     configs = {name: KINDS[name] for name in ("dora", "lora_bias", "ia3", "beft", *TWO_ENDS)}
     assert disagreements(biased_model_dir, tmp_path, configs | BIASED, tokens=10) == {}
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("base", ["tiny_model_dir", "biased_model_dir"])
+def test_other_tokens_than_the_base_has_agree_with_peft(base, tmp_path, request):
+    """More of them or fewer, beside adapters that know those of the base; with one matrix for both ends, and with two.
+
+    The new ones stand in prompts, and in answers.
+    """
+    configs = {"lora": KINDS["lora"], "own embedding and head": KINDS["own embedding and head"], **RESIZED}
+    assert disagreements(request.getfixturevalue(base), tmp_path, configs, tokens=10) == {}
 
 
 @pytest.mark.usefixtures("one_thread")

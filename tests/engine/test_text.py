@@ -7,8 +7,10 @@ import json
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken
 from transformers import AutoTokenizer
 
+from loraplex.adapters.tokenizer_file import compare_tokenizers
 from loraplex.engine.text import TemplateError, TextCodec
 
 MESSAGES = [
@@ -49,6 +51,29 @@ def test_the_default_base_renders_as_in_transformers(base_model_dir):
     expected = oracle.apply_chat_template(MESSAGES, add_generation_prompt=True, return_dict=False)
 
     assert TextCodec(base_model_dir).render_chat(MESSAGES) == expected
+
+
+def test_added_tokens_are_those_of_transformers(base_model_dir, tmp_path):
+    """The base's codec with an adapter's tokens, one of them in the place of a token of the base, is the adapter's own
+    tokenizer: both ways, at every place, beside the base's codec."""
+    oracle = AutoTokenizer.from_pretrained(base_model_dir)
+    oracle.add_tokens(["kangaroo", AddedToken("  wide ", lstrip=True, rstrip=True, single_word=True)])
+    oracle.add_special_tokens({"eos_token": "<|stop|>"})
+    oracle.save_pretrained(tmp_path)
+    base = TextCodec(base_model_dir)
+    difference = compare_tokenizers(tmp_path / "tokenizer.json", base.tokenizer_path)
+    own = base.with_tokens(difference.added, {"eos_token": "<|stop|>"})
+
+    assert (difference.size, own.size, base.size) == (len(oracle), len(oracle), len(oracle) - 3)
+    assert (own.end, base.end) == (oracle.eos_token_id, None)
+    for text in ("a kangaroo hops", "kangaroos<|stop|><|im_start|>user", "a  wide  road\n\n  widely", "Grüße, 世界!"):
+        ids = own.encode(text)
+        assert ids == oracle.encode(text)
+        detokenizer = own.detokenizer()
+        assert detokenizer.push(ids) + detokenizer.flush() == oracle.decode(ids, skip_special_tokens=True)
+    assert max(base.encode("a kangaroo hops")) < base.size
+    expected = oracle.apply_chat_template(MESSAGES, add_generation_prompt=True, return_dict=False)
+    assert own.render_chat(MESSAGES) == expected
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
