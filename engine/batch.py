@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import attrgetter
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from loraplex.engine.adapter_table import AdapterTable
 from loraplex.engine.decode_shapes import DecodeShape
 from loraplex.engine.end_uses import EndUses, vocabulary_uses
 from loraplex.engine.events import MAX_ADAPTERS
-from loraplex.engine.lora_work import PADDING, Run, Span, logit_spans, runs_of, token_spans, work_lists
+from loraplex.engine.lora_work import PADDING, Run, logit_spans, runs_by_place, token_spans, work_lists
 from loraplex.engine.page_tables import PageTables
 from loraplex.engine.scheduler import Chunk, StepPlan
 from loraplex.engine.sequence import Sequence
@@ -98,9 +99,9 @@ class BatchBuilder:
         token_ids, positions, attention = self._tokens(chunks, counts, starts, None if shape is None else shape.pages)
         sampling_chunks = [row for row, chunk in enumerate(chunks) if chunk.samples]
         sample_rows = self._filled("int64", starts[1:][[*sampling_chunks, *range(len(chunks), len(counts))]] - 1)
-        spans = token_spans(chunks, starts.tolist())
-        lora = self._passes(spans, _layers, shape)
-        ends = self._ends(chunks, spans)
+        runs = runs_by_place(token_spans(chunks, starts.tolist()))
+        lora = self._passes(runs, _LAYERS, shape)
+        ends = self._ends(chunks, runs)
         sequences = [chunks[row].sequence for row in sampling_chunks]
         sampling = self._sampling(sequences)
         wanted = [row for row, sequence in enumerate(sequences) if sequence.sampling.logprobs]
@@ -110,14 +111,14 @@ class BatchBuilder:
         self._adapters.store(arrivals)
         return BatchInputs(token_ids, positions, attention, lora, ends, sample_rows, sampling, logprob_rows)
 
-    def _ends(self, chunks: tuple[Chunk, ...], spans: list[Span]) -> EndUses:
+    def _ends(self, chunks: tuple[Chunk, ...], runs: list[list[Run]]) -> EndUses:
         """What adapters change at the ends of the model: nothing, but for few kinds of them."""
-        if all(lease.is_lora_of_layers for chunk in chunks for lease in chunk.sequence.leases):
+        if not any(any(_ENDS(run.adapter)) for of_place in runs for run in of_place):
             return EndUses()
-        rows = logit_spans(chunks)
+        rows = runs_by_place(logit_spans(chunks))
         return EndUses(
-            embedding=vocabulary_uses(spans, lambda vocabulary: vocabulary.changes_embedding),
-            head_lora=self._passes(rows, _head),
+            embedding=vocabulary_uses(runs, lambda vocabulary: vocabulary.changes_embedding),
+            head_lora=self._passes(rows, _HEAD),
             head=vocabulary_uses(rows, lambda vocabulary: vocabulary.changes_head),
         )
 
@@ -154,24 +155,27 @@ class BatchBuilder:
         )
         return token_ids, positions, batch
 
-    def _passes(self, spans: list[Span], part: _PartOf, shape: DecodeShape | None = None) -> tuple[LoraBatch, ...]:
-        """What the adapters of these rows do to a part of the model: one batch for every place that has work."""
-        places = range(max((len(span.sequence.leases) for span in spans), default=0))
-        runs = (runs_of(place, spans, lambda adapter: any(part(adapter))) for place in places)
-        return tuple(self._lora(of_place, part, shape) for of_place in runs if of_place)
+    def _passes(self, runs: list[list[Run]], part: _PartOf, shape: DecodeShape | None = None) -> tuple[LoraBatch, ...]:
+        """What adapters do to a part of the model: one batch for every place that has work."""
+        batches = (self._lora(of_place, part, shape) for of_place in runs)
+        return tuple(batch for batch in batches if batch is not None)
 
-    def _lora(self, runs: list[Run], part: _PartOf, shape: DecodeShape | None) -> LoraBatch:
+    def _lora(self, runs: list[Run], part: _PartOf, shape: DecodeShape | None) -> LoraBatch | None:
         """Chunks of one adapter are neighbours, so that each adapter owns one run of rows, or few, cut into work."""
-        lists = work_lists(runs, self._adapters.row_of, only_short=shape is not None)
-        ranks, vectors = zip(*(part(run.adapter) for run in runs), strict=True)
-        max_rank = max(ranks)
+        parts = [part(run.adapter) for run in runs]
+        max_rank = max((rank for rank, _ in parts), default=0)
+        has_vectors = any(has for _, has in parts)
+        if not (max_rank or has_vectors):
+            return None
+        at_work = [run for run, has in zip(runs, parts, strict=True) if any(has)]
+        lists = work_lists(at_work, self._adapters.row_of, only_short=shape is not None)
         if shape is not None:
             max_rank = shape.lora_rank
             lists.short.extend([PADDING] * (shape.rows - len(lists.short)))
         work = self._filled("int32", np.array(lists.short + lists.rest, dtype=np.int32))
         long_work = self._filled("int32", np.array(lists.long_work, dtype=np.int32)) if lists.long_work else None
         table = self._adapters.tensor
-        return LoraBatch(self._adapter_pool, table, work, max_rank, long_work, len(lists.short), any(vectors))
+        return LoraBatch(self._adapter_pool, table, work, max_rank, long_work, len(lists.short), has_vectors)
 
     def _sampling(self, sequences: list[Sequence]) -> SamplingBatch:
         params = [sequence.sampling for sequence in sequences]
@@ -194,13 +198,9 @@ class BatchBuilder:
 _PartOf = Callable[[DeviceAdapter], tuple[int, bool]]
 """What an adapter has at a part of the model: the largest rank, and whether there are gains or shifts."""
 
-
-def _layers(adapter: DeviceAdapter) -> tuple[int, bool]:
-    return adapter.max_rank, adapter.has_vectors
-
-
-def _head(adapter: DeviceAdapter) -> tuple[int, bool]:
-    return adapter.head_rank, adapter.head_has_vectors
+_LAYERS: _PartOf = attrgetter("max_rank", "has_vectors")
+_HEAD: _PartOf = attrgetter("head_rank", "head_has_vectors")
+_ENDS = attrgetter("vocabulary", "head_rank", "head_has_vectors")
 
 
 def _capacity_bytes(limits: StepLimits, num_sites: int) -> int:

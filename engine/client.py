@@ -1,4 +1,4 @@
-"""The API process's handle on the engine: submit requests, follow them, and start the process again when it dies.
+"""The API process's handle on the engine: submit requests, follow them, and ask for adapters.
 
 Knows messages and requests; knows no tensors, HTTP or tenants.
 """
@@ -6,10 +6,9 @@ Knows messages and requests; knows no tensors, HTTP or tenants.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,6 +19,7 @@ from loraplex.engine.messages import (
     EngineSettings,
     Evict,
     Fatal,
+    FromEngine,
     Generate,
     Heartbeat,
     Inspect,
@@ -29,7 +29,6 @@ from loraplex.engine.messages import (
     Pin,
     Ready,
     Refusal,
-    Shutdown,
     Status,
     StepOutput,
     ToEngine,
@@ -39,13 +38,12 @@ from loraplex.engine.messages import (
 )
 from loraplex.engine.process import EngineProcess, EngineStartFailed
 from loraplex.engine.questions import Questions
+from loraplex.engine.supervision import SupervisedEngine
 
 __all__ = ["EngineClient", "EngineStartFailed", "EngineUnavailable", "Generation", "GenerationFailed"]
 
 log = logging.getLogger(__name__)
 
-MAX_CRASHES = 3
-CRASH_WINDOW_SECONDS = 300.0
 QUARANTINE_CRASHES = 2
 
 
@@ -54,26 +52,27 @@ class EngineClient:
 
     When the process dies it is started again: requests without output are sent again, the others fail with
     `engine_restarted`, pins are asked for anew, and an adapter that was in use at two crashes is refused from then on
-    and told in `quarantined`. After three crashes in five minutes the client gives up and `given_up` is set, so that
-    the whole server can leave with an error.
+    and told in `quarantined`. When it is not started again `given_up` is set, so that the whole server can leave with
+    an error.
     """
 
     def __init__(self, settings: EngineSettings, process: EngineProcess, ready: Ready, max_pending: int) -> None:
-        self.ready = ready
         self.status: Status | None = None
-        self.given_up = asyncio.Event()
         self.quarantined: asyncio.Queue[str] = asyncio.Queue()
-        self._settings = settings
-        self._process = process
         self._max_pending = max_pending
         self._generations: dict[str, Generation] = {}
         self._questions = Questions()
         self._pins: dict[tuple[str, str], float] = {}
-        self._is_up = True
-        self._progress_at = time.monotonic()
-        self._crashes: deque[float] = deque()
         self._crashed_with: Counter[str] = Counter()
-        self._supervisor = asyncio.create_task(self._supervise())
+        self._engine = SupervisedEngine(
+            settings,
+            process,
+            ready,
+            on_message=self._take,
+            on_crash=self._take_crash,
+            on_restart=self._send_again,
+            on_end=lambda: self._fail_all(GenerationFailed("engine_unavailable", "the engine has failed repeatedly")),
+        )
 
     @classmethod
     async def start(cls, settings: EngineSettings, *, max_pending: int = 1024) -> EngineClient:
@@ -87,13 +86,22 @@ class EngineClient:
         return cls(settings, process, ready, max_pending)
 
     @property
+    def ready(self) -> Ready:
+        """What the engine of the moment said of itself."""
+        return self._engine.ready
+
+    @property
     def is_alive(self) -> bool:
-        return self._is_up
+        return self._engine.is_up
+
+    @property
+    def given_up(self) -> asyncio.Event:
+        return self._engine.given_up
 
     @property
     def pid(self) -> int:
         """The engine process of the moment."""
-        return self._process.process.pid
+        return self._engine.pid
 
     @property
     def pending(self) -> int:
@@ -102,7 +110,7 @@ class EngineClient:
 
     def seconds_since_progress(self) -> float:
         """How long ago the step loop last showed that it runs."""
-        return time.monotonic() - self._progress_at
+        return time.monotonic() - self._engine.progress_at
 
     def generate(self, request: Generate) -> Generation:
         """Submit a request. Raises EngineUnavailable at once when it cannot be taken, GenerationFailed when its adapter
@@ -114,14 +122,12 @@ class EngineClient:
         if self._is_quarantined(request):
             raise _quarantined()
         generation = self._generations[request.request_id] = Generation(request, on_abort=self._forget)
-        if self._is_up:
-            self._process.send(request)
+        self._engine.send(request)
         return generation
 
     def warm(self, digest: str) -> None:
         """Have an adapter version loaded before its first request, where the engine can; nothing waits for it."""
-        if self._is_up:
-            self._process.send(Warm(digest))
+        self._engine.send(Warm(digest))
 
     def forgive(self, digest: str) -> None:
         """Run an adapter again whatever it was in use at."""
@@ -141,14 +147,13 @@ class EngineClient:
         self._pins[adapter, owner] = until
         seconds = max(until - time.time(), 0)
         decision = self._ask(lambda question_id: Pin(question_id, adapter, owner, seconds))
-        decision.add_done_callback(lambda future: self._take_pin_decision(adapter, owner, future))
+        decision.add_done_callback(lambda future: self._take_pin_decision((adapter, owner), until, future))
         return decision
 
     def unpin(self, adapter: str, owner: str) -> None:
         """End a pin; nothing happens if there is none."""
         self._pins.pop((adapter, owner), None)
-        if self._is_up:
-            self._process.send(Unpin(adapter, owner))
+        self._engine.send(Unpin(adapter, owner))
 
     async def evict(self, adapter: str) -> Refusal | None:
         """Free the memory of an adapter version that nothing uses: None, or why that was not done. Raises
@@ -163,66 +168,70 @@ class EngineClient:
         located: Located = await self._ask(lambda question_id: Locate(question_id, asked))
         return located.adapters
 
-    def _take_pin_decision(self, adapter: str, owner: str, decision: asyncio.Future[Decision]) -> None:
-        if decision.cancelled() or decision.exception() is not None:
-            return
-        if refusal := decision.result().refusal:
-            log.info("adapter %s is not pinned: %s", adapter, refusal.message)
-            self._pins.pop((adapter, owner), None)
-
-    def _ask(self, message: Callable[[int], ToEngine]) -> asyncio.Future[Any]:
-        question_id, answer = self._questions.open()
-        if self._is_up:
-            self._process.send(message(question_id))
-        else:
-            self._questions.fail(EngineUnavailable("the engine is restarting", retry_after_seconds=5))
-        return answer
-
-    def _forget(self, request_id: str) -> None:
-        if self._generations.pop(request_id, None) is not None and self._is_up:
-            self._process.send(Abort(request_id))
-
     async def inspect(self) -> Inspection:
         """A snapshot of batch and memory. Raises EngineUnavailable while the engine is down."""
         inspection: Inspection = await self._ask(Inspect)
         return inspection
 
     async def stop(self) -> None:
-        """End the process; what still runs fails with `engine_stopped`."""
-        self._supervisor.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._supervisor
-        self._is_up = False
+        """End the process; what still runs fails with `engine_stopped`, what was asked is not answered."""
         self._fail_all(GenerationFailed("engine_stopped", "the server is shutting down"))
-        self._process.send(Shutdown())
-        await self._process.close()
+        self._questions.fail(EngineUnavailable("the server is shutting down"))
+        await self._engine.stop()
 
-    async def _supervise(self) -> None:
-        while True:
-            try:
-                await self._read_messages()
-            except (asyncio.IncompleteReadError, ConnectionError):
-                log.error("the connection to the engine process ended")
-            except Exception:
-                log.exception("the engine process cannot be understood")
-            self._is_up = False
-            if not await self._restart():
-                return
+    def _take(self, message: FromEngine) -> None:
+        match message:
+            case StepOutput() as output:
+                self._deliver(output)
+            case Heartbeat(status):
+                self.status = status
+            case (Decision() | Located() | Inspection()) as answer:
+                self._questions.answer(answer.question_id, answer)
+            case Fatal(reason):
+                log.error("engine failed: %s", reason)
+            case Ready():
+                raise AssertionError("an engine is ready only once")
 
-    async def _read_messages(self) -> None:
-        while True:
-            match await self._process.receive():
-                case StepOutput() as output:
-                    self._deliver(output)
-                case Heartbeat(status):
-                    self.status = status
-                case (Decision() | Located() | Inspection()) as answer:
-                    self._questions.answer(answer.question_id, answer)
-                case Fatal(message):
-                    log.error("engine failed: %s", message)
-                case Ready():
-                    raise AssertionError("an engine is ready only once")
-            self._progress_at = time.monotonic()
+    def _take_crash(self) -> None:
+        log.error("%d requests were in hand", self.pending)
+        suspects = {use.digest for g in self._generations.values() for use in g.request.adapters}
+        self._crashed_with.update(suspects)
+        for digest in suspects:
+            if self._crashed_with[digest] == QUARANTINE_CRASHES:
+                self.quarantined.put_nowait(digest)
+        self._questions.fail(_restarting())
+        for request_id, generation in list(self._generations.items()):
+            if error := self._lost(generation):
+                del self._generations[request_id]
+                generation.fail(error)
+
+    def _send_again(self) -> None:
+        for generation in self._generations.values():
+            self._engine.send(generation.request)
+        for (adapter, owner), until in self.pins.items():
+            if until > time.time():
+                self.pin(adapter, owner, until)
+        log.warning("the engine is up again; %d requests were queued again", self.pending)
+
+    def _take_pin_decision(self, pin: tuple[str, str], until: float, decision: asyncio.Future[Decision]) -> None:
+        if decision.cancelled() or decision.exception() is not None:
+            return
+        if refusal := decision.result().refusal:
+            log.info("adapter %s is not pinned: %s", pin[0], refusal.message)
+            if self._pins.get(pin) == until:  # else it was asked for anew, and is answered anew
+                del self._pins[pin]
+
+    def _ask(self, message: Callable[[int], ToEngine]) -> asyncio.Future[Any]:
+        question_id, answer = self._questions.open()
+        if self.is_alive:
+            self._engine.send(message(question_id))
+        else:
+            self._questions.fail(_restarting())
+        return answer
+
+    def _forget(self, request_id: str) -> None:
+        if self._generations.pop(request_id, None) is not None:
+            self._engine.send(Abort(request_id))
 
     def _deliver(self, output: StepOutput) -> None:
         for started in output.started:
@@ -238,49 +247,6 @@ class EngineClient:
         for failure in output.failures:
             if failed := self._generations.pop(failure.request_id, None):
                 failed.fail(GenerationFailed(failure.code, failure.message))
-
-    async def _restart(self) -> bool:
-        """Bring up a new process after a crash; False when the client gives up."""
-        exit_code = await self._process.close()
-        log.error("the engine process died with exit code %s; %d requests were in hand", exit_code, self.pending)
-        self._note_crash()
-        while len(self._crashes) < MAX_CRASHES:
-            try:
-                self._process = await EngineProcess.spawn()
-                self.ready = await self._process.start(self._settings)
-            except EngineStartFailed as error:
-                log.error("the engine did not start again: %s", error)
-                await self._process.close()
-                self._crashes.append(time.monotonic())
-                continue
-            self._is_up = True
-            self._progress_at = time.monotonic()
-            for generation in self._generations.values():
-                self._process.send(generation.request)
-            for (adapter, owner), until in self.pins.items():
-                if until > time.time():
-                    self.pin(adapter, owner, until)
-            log.warning("the engine is up again; %d requests were queued again", self.pending)
-            return True
-        self._fail_all(GenerationFailed("engine_unavailable", "the engine has failed repeatedly"))
-        self.given_up.set()
-        return False
-
-    def _note_crash(self) -> None:
-        now = time.monotonic()
-        self._crashes.append(now)
-        while self._crashes[0] < now - CRASH_WINDOW_SECONDS:
-            self._crashes.popleft()
-        suspects = {use.digest for g in self._generations.values() for use in g.request.adapters}
-        self._crashed_with.update(suspects)
-        for digest in suspects:
-            if self._crashed_with[digest] == QUARANTINE_CRASHES:
-                self.quarantined.put_nowait(digest)
-        self._questions.fail(EngineUnavailable("the engine is restarting", retry_after_seconds=5))
-        for request_id, generation in list(self._generations.items()):
-            if error := self._lost(generation):
-                del self._generations[request_id]
-                generation.fail(error)
 
     def _lost(self, generation: Generation) -> GenerationFailed | None:
         """Why this request cannot be sent again after a crash; None when it can."""
@@ -301,3 +267,7 @@ class EngineClient:
 
 def _quarantined() -> GenerationFailed:
     return GenerationFailed("adapter_quarantined", "this adapter version was in use at two engine crashes")
+
+
+def _restarting() -> EngineUnavailable:
+    return EngineUnavailable("the engine is restarting", retry_after_seconds=5)

@@ -41,10 +41,11 @@ class DecodeShapes:
         at most, which has nothing but A and B."""
         if not all(chunk.count == 1 and chunk.samples and len(chunk.sequence.leases) < 2 for chunk in plan.chunks):
             return None
-        if not all(lease.is_lora_of_layers for chunk in plan.chunks for lease in chunk.sequence.leases):
+        leases = [lease for chunk in plan.chunks for lease in chunk.sequence.leases]
+        if not all(lease.is_lora_of_layers for lease in leases):
             return None
         pages = max(len(chunk.sequence.pages) for chunk in plan.chunks)
-        rank = max((lease.max_rank for chunk in plan.chunks for lease in chunk.sequence.leases), default=0)
+        rank = max((lease.max_rank for lease in leases), default=0)
         return DecodeShape(
             self._rows[bisect_left(self._rows, len(plan.chunks))],
             self._pages[bisect_left(self._pages, pages)],

@@ -5,12 +5,13 @@ Knows runs of rows; knows no arithmetic.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import chain
 from typing import NamedTuple
 
 from loraplex.adapters.vocabulary import Vocabulary
-from loraplex.engine.lora_work import Span, runs_of
+from loraplex.engine.lora_work import Run
 from loraplex.kernels.ops import LoraBatch
 
 
@@ -32,11 +33,10 @@ class EndUses:
     head: tuple[VocabularyUse, ...] = ()
 
 
-def vocabulary_uses(spans: Sequence[Span], has: Callable[[Vocabulary], bool]) -> tuple[VocabularyUse, ...]:
-    places = range(max((len(span.sequence.leases) for span in spans), default=0))
+def vocabulary_uses(runs: Iterable[Iterable[Run]], has: Callable[[Vocabulary], bool]) -> tuple[VocabularyUse, ...]:
+    """runs: as `runs_by_place` gives them."""
     return tuple(
-        VocabularyUse(run.adapter.vocabulary, run.scale, run.first, run.end)
-        for place in places
-        for run in runs_of(place, spans, lambda adapter: adapter.vocabulary is not None and has(adapter.vocabulary))
-        if run.adapter.vocabulary is not None
+        VocabularyUse(vocabulary, run.scale, run.first, run.end)
+        for run in chain.from_iterable(runs)
+        if (vocabulary := run.adapter.vocabulary) is not None and has(vocabulary)
     )

@@ -5,9 +5,9 @@ Knows sequences and their leases; knows no tensors.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import lru_cache
 
 from loraplex.adapters.device_pool import DeviceAdapter
 from loraplex.engine.scheduler import Chunk
@@ -19,28 +19,23 @@ Entry = tuple[int, int, int, int]
 
 PADDING: Entry = (0, 0, 0, 0)
 
+Span = tuple[EngineSequence, int, int, int]
+"""(sequence, position, first, end): rows first .. end - 1, of tokens or of logits, are those of a sequence that has
+adapters, and the first of them is at this position of it."""
 
-class Span(NamedTuple):
-    """Rows first .. end - 1, of tokens or of logits, are one sequence's, the first of them at this position of it."""
-
-    sequence: EngineSequence
-    position: int
-    first: int
-    end: int
+_scale_bits = lru_cache(maxsize=256)(scale_bits)
 
 
 def token_spans(chunks: Sequence[Chunk], starts: Sequence[int]) -> list[Span]:
     """Of the step's tokens. starts: the first token of each chunk, and where the last one ends."""
-    return [
-        Span(chunk.sequence, chunk.start, first, end)
-        for chunk, first, end in zip(chunks, starts, starts[1:], strict=False)
-    ]
+    rows = zip(chunks, starts, starts[1:], strict=False)
+    return [(chunk.sequence, chunk.start, first, end) for chunk, first, end in rows if chunk.sequence.leases]
 
 
 def logit_spans(chunks: Sequence[Chunk]) -> list[Span]:
     """Of the rows of logits, one for every chunk that samples."""
-    sampling = (chunk for chunk in chunks if chunk.samples)
-    return [Span(chunk.sequence, chunk.start + chunk.count - 1, row, row + 1) for row, chunk in enumerate(sampling)]
+    rows = enumerate(chunk for chunk in chunks if chunk.samples)
+    return [(c.sequence, c.start + c.count - 1, row, row + 1) for row, c in rows if c.sequence.leases]
 
 
 @dataclass(slots=True)
@@ -52,28 +47,35 @@ class Run:
     first: int
     end: int
 
-    def entries(self, row: int, most_tokens: int) -> Iterator[Entry]:
-        bits = scale_bits(self.scale)
-        for start in range(self.first, self.end, most_tokens):
-            yield row, start, min(most_tokens, self.end - start), bits
+    def entries(self, row: int, most_tokens: int) -> list[Entry]:
+        bits, end = _scale_bits(self.scale), self.end
+        return [(row, start, min(most_tokens, end - start), bits) for start in range(self.first, end, most_tokens)]
 
 
-def runs_of(place: int, spans: Sequence[Span], concerns: Callable[[DeviceAdapter], bool]) -> list[Run]:
-    """The runs of those adapters at this place of their sequences that are concerned, in the order of rows."""
+def runs_by_place(spans: Sequence[Span]) -> list[list[Run]]:
+    """The runs of the first adapters of their sequences, of the second ones, and so on, each in the order of rows."""
+    runs: list[list[Run]] = []
+    while spans:
+        runs.append(_runs_of(len(runs), spans))
+        spans = [span for span in spans if len(span[0].leases) > len(runs)]
+    return runs
+
+
+def _runs_of(place: int, spans: Sequence[Span]) -> list[Run]:
+    """Every span's sequence has an adapter at this place."""
     runs: list[Run] = []
+    last: Run | None = None
     for sequence, position, first, end in spans:
-        if len(sequence.leases) <= place:
-            continue
-        adapter, use = sequence.leases[place], sequence.adapters[place]
-        if use.start > position:
-            first += use.start - position
+        adapter, (_, scale, start) = sequence.leases[place], sequence.adapters[place]
+        if start > position:
+            first += start - position
             if first >= end:
                 continue
-        last = runs[-1] if runs else None
-        if last is not None and last.adapter is adapter and (last.scale, last.end) == (use.scale, first):
+        if last is not None and last.adapter is adapter and last.end == first and last.scale == scale:
             last.end = end
-        elif concerns(adapter):
-            runs.append(Run(adapter, use.scale, first, end))
+        else:
+            last = Run(adapter, scale, first, end)
+            runs.append(last)
     return runs
 
 

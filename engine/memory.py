@@ -32,7 +32,8 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class AdapterNeeds:
-    """Bytes on the device: of adapters for a full batch, and for the largest one that is accepted beside all pins."""
+    """Bytes on the device: of adapters for a full batch, and for one of the largest rank that is accepted, beside all
+    pins. Rows of the vocabulary that few adapters have of their own are not reckoned with."""
 
     batch_bytes: int
     largest_bytes: int

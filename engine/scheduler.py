@@ -14,19 +14,14 @@ from dataclasses import dataclass
 
 from loraplex.adapters.errors import AdapterUnavailable
 from loraplex.adapters.residency import AdapterResidency
+from loraplex.engine.adapter_leases import AdapterLeases
 from loraplex.engine.events import RequestFailed, Started, TokenChunk
 from loraplex.engine.kv_cache import PagePool, page_hash, root_hash
 from loraplex.engine.sequence import Sequence
 
 MAX_OVERTAKEN = 64
-"""Sequences that may be admitted while an older one finds no room for its adapter. Then those that run are the last
-before it: a popular adapter cannot keep a rare one waiting for ever."""
-
-
-NOT_ADDITIVE = (
-    "an adapter that rescales the base or replaces parts of it (DoRA, IA3, embeddings of its own) cannot be combined "
-    "with others; use it alone"
-)
+"""Sequences that may be admitted while an older one finds no room for its adapters, or waits for its turn to gather
+several. Then those that run are the last before it: a popular adapter cannot keep a rare one waiting for ever."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +66,7 @@ class Scheduler:
         self.prompt_tokens = 0
         self.cached_prompt_tokens = 0
         self._residency = residency
+        self._adapters = AdapterLeases(residency)
         self._limits = limits
         self._clock = clock
         self._admissions = 0
@@ -78,7 +74,6 @@ class Scheduler:
         self._running: list[Sequence] = []  # in order of admission
         self._failures: list[RequestFailed] = []
         self._started: list[Started] = []
-        self._gathering: Sequence | None = None  # waits, and holds some of its adapters
 
     @property
     def running(self) -> Tokens[Sequence]:
@@ -94,7 +89,7 @@ class Scheduler:
             self._fail(sequence, "context_length_exceeded", f"the context is {self._limits.max_model_len} tokens")
             return
         sequence.arrived_at = self._clock()
-        self._want_adapters(sequence)
+        self._adapters.want(sequence)
         self._waiting.append(sequence)
 
     def abort(self, request_id: str) -> None:
@@ -105,7 +100,7 @@ class Scheduler:
                     queue.remove(sequence)
                     self._free(sequence)
                     if queue is self._waiting:
-                        self._unwant_adapters(sequence)
+                        self._stop_waiting(sequence)
                     return
 
     def schedule(self) -> StepPlan:
@@ -116,7 +111,7 @@ class Scheduler:
         if self.preemptions == preempted:
             self._admit_waiting(chunks, budget)
         self._residency.load_ahead(is_busy=bool(chunks))
-        chunks.sort(key=lambda chunk: chunk.sequence.adapters)
+        chunks.sort(key=lambda chunk: chunk.sequence.group)
         return StepPlan(tuple(chunks))
 
     def commit(self, plan: StepPlan, sampled: Tokens[tuple[int, float | None]]) -> list[TokenChunk]:
@@ -169,7 +164,7 @@ class Scheduler:
         """Back to the head of the queue; its tokens are kept and will be computed again."""
         self.preemptions += 1
         self._free(sequence)
-        self._want_adapters(sequence)
+        self._adapters.want(sequence)
         self._waiting.appendleft(sequence)
 
     def _admit_waiting(self, chunks: list[Chunk], budget: int) -> None:
@@ -179,24 +174,23 @@ class Scheduler:
         most_admissions = math.inf
         while self._waiting and budget > 0 and len(self._running) < self._limits.max_num_seqs:
             if self._admissions >= most_admissions:
+                self._adapters.make_way(passed)
                 break
             sequence = self._waiting.popleft()
             try:
-                if not self._lease_adapters(sequence):
+                if not self._adapters.take(sequence):
                     passed.append(sequence)
                     most_admissions = min(most_admissions, self._admissions_before(sequence))
                     continue
             except AdapterUnavailable as error:
-                self._release_adapters(sequence)
-                self._unwant_adapters(sequence)
+                self._adapters.release(sequence)
+                self._stop_waiting(sequence)
                 self._fail(sequence, "adapter_load_failed", str(error))
                 continue
             if not self._claim_pages(sequence):
                 passed.append(sequence)
                 break
-            self._unwant_adapters(sequence)
-            if self._gathering is sequence:
-                self._gathering = None
+            self._stop_waiting(sequence)
             self._admissions += 1
             self._note_start(sequence)
             self._running.append(sequence)
@@ -218,43 +212,17 @@ class Scheduler:
         load_seconds, queue_seconds = ready_at - sequence.arrived_at, self._clock() - ready_at
         self._started.append(Started(sequence.request_id, queue_seconds, load_seconds, loads))
 
-    def _want_adapters(self, sequence: Sequence) -> None:
-        for use in sequence.adapters:
-            self._residency.want(use.digest)
-
-    def _unwant_adapters(self, sequence: Sequence) -> None:
+    def _stop_waiting(self, sequence: Sequence) -> None:
         sequence.owed_room_after = None
-        for use in sequence.adapters:
-            self._residency.unwant(use.digest)
+        self._adapters.unwant(sequence)
 
     def _admissions_before(self, sequence: Sequence) -> float:
-        """How many admissions there may have been before this one, which has no adapter on the device yet."""
-        if not any(self._residency.lacks_room(use.digest) for use in sequence.adapters):
+        """How many admissions there may have been before this one, which lacks an adapter yet."""
+        if not self._adapters.is_held_up(sequence):
             return math.inf
         if sequence.owed_room_after is None:
             sequence.owed_room_after = self._admissions + MAX_OVERTAKEN
         return sequence.owed_room_after
-
-    def _lease_adapters(self, sequence: Sequence) -> bool:
-        """All of them, or False. Of sequences with several, one at a time gathers what is missing, keeping what it has:
-        two that did so could wait for each other for ever."""
-        must_wait = len(sequence.adapters) > 1 and self._gathering not in (None, sequence)
-        if must_wait and not all(self._residency.is_ready(use.digest) for use in sequence.adapters):
-            return False
-        for use in sequence.adapters[len(sequence.leases) :]:
-            lease = self._residency.try_lease(use.digest)
-            if lease is None:
-                break
-            sequence.leases += (lease,)
-        if len(sequence.leases) == len(sequence.adapters):
-            if len(sequence.leases) > 1 and not all(lease.is_additive for lease in sequence.leases):
-                raise AdapterUnavailable(NOT_ADDITIVE)
-            return True
-        if sequence.leases:
-            self._gathering = sequence
-            missing = sequence.adapters[len(sequence.leases)].digest
-            sequence.leases = self._residency.make_room_beside(sequence.leases, missing)
-        return False
 
     def _claim_pages(self, sequence: Sequence) -> bool:
         """Cached pages of its prefix and new ones for the rest of its tokens, or none at all."""
@@ -315,14 +283,7 @@ class Scheduler:
         sequence.pages = []
         sequence.computed = 0
         sequence.registered = 0
-        self._release_adapters(sequence)
-
-    def _release_adapters(self, sequence: Sequence) -> None:
-        for lease in sequence.leases:
-            self._residency.release(lease.digest)
-        sequence.leases = ()
-        if self._gathering is sequence:
-            self._gathering = None
+        self._adapters.release(sequence)
 
     def _fail(self, sequence: Sequence, code: str, message: str) -> None:
         self._failures.append(RequestFailed(sequence.request_id, code, message))

@@ -100,7 +100,8 @@ class UntrustedTemplates:
             log.warning("the process of a chat template of %s was ended: the template %s", owner, reason)
             return Failed(f"the chat template {reason}")
         except BaseException:
-            await process.end()  # its answer would be taken for that of the next job
+            process.kill()  # its answer would be taken for that of the next job
+            await process.end()
             raise
         self._idle.append(process)
         return outcome
@@ -147,6 +148,10 @@ class _Process:
             raise msgspec.DecodeError("longer than the process can have made it")
         return msgspec.msgpack.decode(await stdout.readexactly(length), type=Rendered | Failed)
 
+    def kill(self) -> None:
+        with suppress(ProcessLookupError):
+            self.process.kill()
+
     async def end(self) -> str:
         """Let it leave, or kill it; what its template did."""
         assert self.process.stdin is not None, "a pipe"
@@ -154,8 +159,7 @@ class _Process:
         try:
             code = await asyncio.wait_for(self.process.wait(), STOP_GRACE_SECONDS)
         except TimeoutError:
-            with suppress(ProcessLookupError):
-                self.process.kill()
+            self.kill()
             code = await self.process.wait()
         if code == -signal.SIGPROF:
             return f"takes more than {self.cpu_seconds:g} s of processor time"

@@ -189,6 +189,23 @@ async def test_pins_outlive_the_engine(client, tiny_model_dir, make_adapter, tmp
     assert client.pid != first_pid
 
 
+async def test_a_pin_that_was_asked_for_anew_outlives_the_answer_to_the_first(
+    client, tiny_model_dir, make_adapter, tmp_path, blobs
+):
+    """That it was taken back before it was decided says nothing of the next wish for it."""
+    built = start_engine(tiny_model_dir, blobs, kernels="reference")
+    digest = store_adapter(blobs, make_adapter(tmp_path / "peft", seed=3), built.shape)
+    built.engine.close()
+    end = time.time() + 600
+    first = client.pin(digest, "acme", end)
+    client.unpin(digest, "acme")
+    second = client.pin(digest, "acme", end + 1)
+
+    assert [(await first).refusal.code, (await second).refusal] == ["pin_ended", None]
+    assert client.pins == {(digest, "acme"): end + 1}
+    client.unpin(digest, "acme")
+
+
 async def test_an_adapter_in_use_at_two_crashes_is_quarantined(client, tiny_model_dir, make_adapter, tmp_path, blobs):
     """The third request for it is refused and its digest told, while the base goes on; until it is forgiven."""
     built = start_engine(tiny_model_dir, blobs, kernels="reference")
@@ -234,13 +251,16 @@ async def test_a_model_that_cannot_load_says_why(settings, tmp_path):
 
 
 async def test_stopping_leaves_no_process(settings):
-    """After stop() the engine process is gone and pending requests have been told."""
+    """After stop() the engine process is gone; who had a request or a question pending has been told."""
     client = await EngineClient.start(settings)
     generation = client.generate(request("cut off", max_tokens=400))
+    question = client.pin("0" * 64, "acme", time.time() + 600)
     pid = client.pid
     await client.stop()
 
     with pytest.raises(GenerationFailed) as failure:
         await tokens_of(generation)
     assert failure.value.code == "engine_stopped"
+    with pytest.raises(EngineUnavailable):
+        await asyncio.wait_for(question, DEADLINE_SECONDS)
     assert not psutil.pid_exists(pid)

@@ -80,25 +80,6 @@ def test_another_scale_is_another_prefix(tiny_model_dir, stored):
     assert cached == [0, 16, 0, 0, 0]
 
 
-def test_the_tokens_before_an_adapter_starts_are_those_of_the_base(tiny_model_dir, stored):
-    """Their pages are shared with the base, and an adapter that never starts changes nothing."""
-    blobs, digests, _ = stored
-    engine = start_engine(tiny_model_dir, blobs).engine
-
-    def run(name, *uses, tokens=PROMPT):
-        engine.submit(name, tokens, greedy(8, logprobs=True, ignore_eos=True), adapters=uses)
-        return collect(engine, [name])[name]
-
-    base, whole = run("base"), run("whole", AdapterUse(digests[3]))
-    late = run("late", AdapterUse(digests[3], start=19))
-    never = run("never", AdapterUse(digests[3], start=len(PROMPT) + 100))
-    engine.close()
-
-    assert (late.cached_tokens, never.cached_tokens) == (16, 16)
-    assert never.logprobs == pytest.approx(base.logprobs, abs=1e-4)
-    assert all(late.logprobs != pytest.approx(other.logprobs, abs=1e-4) for other in (base, whole))
-
-
 REQUESTS = st.lists(
     st.lists(st.integers(0, len(RANKS) - 1), min_size=1, max_size=4, unique=True), min_size=1, max_size=12
 )

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import write_tiny_llama, write_tokenizer
-from engine_running import collect, greedy, start_engine, store_adapter
+from engine_running import Outcome, collect, greedy, start_engine, store_adapter
 from oracle import Answer, verdict
 from peft_kinds import BIASED, INVOCATION, KINDS, REAL, RESIZED, blended_logits, peft_logits, summed_logits, write
 
@@ -119,18 +119,22 @@ def test_the_headline_kinds_agree_with_peft_on_the_real_base(base_model_dir, tmp
 
 @pytest.mark.parametrize("invocation", [PROMPT_TOKENS, 32])
 def test_before_its_invocation_an_adapter_shares_the_pages_of_the_base(tiny_model_dir, tmp_path, invocation):
-    """What the base has computed of a prompt is not computed again, up to the page in which the invocation begins."""
+    """What the base has computed of a prompt is not computed again, up to the page in which the invocation begins; an
+    adapter that is never invoked changes nothing."""
     built = start_engine(tiny_model_dir, tmp_path / "blobs")
     folder = write(tmp_path / "alora", tiny_model_dir, KINDS["alora"](), 0)
     use = AdapterUse(store_adapter(tmp_path / "blobs", folder, built.shape), start=invocation)
     prompt = [3 + 7 * i % 60 for i in range(invocation)] + INVOCATION + [9] * 30
-    built.engine.submit("base", prompt, greedy(1), salt=b"tenant")
-    collect(built.engine, ["base"])
-    built.engine.submit("invoked", prompt, greedy(4, logprobs=True), adapters=(use,), salt=b"tenant")
-    invoked = collect(built.engine, ["invoked"])["invoked"]
+    requests = {"base": (), "invoked": (use,), "never": (use._replace(start=len(prompt) + 100),)}
+    outcomes: dict[str, Outcome] = {}
+    for name, uses in requests.items():
+        built.engine.submit(name, prompt, greedy(4, logprobs=True), adapters=uses, salt=b"tenant")
+        collect(built.engine, [name], outcomes)
     built.engine.close()
+    base, invoked, never = outcomes.values()
 
-    assert invoked.cached_tokens == invocation // 16 * 16
+    assert [invoked.cached_tokens, never.cached_tokens] == [invocation // 16 * 16, (len(prompt) - 1) // 16 * 16]
+    assert never.logprobs == pytest.approx(base.logprobs, abs=TOLERANCE)
     answer = Answer(prompt, invoked.tokens, invoked.logprobs)
     logits = peft_logits(tiny_model_dir, folder, prompt + invoked.tokens, invocation)
     assert verdict(logits, answer, EPSILON).logprob_error < TOLERANCE
