@@ -9,21 +9,20 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from anyio import to_thread
 
-from loraplex.adapters.blobs import CONFIG_FILE, TEMPLATE_FILE, TOKENIZER_CONFIG_FILE, WEIGHTS_FILE, Staging
-from loraplex.adapters.errors import AdapterExists
-from loraplex.adapters.peft_checks import AdapterLimits
+from loraplex.adapters.blobs import ADAPTER_FILES, CONFIG_FILE, PROMPT_FILES, WEIGHTS_FILE, Staging
+from loraplex.adapters.errors import AdapterExists, VersionNotReady
+from loraplex.adapters.lookup import not_ready
 from loraplex.adapters.registry import VersionInfo
 from loraplex.platform.errors import ApiError
-from loraplex.platform.publishing import adapter_limits, publish_staged, require_served, validate_now
+from loraplex.platform.publishing import max_file_bytes, publish_staged, require_served, validate_now
 from loraplex.platform.services import Services
-from loraplex.platform.template_checks import TEMPLATE_BYTES, TOKENIZER_CONFIG_BYTES
 
 ANYWHERE = (Path("/"),)
 """For folders that the operator named on the command line."""
@@ -38,35 +37,40 @@ class FileMissing(ApiError):
 async def publish_folder(
     services: Services, folder: Path, allowed: Sequence[Path], tenant_id: str, name: str, created_by: str | None
 ) -> VersionInfo:
-    """The folder's bytes as a version of the adapter `name`, which is made if need be, run once like any upload.
+    """The folder's bytes as a version of the adapter `name`, which is made if need be, run once like any upload: ready,
+    or validating while the engine has no time.
 
     allowed: directories, one of which the folder's files must lie below. Raises ApiError for files that are elsewhere,
-    missing or too large; InvalidName, AdapterInvalid.
+    missing or too large; InvalidName, AdapterInvalid; VersionNotReady for bytes that are quarantined.
     """
     with services.blobs.stage() as staging:
-        sha256 = await to_thread.run_sync(_stage, folder, allowed, staging, adapter_limits(services))
+        sha256 = await to_thread.run_sync(_stage, folder, allowed, staging, max_file_bytes(services))
         with suppress(AdapterExists):
             await services.registry.create_adapter(tenant_id, name, services.base_model_name)
         await require_served(services, tenant_id, name)
         version = await publish_staged(services, staging, tenant_id, name, sha256, created_by)
-    return await validate_now(services, version)
+    version = await validate_now(services, version)
+    if version.state == "quarantined":
+        raise VersionNotReady(not_ready(version.name, version.number, version.state, version.state_reason))
+    return version
 
 
 @contextmanager
 def open_adapter_files(folder: Path, allowed: Sequence[Path]) -> Iterator[dict[str, BinaryIO]]:
     """The configuration and the weights, open for reading, by file name. Raises ApiError."""
     with ExitStack() as stack:
-        yield {name: stack.enter_context(_open_allowed(folder, name, allowed)) for name in (CONFIG_FILE, WEIGHTS_FILE)}
+        yield {name: stack.enter_context(_open_allowed(folder, name, allowed)) for name in ADAPTER_FILES}
 
 
-def _stage(folder: Path, allowed: Sequence[Path], staging: Staging, limits: AdapterLimits) -> str:
-    """Copy the files to staging, those of a chat template where there are some; the SHA-256 of the weights."""
-    for name, max_bytes in ((TEMPLATE_FILE, TEMPLATE_BYTES), (TOKENIZER_CONFIG_FILE, TOKENIZER_CONFIG_BYTES)):
+def _stage(folder: Path, allowed: Sequence[Path], staging: Staging, limits: Mapping[str, int]) -> str:
+    """Copy the files to staging, that of a chat template where there is one; the SHA-256 of the weights."""
+    for name in PROMPT_FILES:
         with suppress(FileMissing), _open_allowed(folder, name, allowed) as file:
-            _copy(file, staging.path(name), max_bytes)
+            _copy(file, staging.path(name), limits[name])
+            break
     with open_adapter_files(folder, allowed) as files:
-        _copy(files[CONFIG_FILE], staging.path(CONFIG_FILE), limits.max_config_bytes)
-        return _copy(files[WEIGHTS_FILE], staging.path(WEIGHTS_FILE), limits.max_weights_bytes)
+        _copy(files[CONFIG_FILE], staging.path(CONFIG_FILE), limits[CONFIG_FILE])
+        return _copy(files[WEIGHTS_FILE], staging.path(WEIGHTS_FILE), limits[WEIGHTS_FILE])
 
 
 def _copy(source: BinaryIO, target: Path, max_bytes: int) -> str:

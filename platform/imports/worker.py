@@ -6,7 +6,7 @@ Knows services, leases and sources. Knows no request.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from functools import partial
@@ -14,7 +14,7 @@ from functools import partial
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
-from loraplex.adapters.blobs import CONFIG_FILE, TEMPLATE_FILE, TOKENIZER_CONFIG_FILE, WEIGHTS_FILE, Staging
+from loraplex.adapters.blobs import ADAPTER_FILES, PROMPT_FILES, WEIGHTS_FILE, Staging
 from loraplex.adapters.errors import AdapterInvalid, LeaseLost
 from loraplex.adapters.import_jobs import Progress
 from loraplex.adapters.import_leases import Lease
@@ -24,10 +24,9 @@ from loraplex.platform.imports.bucket import open_bucket
 from loraplex.platform.imports.download import Download, Source
 from loraplex.platform.imports.hub import open_hub
 from loraplex.platform.imports.source_names import HubRepo, SourceName, parse_source, require_allowed
-from loraplex.platform.publishing import adapter_limits, publish_staged, require_served, validate_now
+from loraplex.platform.publishing import max_file_bytes, publish_staged, require_served, validate_now
 from loraplex.platform.services import Services
 from loraplex.platform.settings import Settings
-from loraplex.platform.template_checks import TEMPLATE_BYTES, TOKENIZER_CONFIG_BYTES
 
 LOOK_SECONDS = 1.0
 RENEW_SECONDS = 2.0
@@ -142,12 +141,12 @@ async def _published(services: Services, lease: Lease, downloads: list[Download]
         return await services.registry.get_version(job.tenant_id, job.adapter, job.version)
     await require_served(services, job.tenant_id, job.adapter)
     name = await _pinned_name(services, lease)
-    limits = adapter_limits(services)
+    limits = max_file_bytes(services)
     with services.blobs.stage() as staging:
         async with _open_source(services.settings, name) as source:
-            await _fetch_template(source, staging)
-            for file, max_bytes in ((CONFIG_FILE, limits.max_config_bytes), (WEIGHTS_FILE, limits.max_weights_bytes)):
-                with Download(staging.path(file), max_bytes) as download:
+            await _fetch_template(source, staging, limits)
+            for file in ADAPTER_FILES:
+                with Download(staging.path(file), limits[file]) as download:
                     downloads.append(download)
                     await source.fetch(file, download)
         await services.import_leases.renew(lease, _progress(downloads))
@@ -156,16 +155,20 @@ async def _published(services: Services, lease: Lease, downloads: list[Download]
         return await publish_staged(services, staging, job.tenant_id, job.adapter, sha256, job.created_by, record)
 
 
-async def _fetch_template(source: Source, staging: Staging) -> None:
+async def _fetch_template(source: Source, staging: Staging, limits: Mapping[str, int]) -> None:
     """The chat template, where the source has one."""
-    for file, max_bytes in ((TEMPLATE_FILE, TEMPLATE_BYTES), (TOKENIZER_CONFIG_FILE, TOKENIZER_CONFIG_BYTES)):
+    for file in PROMPT_FILES:
         try:
-            with Download(staging.path(file), max_bytes) as download:
+            with Download(staging.path(file), limits[file]) as download:
                 return await source.fetch(file, download)
         except ApiError as error:
             staging.path(file).unlink()
-            if error.status != 404:
+            if error.status not in (403, 404):
                 raise
+            if error.status == 403:
+                # S3's answer for what is not there to who may read but not list. Where nothing may be read, the next
+                # file says so.
+                logger.info("import_without_template", file=file, reason=error.message)
 
 
 async def _pinned_name(services: Services, lease: Lease) -> SourceName:
