@@ -23,6 +23,7 @@ import httpx
 from demo_server import Keys, Server, bearer, ensure_tenant, loraplex, prepare_model, serving, upload_adapter
 from openai import AsyncOpenAI
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from score import is_house_style, is_label, is_order
 
@@ -98,7 +99,7 @@ def main() -> int:
         upload_all(server, keys)
         problems = asyncio.run(show(server, keys))
         for problem in problems:
-            console.print(f"[red]{problem}[/]")
+            console.print(problem, style="red", markup=False)
         if not once:
             keep_serving(server, keys)
     return 1 if once and problems else 0
@@ -218,7 +219,7 @@ def answer_table(answers: list[Answer]) -> Table:
         table.add_row(
             answer.call.model,
             answer.call.prompt,
-            answer.text.strip(),
+            escape(answer.text.strip()),
             f"{answer.first_token_seconds * 1000:.0f} ms",
             f"{answer.tokens_per_second:.1f}" if answer.tokens_per_second else "–",
             right,

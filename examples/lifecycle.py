@@ -11,6 +11,7 @@ import asyncio
 import signal
 import sys
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,14 +55,18 @@ def main() -> int:
     # In fp32 a text depends on nothing but the version, where bf16 may round two near tokens the other way round in
     # another batch.
     with serving(DATA_DIR, console, "--dtype", "float32") as server:
-        problems = asyncio.run(tell(server, Keys(server)))
+        story = asyncio.run(tell(server, Keys(server), FOLDERS, LONG))
+    problems = story.problems()
+    if story.outlived != len(LONG):
+        problems.append(f"{len(LONG) - story.outlived} long answers had ended before their version was deleted")
     for problem in problems[:20]:
-        console.print(f"[red]{problem}[/]", highlight=False)
+        console.print(problem, style="red", markup=False, highlight=False)
     return 1 if problems else 0
 
 
-async def tell(server: Server, keys: Keys) -> list[str]:
-    """Live through the story; what was wrong, in words."""
+async def tell(server: Server, keys: Keys, folders: Mapping[int, Path], long: Sequence[Question]) -> Story:
+    """Live through the story. folders: of versions 1 and 2. long: asked of version 1 alone, and to be under way still
+    when it is deleted."""
     for slug in (TENANT, "globex"):
         ensure_tenant(server, keys.operator(), slug)
     async with (
@@ -70,27 +75,28 @@ async def tell(server: Server, keys: Keys) -> list[str]:
     ):
         with console.status("Asking each version alone what it says"):
             versions = {
-                1: await look_at(server, keys.tenant("globex"), 1, [*SHORT, *LONG]),
-                2: await look_at(server, keys.tenant("globex"), 2, SHORT),
+                1: await look_at(server, keys.tenant("globex"), 1, folders[1], [*SHORT, *long]),
+                2: await look_at(server, keys.tenant("globex"), 2, folders[2], SHORT),
             }
         for number, version in versions.items():
-            console.print(f"Version {number} alone: {next(iter(version.texts.values()))!r}", highlight=False)
+            text = next(iter(version.texts.values()))
+            console.print(f"Version {number} alone: {text!r}", markup=False, highlight=False)
         await operator.delete(f"/api/v1/adapters/{NAME}")  # of an earlier run
-        story = Story(server, keys.tenant(TENANT), operator, Traffic(client, NAME, versions), Picture(console))
+        traffic, picture = Traffic(client, NAME, versions), Picture(console)
+        story = Story(server, keys.tenant(TENANT), operator, folders, long, traffic, picture)
         await story.live()
-    problems = story.problems()
     console.print(sums(story.traffic))
     console.print(
         f"{len(story.traffic.records)} answers, each of one version by its name, header, fingerprint and text; "
         f"{len(story.traffic.failures)} failed requests; {story.outlived} long answers outlived their version."
     )
-    return problems
+    return story
 
 
-async def look_at(server: Server, key: str, number: int, questions: list[Question]) -> Version:
+async def look_at(server: Server, key: str, number: int, folder: Path, questions: Sequence[Question]) -> Version:
     """What a version says when it is alone, as another tenant's adapter of the same bytes, which is gone afterwards."""
     alone = f"{NAME}-{number}-alone"
-    await asyncio.to_thread(publish, server, key, alone, FOLDERS[number])
+    await asyncio.to_thread(publish, server, key, alone, folder)
     async with AsyncOpenAI(base_url=f"{server.url}/v1", api_key=key, max_retries=0) as client:
         answers = [await ask(client, alone, question) for question in questions]
     async with httpx.AsyncClient(base_url=server.url, headers=bearer(key)) as operator:
@@ -106,6 +112,8 @@ class Story:
     server: Server
     key: str
     operator: httpx.AsyncClient
+    folders: Mapping[int, Path]
+    long: Sequence[Question]
     traffic: Traffic
     picture: Picture
     outlived: int = 0
@@ -129,9 +137,9 @@ class Story:
             await self.delete_in_use()
 
     async def push(self, number: int) -> None:
-        version = await asyncio.to_thread(publish, self.server, self.key, NAME, FOLDERS[number])
-        if version["version"] != number:
-            self.wrong.append(f"the push became version {version['version']}, not {number}")
+        version = await asyncio.to_thread(publish, self.server, self.key, NAME, self.folders[number])
+        if (version["version"], version["state"]) != (number, "ready"):
+            self.wrong.append(f"the push became version {version['version']}, {version['state']}, not {number}, ready")
         self.picture.tell(f"push: version {number}, proved and ready")
 
     async def move(self, target: dict[str, Any], phase: str, words: str) -> None:
@@ -147,7 +155,8 @@ class Story:
     async def delete_in_use(self) -> None:
         """Long requests begin on version 1; prod moves on; version 1 is deleted; they go on as if nothing had been."""
         begun = asyncio.Semaphore(0)
-        long = [asyncio.create_task(self.traffic.request(f"long-{i}", q, begun.release)) for i, q in enumerate(LONG)]
+        ask = self.traffic.request
+        long = [asyncio.create_task(ask(f"long-{i}", q, begun.release)) for i, q in enumerate(self.long)]
         async with asyncio.timeout(BEGIN_SECONDS):
             for _ in long:
                 await begun.acquire()
@@ -160,8 +169,6 @@ class Story:
         await asyncio.gather(*long)
         self.outlived = len(running)
         self.picture.tell(f"{self.outlived} long answers end, of a version that is gone")
-        if self.outlived != len(LONG):
-            self.wrong.append(f"{len(LONG) - self.outlived} long answers had ended before their version was deleted")
 
     async def expect(
         self, method: str, path: str, status: int, code: str | None, words: str, body: dict[str, Any] | None = None

@@ -19,6 +19,8 @@ from loraplex.platform.name_cache import NameCache
 from loraplex.platform.tenants import Principal
 
 MAX_ECHO_CHARS = 128
+WEIGHT_DECIMALS = 12
+"""Of a weight: terms that cancel out leave nothing of what floating point would."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +32,11 @@ class WeightedVersion:
 
     @property
     def name(self) -> str:
-        return self.version.canonical_name + ("" if self.weight == 1 else f"*{self.weight:.12g}")
+        if self.weight == 1:
+            return self.version.canonical_name
+        # Without an exponent, which `names.split_sum` does not know.
+        digits = f"{self.weight:.{WEIGHT_DECIMALS}f}".rstrip("0").rstrip(".")
+        return f"{self.version.canonical_name}*{digits}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +52,11 @@ class ResolvedModel:
         return self.adapters[0].version if self.adapters else None
 
 
-def model_not_found(model: str) -> ApiError:
+def model_not_found(model: str, field: str) -> ApiError:
     """The same answer for a name that is malformed, absent, or another tenant's."""
     shown = model if len(model) <= MAX_ECHO_CHARS else model[:MAX_ECHO_CHARS] + "..."
     message = f"The model `{shown}` does not exist or you do not have access to it."
-    return ApiError(404, "model_not_found", message, param="model")
+    return ApiError(404, "model_not_found", message, param=field)
 
 
 class Catalog:
@@ -67,49 +73,47 @@ class Catalog:
         self._names = NameCache()
         changes.subscribe(self._names.forget)
 
-    async def resolve(self, principal: Principal, model: str, user: str | None = None) -> ResolvedModel:
+    async def resolve(
+        self, principal: Principal, model: str, user: str | None = None, field: str = "model"
+    ) -> ResolvedModel:
         """The base by its exact name; `[base:][tenant/]adapter[@alias|@version]` in the caller's tenant; a weighted sum
-        of such names, `a*0.7+b*0.3`; or a 404 ApiError, or a 400 one for what is no weight.
+        of such names, `a*0.7+b*0.3`; or a 404 ApiError. A sum that cannot be is a 400 one, InvalidName for a weight.
 
         Where versions share the traffic of a name, the same `user`, or without one the same key, gets the same version.
-        A key without a tenant (an operator's) may use the base only.
+        A key without a tenant (an operator's) may use the base only. field: of the request, which errors name.
         """
         if model == self.base_model_name:
             return ResolvedModel(model)
-        try:
-            terms = split_sum(model)
-        except InvalidName as error:
-            raise ApiError(400, "invalid_value", f"Invalid value for 'model': {error}.", param="model") from error
-        return await self.resolve_sum(principal, terms, user)
+        return await self.resolve_sum(principal, split_sum(model, field), user, field)
 
     async def resolve_sum(
-        self, principal: Principal, terms: Sequence[WeightedName], user: str | None = None
+        self, principal: Principal, terms: Sequence[WeightedName], user: str | None, field: str
     ) -> ResolvedModel:
         """As `resolve`, of terms that each name an adapter. Two that name the same version become one."""
         if len(terms) > MAX_ADAPTERS:
-            message = f"'model' adds up {len(terms)} adapters; at most {MAX_ADAPTERS} may be in one request."
-            raise ApiError(400, "invalid_value", message, param="model")
+            message = f"'{field}' adds up {len(terms)} adapters; at most {MAX_ADAPTERS} may be in one request."
+            raise ApiError(400, "invalid_value", message, param=field)
         weights: dict[str, WeightedVersion] = {}
         for term in terms:
-            version = await self._version(principal, term.name, user)
+            version = await self._version(principal, term.name, user, field)
             before = weights[version.digest].weight if version.digest in weights else 0.0
-            weights[version.digest] = WeightedVersion(version, before + term.weight)
+            weights[version.digest] = WeightedVersion(version, round(before + term.weight, WEIGHT_DECIMALS))
         adapters = tuple(adapter for adapter in weights.values() if adapter.weight)
-        _require_additive(adapters)
+        _require_additive(adapters, field)
         return ResolvedModel("+".join(adapter.name for adapter in adapters) or self.base_model_name, adapters)
 
-    async def _version(self, principal: Principal, model: str, user: str | None) -> VersionInfo:
+    async def _version(self, principal: Principal, model: str, user: str | None, field: str) -> VersionInfo:
         name = _parse(without_base(model, self.base_model_name))
         if name is None or principal.tenant_id is None or name.tenant not in (None, principal.tenant):
-            raise model_not_found(model)
+            raise model_not_found(model, field)
         try:
             targets = await self._targets(principal.tenant_id, name.adapter, name.selector)
         except AdapterNotFound:
-            raise model_not_found(model) from None
+            raise model_not_found(model, field) from None
         version = choose(targets, f"key {principal.key_id}" if user is None else f"user {user}")
         if version.base_model != self.base_model_name:
             message = f"This adapter was made for `{version.base_model}`; this server serves `{self.base_model_name}`."
-            raise ApiError(404, "model_not_found", message, param="model")
+            raise ApiError(404, "model_not_found", message, param=field)
         return version
 
     async def _targets(self, tenant_id: str, adapter: str, selector: str | None) -> tuple[Target, ...]:
@@ -139,13 +143,13 @@ def choose(targets: Sequence[Target], who: str) -> VersionInfo:
     return targets[-1].version
 
 
-def _require_additive(adapters: Sequence[WeightedVersion]) -> None:
+def _require_additive(adapters: Sequence[WeightedVersion], field: str) -> None:
     """Raises ApiError 400 for a sum with a version in it that does more than add to the base."""
     for adapter in adapters if len(adapters) > 1 else ():
         if not adapter.version.is_additive:
             why = "rescales the base or replaces parts of it (DoRA, IA3, embeddings of its own)"
             message = f"`{adapter.version.canonical_name}` {why}, so nothing can be added to it; use it alone."
-            raise ApiError(400, "adapter_not_additive", message, param="model")
+            raise ApiError(400, "adapter_not_additive", message, param=field)
 
 
 def _parse(model: str) -> ModelName | None:

@@ -9,25 +9,18 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from anyio import to_thread
 
-from loraplex.adapters.blobs import CONFIG_FILE, WEIGHTS_FILE, Staging
+from loraplex.adapters.blobs import ADAPTER_FILES, CONFIG_FILE, PROMPT_FILES, WEIGHTS_FILE, Staging
 from loraplex.adapters.errors import AdapterExists
-from loraplex.adapters.peft_checks import AdapterLimits
 from loraplex.adapters.registry import VersionInfo
 from loraplex.platform.errors import ApiError
-from loraplex.platform.publishing import (
-    PROMPT_FILE_BYTES,
-    adapter_limits,
-    publish_staged,
-    require_served,
-    validate_now,
-)
+from loraplex.platform.publishing import max_file_bytes, publish_staged, require_served, validate_now
 from loraplex.platform.services import Services
 
 ANYWHERE = (Path("/"),)
@@ -43,13 +36,14 @@ class FileMissing(ApiError):
 async def publish_folder(
     services: Services, folder: Path, allowed: Sequence[Path], tenant_id: str, name: str, created_by: str | None
 ) -> VersionInfo:
-    """The folder's bytes as a version of the adapter `name`, which is made if need be, run once like any upload.
+    """The folder's bytes as a version of the adapter `name`, which is made if need be, run once like any upload: ready,
+    or validating while the engine has no time.
 
     allowed: directories, one of which the folder's files must lie below. Raises ApiError for files that are elsewhere,
-    missing or too large; InvalidName, AdapterInvalid.
+    missing or too large; InvalidName, AdapterInvalid; VersionNotReady for bytes that are quarantined.
     """
     with services.blobs.stage() as staging:
-        sha256 = await to_thread.run_sync(_stage, folder, allowed, staging, adapter_limits(services))
+        sha256 = await to_thread.run_sync(_stage, folder, allowed, staging, max_file_bytes(services))
         with suppress(AdapterExists):
             await services.registry.create_adapter(tenant_id, name, services.base_model_name)
         await require_served(services, tenant_id, name)
@@ -61,17 +55,17 @@ async def publish_folder(
 def open_adapter_files(folder: Path, allowed: Sequence[Path]) -> Iterator[dict[str, BinaryIO]]:
     """The configuration and the weights, open for reading, by file name. Raises ApiError."""
     with ExitStack() as stack:
-        yield {name: stack.enter_context(_open_allowed(folder, name, allowed)) for name in (CONFIG_FILE, WEIGHTS_FILE)}
+        yield {name: stack.enter_context(_open_allowed(folder, name, allowed)) for name in ADAPTER_FILES}
 
 
-def _stage(folder: Path, allowed: Sequence[Path], staging: Staging, limits: AdapterLimits) -> str:
+def _stage(folder: Path, allowed: Sequence[Path], staging: Staging, limits: Mapping[str, int]) -> str:
     """Copy the files to staging, those of text where there are some; the SHA-256 of the weights."""
-    for name, max_bytes in PROMPT_FILE_BYTES.items():
+    for name in PROMPT_FILES:
         with suppress(FileMissing), _open_allowed(folder, name, allowed) as file:
-            _copy(file, staging.path(name), max_bytes)
+            _copy(file, staging.path(name), limits[name])
     with open_adapter_files(folder, allowed) as files:
-        _copy(files[CONFIG_FILE], staging.path(CONFIG_FILE), limits.max_config_bytes)
-        return _copy(files[WEIGHTS_FILE], staging.path(WEIGHTS_FILE), limits.max_weights_bytes)
+        _copy(files[CONFIG_FILE], staging.path(CONFIG_FILE), limits[CONFIG_FILE])
+        return _copy(files[WEIGHTS_FILE], staging.path(WEIGHTS_FILE), limits[WEIGHTS_FILE])
 
 
 def _copy(source: BinaryIO, target: Path, max_bytes: int) -> str:

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 
 import structlog
 
-from loraplex.adapters.errors import AdapterError
+from loraplex.adapters.errors import AdapterError, AdapterNotFound
 from loraplex.adapters.names import parse_adapter_name
 from loraplex.adapters.registry import VersionInfo
 from loraplex.platform.errors import ApiError
@@ -46,7 +46,10 @@ async def tenant_of(services: Services, slug: str) -> TenantInfo:
 
 async def stands_for(services: Services, version: VersionInfo) -> bool:
     """Whether the adapter's bare name means this version and no other."""
-    targets = await services.registry.resolve(version.tenant_id, version.name, None)
+    try:
+        targets = await services.registry.resolve(version.tenant_id, version.name, None)
+    except AdapterNotFound:  # its alias stands for one that does not serve
+        return False
     return [target.version.number for target in targets] == [version.number]
 
 

@@ -9,11 +9,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from bucket_server import Bucket
 
 # Tests share their cores with servers that they started; engine/process.py says what this is about. Read by torch.
 # One thread each, of which two would spend much of their time waiting for each other; tests/kernels/ asks for more.
@@ -81,6 +84,16 @@ def make_adapter(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory)
         return path
 
     return make
+
+
+@pytest.fixture(scope="session")
+def bucket(make_adapter: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bucket]:
+    """One S3 service for all tests that import from it."""
+    from bucket_server import running_bucket
+
+    folder = make_adapter(tmp_path_factory.mktemp("in-a-bucket"), rank=2, modules=("v_proj",), seed=51)
+    with running_bucket(folder) as running:
+        yield running
 
 
 def write_tokenizer(folder: Path) -> None:

@@ -1,11 +1,10 @@
-"""`loraplex adapter`: push, list, show, warm and delete a tenant's adapters, and how they are asked."""
+"""`loraplex adapter`: push, list, show, warm and delete a tenant's adapters."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import click
 import httpx
@@ -13,12 +12,13 @@ import httpx
 from loraplex.platform.cli import imports
 from loraplex.platform.cli.database import print_json, print_table
 from loraplex.platform.cli.paths import ADAPTERS, path
+from loraplex.platform.cli.profile import profile
 from loraplex.platform.cli.push import FILES, upload
-from loraplex.platform.cli.remote import call, decode, json_option, refusal, server_options
+from loraplex.platform.cli.remote import call, decode, json_option, refusal, server_options, tell_ready
 from loraplex.platform.cli.residency import RESIDENCY_COMMANDS, adapters_of, shown_tier
 
 
-@click.group(commands=RESIDENCY_COMMANDS)
+@click.group(commands=(*RESIDENCY_COMMANDS, profile))
 def adapter() -> None:
     """Adapters of your tenant on a running server."""
 
@@ -61,7 +61,9 @@ def push_folder(client: httpx.Client, folder: Path, name: str | None, alias: str
     if as_json:
         print_json(version)
     elif is_ready:
-        tell_ready(client, version, alias)
+        size = f"rank {version['rank']}, {version['size_bytes'] / 1e6:.1f} MB"
+        model = f"{version['tenant']}/{name}@{alias}" if alias else version["model"]
+        tell_ready(client, f"Version {version['version']} of {name} is ready ({size})", model)
     else:
         raise click.ClickException(why_not_ready(version, alias))
 
@@ -69,7 +71,8 @@ def push_folder(client: httpx.Client, folder: Path, name: str | None, alias: str
 def push_from_elsewhere(
     client: httpx.Client, source: str, name: str | None, alias: str | None, detach: bool, as_json: bool
 ) -> None:
-    name = name or source.partition("@")[0].rstrip("/").rpartition("/")[2].lower()
+    place = source.partition("@")[0] if source.startswith("hf://") else source  # a prefix in a bucket may hold an @
+    name = name or place.rstrip("/").rpartition("/")[2].lower()
     wanted = {"adapter": name, "source": source}
     response = client.post(imports.IMPORTS, json=wanted)
     if response.status_code == httpx.codes.NOT_FOUND:
@@ -82,18 +85,11 @@ def push_from_elsewhere(
         job = imports.follow(client, job)
     if alias and job["version_state"] == "ready":
         move_alias(client, name, alias, job["version"])
-    imports.tell(job, as_json)
+    imports.tell(client, job, as_json)
 
 
 def move_alias(client: httpx.Client, name: str, alias: str, version: int) -> None:
     call(client, "PUT", path(name, "aliases", alias), json={"version": version})
-
-
-def tell_ready(client: httpx.Client, version: dict[str, Any], alias: str | None) -> None:
-    name, size = version["adapter"], f"rank {version['rank']}, {version['size_bytes'] / 1e6:.1f} MB"
-    model = f"{version['tenant']}/{name}@{alias}" if alias else version["model"]
-    click.echo(f"Version {version['version']} of {name} is ready ({size}). Try it:\n")
-    click.echo(f'  loraplex chat {model} --url {str(client.base_url).rstrip("/")} "Hello"')
 
 
 def why_not_ready(version: dict[str, Any], alias: str | None) -> str:
@@ -130,7 +126,7 @@ def show_imports(client: httpx.Client, import_id: str | None, cancel: bool, as_j
         else:
             click.echo("The import is cancelled.")
     else:
-        imports.tell(imports.follow(client, call(client, "GET", imports.path(import_id))), as_json)
+        imports.tell(client, imports.follow(client, call(client, "GET", imports.path(import_id))), as_json)
 
 
 @adapter.command("list")
@@ -202,51 +198,6 @@ def delete(client: httpx.Client, name: str, as_json: bool) -> None:
         click.echo(f"Adapter {name} is deleted.")
 
 
-@adapter.group()
-def profile() -> None:
-    """What a version is served with where a request does not say: chat template, system prompt, sampling, ..."""
-
-
-@profile.command("show")
-@click.argument("name")
-@click.argument("version", type=click.IntRange(1))
-@json_option
-@server_options
-def show_profile(client: httpx.Client, name: str, version: int, as_json: bool) -> None:
-    """Show the profile of VERSION of the adapter NAME."""
-    _tell_profile(call(client, "GET", _profile_path(name, version)), as_json)
-
-
-@profile.command("set")
-@click.argument("name")
-@click.argument("version", type=click.IntRange(1))
-@click.option(
-    "--from", "source", required=True, metavar="FILE.json", type=click.File("rb"),
-    help="The profile, a JSON object; - is standard input.",
-)  # fmt: skip
-@json_option
-@server_options
-def set_profile(client: httpx.Client, name: str, version: int, source: BinaryIO, as_json: bool) -> None:
-    """Set the profile of VERSION of the adapter NAME as a whole; a chat_template that is left out stays as it is."""
-    headers = {"content-type": "application/json"}
-    changed = call(client, "PUT", _profile_path(name, version), content=source.read(), headers=headers)
-    _tell_profile(changed, as_json)
-
-
-@profile.command("clear")
-@click.argument("name")
-@click.argument("version", type=click.IntRange(1))
-@json_option
-@server_options
-def clear_profile(client: httpx.Client, name: str, version: int, as_json: bool) -> None:
-    """Serve VERSION of the adapter NAME with the base's chat template and the server's defaults again."""
-    call(client, "DELETE", _profile_path(name, version))
-    if as_json:
-        print_json({"name": name, "version": version, "cleared": True})
-    else:
-        click.echo(f"Version {version} of {name} is served with the defaults of the base.")
-
-
 def create_if_missing(client: httpx.Client, name: str) -> None:
     response = client.post(ADAPTERS, json={"name": name})
     if response.is_error and response.status_code != httpx.codes.CONFLICT:
@@ -259,20 +210,6 @@ def shown_split(split: Mapping[str, int]) -> str:
         return next(iter(split))
     total = sum(split.values())
     return ", ".join(f"{number} ({100 * weight / total:.3g}%)" for number, weight in split.items())
-
-
-def _profile_path(name: str, version: int) -> str:
-    return path(name, "versions", str(version), "profile")
-
-
-def _tell_profile(found: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        print_json(found)
-        return
-    template = found.pop("chat_template", None)
-    click.echo(f"chat_template: {'its own' if template else 'that of the base'}")
-    for field, value in found.items():
-        click.echo(f"{field}: {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}")
 
 
 def _aliases(found: dict[str, Any]) -> str:

@@ -92,7 +92,7 @@ def print_table(*columns: str, rows: Iterator[tuple[str, ...]]) -> None:
     table.columns[0].no_wrap = True
     for row in rows:
         table.add_row(*row)
-    Console().print(table)
+    Console(markup=False, emoji=False).print(table)  # what people wrote is no markup
 
 
 @click.group()

@@ -12,11 +12,10 @@ from urllib.parse import quote
 
 import click
 import httpx
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from loraplex.platform.cli.database import print_json
-from loraplex.platform.cli.remote import call, refused, told
+from loraplex.platform.cli.remote import call, refused, tell_ready, told
+from loraplex.platform.cli.transfers import transfer_progress
 
 IMPORTS = "/api/v1/imports"
 POLL_SECONDS = 0.5
@@ -32,9 +31,8 @@ def path(import_id: str) -> str:
 
 def follow(client: httpx.Client, job: Job) -> Job:
     """The job once it has ended, with a progress bar on stderr until then. Ctrl-C ends the command, not the job."""
-    columns = [TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()]
     try:
-        with Progress(*columns, console=Console(stderr=True)) as bar:
+        with transfer_progress() as bar:
             task = bar.add_task("", total=None)
             while True:
                 bar.update(task, description=doing(job), completed=job["bytes_done"], total=job["bytes_total"])
@@ -47,7 +45,7 @@ def follow(client: httpx.Client, job: Job) -> Job:
         sys.exit(INTERRUPTED)
 
 
-def tell(job: Job, as_json: bool) -> None:
+def tell(client: httpx.Client, job: Job, as_json: bool) -> None:
     """Say where the job stands. Raises click.ClickException where it ended without a version that serves."""
     if as_json:
         print_json(job)
@@ -59,9 +57,8 @@ def tell(job: Job, as_json: bool) -> None:
     if job["state"] != "succeeded":
         click.echo(f"The import {job['id']} is {job['state']}.\n{how_to_look(job)}")
     elif job["version_state"] == "ready":
-        model = f"{job['adapter']}@{job['version']}"
-        click.echo(f"Version {job['version']} of {job['adapter']} is ready, from {job['source']}. Try it:\n")
-        click.echo(f'  loraplex chat {model} "Hello"')
+        done = f"Version {job['version']} of {job['adapter']} is ready, from {job['source']}"
+        tell_ready(client, done, f"{job['adapter']}@{job['version']}")
     else:
         raise click.ClickException(
             f"version {job['version']} is {job['version_state'] or 'deleted'}; look at it with: "

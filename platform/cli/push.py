@@ -15,10 +15,10 @@ from typing import Any
 
 import click
 import httpx
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
+from rich.progress import Progress, TaskID
 
 from loraplex.platform.cli.remote import call, decode, error_code, refusal
+from loraplex.platform.cli.transfers import transfer_progress
 
 UPLOADS = "/api/v1/uploads"
 FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -51,8 +51,7 @@ def upload(client: httpx.Client, folder: Path, name: str, pause: Pause = time.sl
     version: dict[str, Any] | None = found["version"]
     if version is not None:
         return version
-    columns = [TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()]
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with transfer_progress() as progress:
         for file in found["files"]:
             sending = _Sending(client, found["id"], file, folder / file["name"], progress)
             _require_success(_persist(sending, pause, sending.reached))

@@ -1,4 +1,4 @@
-"""What commands that talk to a running server share: where it is, the key, and how its errors are told.
+"""What commands that talk to a running server share: where it is, the key, how its errors are told, what to type next.
 
 Knows HTTP and the error envelope. Knows no endpoint.
 """
@@ -98,6 +98,11 @@ def _error(response: httpx.Response) -> dict[str, Any] | None:
 def told(error: dict[str, Any]) -> str:
     """`message (code)` of an OpenAI error object."""
     return f"{error.get('message')}" + (f" ({error['code']})" if error.get("code") else "")
+
+
+def tell_ready(client: httpx.Client, done: str, model: str) -> None:
+    """What is done, and the command that talks to the model on the same server."""
+    click.echo(f'{done}. Try it:\n\n  loraplex chat {model} --url {str(client.base_url).rstrip("/")} "Hello"')
 
 
 def decode(content: bytes | str) -> Any:

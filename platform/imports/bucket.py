@@ -1,6 +1,6 @@
 """Files in a folder of an S3-compatible bucket, by the library obstore, which is an extra: `loraplex[s3]`.
 
-A folder is to be written once: its two files are read one after the other, and no bucket offers both as of one moment.
+A folder is to be written once: its files are read one after the other, and no bucket offers all as of one moment.
 Knows S3. Knows no job and no staging. Requests go to the operator's endpoint, or to AWS, and to where that redirects,
 without the credentials and encrypted unless the endpoint itself is not.
 """

@@ -6,7 +6,6 @@ Knows one file. Knows nothing of where it comes from.
 from __future__ import annotations
 
 import hashlib
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Protocol
 
@@ -30,15 +29,14 @@ class Download:
         self.received_bytes = 0
         self.total_bytes: int | None = None
         self._max_bytes = max_bytes
-        self._stack = ExitStack()
-        self._file = self._stack.enter_context(path.open("xb"))
+        self._file = path.open("xb")
         self._hash = hashlib.sha256()
 
     def __enter__(self) -> Download:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stack.close()
+        self._file.close()
 
     @property
     def sha256(self) -> str:

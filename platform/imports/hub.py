@@ -91,7 +91,7 @@ class HubSource:
                 download.restart()
                 if size := _SIZE.fullmatch(response.headers.get("content-length", "")):
                     download.expect(int(size[0]))
-            # Raw: what a hub compresses although it was asked not to is none of the two files. As it comes, in pieces
+            # Raw: what a hub compresses although it was asked not to is none of the files. As it comes, in pieces
             # of at most 64 KiB: what a larger one had gathered would be lost when the connection breaks.
             async for block in response.aiter_raw():
                 await download.write(block)

@@ -6,7 +6,7 @@ Knows services, leases and sources. Knows no request.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from functools import partial
@@ -14,8 +14,8 @@ from functools import partial
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
-from loraplex.adapters.blobs import CONFIG_FILE, WEIGHTS_FILE, Staging
-from loraplex.adapters.errors import AdapterInvalid, LeaseLost
+from loraplex.adapters.blobs import ADAPTER_FILES, PROMPT_FILES, WEIGHTS_FILE, Staging
+from loraplex.adapters.errors import LeaseLost
 from loraplex.adapters.import_jobs import Progress
 from loraplex.adapters.import_leases import Lease
 from loraplex.adapters.registry import VersionInfo
@@ -24,13 +24,7 @@ from loraplex.platform.imports.bucket import open_bucket
 from loraplex.platform.imports.download import Download, Source
 from loraplex.platform.imports.hub import open_hub
 from loraplex.platform.imports.source_names import HubRepo, SourceName, parse_source, require_allowed
-from loraplex.platform.publishing import (
-    PROMPT_FILE_BYTES,
-    adapter_limits,
-    publish_staged,
-    require_served,
-    validate_now,
-)
+from loraplex.platform.publishing import max_file_bytes, publish_staged, require_served, validate_now
 from loraplex.platform.services import Services
 from loraplex.platform.settings import Settings
 
@@ -125,9 +119,7 @@ async def _attempt(services: Services, lease: Lease, downloads: list[Download]) 
     try:
         async with asyncio.timeout(ATTEMPT_SECONDS):
             published = await _published(services, lease, downloads)
-        version = await validate_now(services, published)
-        if version.state == "rejected":  # by an attempt whose server died before it could say so
-            raise AdapterInvalid([{"code": "rejected", "message": version.state_reason}])
+        await validate_now(services, published)
     except LeaseLost:
         raise
     except TimeoutError:
@@ -147,12 +139,12 @@ async def _published(services: Services, lease: Lease, downloads: list[Download]
         return await services.registry.get_version(job.tenant_id, job.adapter, job.version)
     await require_served(services, job.tenant_id, job.adapter)
     name = await _pinned_name(services, lease)
-    limits = adapter_limits(services)
+    limits = max_file_bytes(services)
     with services.blobs.stage() as staging:
         async with _open_source(services.settings, name) as source:
-            await _fetch_prompt_files(source, staging)
-            for file, max_bytes in ((CONFIG_FILE, limits.max_config_bytes), (WEIGHTS_FILE, limits.max_weights_bytes)):
-                with Download(staging.path(file), max_bytes) as download:
+            await _fetch_prompt_files(source, staging, limits)
+            for file in ADAPTER_FILES:
+                with Download(staging.path(file), limits[file]) as download:
                     downloads.append(download)
                     await source.fetch(file, download)
         await services.import_leases.renew(lease, _progress(downloads))
@@ -161,16 +153,20 @@ async def _published(services: Services, lease: Lease, downloads: list[Download]
         return await publish_staged(services, staging, job.tenant_id, job.adapter, sha256, job.created_by, record)
 
 
-async def _fetch_prompt_files(source: Source, staging: Staging) -> None:
+async def _fetch_prompt_files(source: Source, staging: Staging, limits: Mapping[str, int]) -> None:
     """Chat template and tokenizer, where the source has them."""
-    for file, max_bytes in PROMPT_FILE_BYTES.items():
+    for file in PROMPT_FILES:
         try:
-            with Download(staging.path(file), max_bytes) as download:
+            with Download(staging.path(file), limits[file]) as download:
                 await source.fetch(file, download)
         except ApiError as error:
             staging.path(file).unlink()
-            if error.status != 404:
+            if error.status not in (403, 404):
                 raise
+            if error.status == 403:
+                # S3's answer for what is not there to who may read but not list. Where nothing may be read, the next
+                # file says so.
+                logger.info("import_without_file", file=file, reason=error.message)
 
 
 async def _pinned_name(services: Services, lease: Lease) -> SourceName:

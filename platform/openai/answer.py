@@ -35,6 +35,7 @@ class Answer:
         Raises EngineUnavailable or GenerationFailed when it cannot be taken.
         """
         self.finish_reason: FinishReason | None = None
+        self.has_adapter = bool(asked.adapters)
         self._metrics = services.metrics
         self._endpoint = endpoint
         self._prompt_tokens = len(asked.prompt)
@@ -112,8 +113,8 @@ class Answer:
             self._first_token_at = time.monotonic()
             self._cached_tokens = chunk.cached_tokens
             if (started := self.started) is not None:
-                has_adapter = bool(self._generation.request.adapters)
-                self._metrics.request_started(started.queue_seconds, started.load_seconds if has_adapter else None)
+                load_seconds = started.load_seconds if self.has_adapter else None
+                self._metrics.request_started(started.queue_seconds, load_seconds)
         return chunk
 
     def _take(self, chunk: TokenChunk) -> str:

@@ -55,22 +55,19 @@ class Shape(Protocol):
 async def choose_model(catalog: Catalog, principal: Principal, request: GenerationRequest) -> ResolvedModel:
     """What `model` names or, where that is the base, what `adapters`, LoRAX's `adapter_id` or SGLang's `lora_path` do.
 
-    Raises ApiError: 404 for a name that means nothing to the caller, 400 where two of them name different versions.
+    Raises ApiError: 404 for a name that means nothing to the caller, 400 where two of them name different versions;
+    InvalidName.
     """
     chosen = await catalog.resolve(principal, request.model, request.user)
     for field in ADAPTER_FIELDS:
         names = getattr(request, field)
         if names is None:
             continue
-        try:
-            if isinstance(names, str):
-                named = await catalog.resolve(principal, names, request.user)
-            else:
-                terms = [WeightedName(adapter.model, adapter.weight) for adapter in names]
-                named = await catalog.resolve_sum(principal, terms, request.user)
-        except ApiError as error:
-            error.param = field
-            raise
+        if isinstance(names, str):
+            named = await catalog.resolve(principal, names, request.user, field)
+        else:
+            terms = [WeightedName(adapter.model, adapter.weight) for adapter in names]
+            named = await catalog.resolve_sum(principal, terms, request.user, field)
         if chosen.adapters and chosen.name != named.name:
             message = (
                 f"The request names two models: `{chosen.name}`, and `{named.name}` in '{field}'. Send one of them."
@@ -160,12 +157,12 @@ async def respond(
 
 
 def _headers(answer: Answer, model: ResolvedModel) -> dict[str, str]:
-    """Which version answers, whether it was on the device when the request came to the engine, and in milliseconds how
-    long the request waited for it, and for the rest until its first step."""
+    """Which version answers; if it acts on this prompt, whether it was on the device when the request came to the
+    engine, and in milliseconds how long the request waited for it, and for the rest until its first step."""
     if not model.adapters:
         return {}
     headers = {"x-adapter-version": model.name}
-    if (started := answer.started) is not None:
+    if (started := answer.started) is not None and answer.has_adapter:
         headers["x-loraplex-adapter-state"] = "cold" if started.loads else "warm"
         headers["x-loraplex-load-ms"] = str(math.ceil(started.load_seconds * 1000))
         headers["x-loraplex-queue-ms"] = str(round(started.queue_seconds * 1000))

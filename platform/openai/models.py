@@ -17,8 +17,8 @@ from loraplex.platform.tenants import Principal
 
 
 class Model(msgspec.Struct, frozen=True, kw_only=True):
-    """`root`: what the name stands for now, `acme/support-bot@7`; where versions share its traffic, the one with most.
-    `parent`: an adapter's base model."""
+    """`root`: what the name stands for now, `acme/support-bot@7`. Where versions share its traffic, it is the one with
+    most in a list, and that of the caller's key where one model is asked for. `parent`: an adapter's base model."""
 
     id: str
     object: Literal["model"] = "model"
@@ -43,7 +43,8 @@ async def list_models(
     limit: Annotated[int, QueryParameter(ge=1, le=MAX_PAGE)] = MAX_PAGE,
     after: Annotated[str | None, QueryParameter(max_length=128)] = None,
 ) -> ModelList:
-    """The base model, then the caller's adapters as `tenant/adapter`. One without a ready version is no model."""
+    """The base model, then the caller's adapters as `tenant/adapter`. One whose name stands for no version that is
+    ready is no model now."""
     base = [] if after else [_base(services)]
     if principal.tenant_id is None:
         return ModelList(data=base, has_more=False)
@@ -77,11 +78,13 @@ def _base(services: Services) -> Model:
 
 
 def _listed(adapter: AdapterInfo) -> Model | None:
-    ready = [version.number for version in adapter.versions if version.state == "ready"]
+    """As `lookup.find_targets` has it; None: a request for it would be a 404."""
+    default = adapter.aliases.get(DEFAULT_ALIAS)
+    weights = {version.number: 0 for version in adapter.versions} if default is None else default.split
+    ready = [version.number for version in adapter.versions if version.state == "ready" and version.number in weights]
     if not ready:
         return None
-    default = adapter.aliases.get(DEFAULT_ALIAS)
-    number = max(default.split, key=default.split.__getitem__) if default else ready[-1]
+    number = max(ready, key=lambda number: (weights[number], number))
     name = f"{adapter.tenant}/{adapter.name}"
     return Model(
         id=name,

@@ -1,15 +1,22 @@
-"""One server for the tests that only send requests: the tiny model, and three tenants with adapters."""
+"""One server for the tests that only send requests: the tiny model, and three tenants with adapters.
+
+The examples are commands, not a package: their folder goes on the path.
+"""
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from bucket_server import Bucket
 from e2e.server import BASE, Server, running_server
 from hub_server import Hub, running_hub
+
+sys.path.append(str(Path(__file__).parents[2] / "examples"))
 
 
 @dataclass
@@ -29,14 +36,18 @@ class Site:
 
 @pytest.fixture(scope="session")
 def hub() -> Iterator[Hub]:
-    """What the server may import from: `hf://acme/`."""
+    """What the server may import from, beside the bucket `models`: `hf://acme/`."""
     with running_hub() as hub:
         yield hub
 
 
 @pytest.fixture(scope="session")
 def site(
-    tiny_model_dir: Path, make_adapter: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory, hub: Hub
+    tiny_model_dir: Path,
+    make_adapter: Callable[..., Path],
+    tmp_path_factory: pytest.TempPathFactory,
+    hub: Hub,
+    bucket: Bucket,
 ) -> Iterator[Site]:
     folder = tmp_path_factory.mktemp("site")
     loras = folder / "loras"
@@ -44,10 +55,10 @@ def site(
     b = make_adapter(loras / "b", rank=2, modules=("q_proj", "v_proj"), seed=2)
     c = make_adapter(loras / "c", rank=4, seed=3)
     options = {"served_model_name": BASE, "kv_cache_bytes": 32 << 20, "adapter_device_bytes": 32 << 20}
-    options |= {"import_sources": "hf://acme/", "hf_endpoint": hub.url}
+    options |= {"import_sources": "hf://acme/ s3://models/", "hf_endpoint": hub.url, "s3_endpoint": bucket.url}
     modules = f"sql={a}", json.dumps({"name": "chat", "path": str(b), "base_model_name": BASE})
     with running_server(
-        tiny_model_dir, folder / "data", lora_modules=modules, lora_dirs=str(loras), **options
+        tiny_model_dir, folder / "data", bucket.credentials, lora_modules=modules, lora_dirs=str(loras), **options
     ) as server:
         default = server.create_key("default", ["inference"])["secret"]
         site = Site(server, server.create_tenant("acme"), server.create_tenant("globex"), default, loras)

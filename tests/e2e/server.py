@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,8 +119,13 @@ def checked(response: httpx.Response) -> dict[str, Any]:
 
 
 @contextmanager
-def running_server(model: Path, data_dir: Path, **options: str | int | tuple[str, ...]) -> Iterator[Server]:
-    """`loraplex serve` on a free port of loopback; `options` are the settings' names. Stopped at the end."""
+def running_server(
+    model: Path, data_dir: Path, secrets: Mapping[str, str] | None = None, **options: str | int | tuple[str, ...]
+) -> Iterator[Server]:
+    """`loraplex serve` on a free port of loopback; `options` are the settings' names. Stopped at the end.
+
+    secrets: settings that no command line may have.
+    """
     data_dir.mkdir(parents=True, exist_ok=True)
     log = data_dir / "server.log"
     settings = {"model": model, "host": "127.0.0.1", "port": 0, "data_dir": data_dir} | options
@@ -128,7 +133,8 @@ def running_server(model: Path, data_dir: Path, **options: str | int | tuple[str
     where = f"--database-url={options['database_url']}" if "database_url" in options else f"--data-dir={data_dir}"
     admin_key = json.loads(loraplex("key", "create", "--admin", "--json", where))["secret"]
     with log.open("wb") as output:
-        process = subprocess.Popen([*COMMAND, "serve", *arguments], stdout=output, stderr=output, env=environment())
+        variables = environment() | {f"LORAPLEX_{name.upper()}": value for name, value in (secrets or {}).items()}
+        process = subprocess.Popen([*COMMAND, "serve", *arguments], stdout=output, stderr=output, env=variables)
     try:
         yield Server(wait_until_ready(process, log), data_dir, log, process, admin_key)
     finally:
@@ -156,6 +162,11 @@ def loraplex(*arguments: str) -> str:
     done = CliRunner(env=unset).invoke(main, arguments, catch_exceptions=False)
     assert done.exit_code == 0, done.output
     return done.stdout
+
+
+def shown_bytes(stderr: str) -> dict[str, str]:
+    """What a progress bar ended with: description -> `done/total unit`."""
+    return dict(re.findall(r"^(\S+) +━+ +([0-9.]+/[0-9.]+ \w+) ", stderr, re.MULTILINE))
 
 
 def environment() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""`loraplex adapter push` of what a hub has, against a real server: what a user types and what comes back."""
+"""`loraplex adapter push` of what a hub or a bucket has, against a real server: what is typed and what comes back."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from bucket_server import Bucket
 from click.testing import CliRunner, Result
 from e2e.conftest import Site
+from e2e.server import shown_bytes
 from hub_server import COMMIT, Hub
 
 from loraplex.platform.cli import imports
+from loraplex.platform.cli.database import print_table
 from loraplex.platform.cli.main import main
+from loraplex.platform.cli.transfers import transfer_progress
 
 Run = Callable[..., Result]
 
@@ -32,13 +36,14 @@ def bot(hub: Hub, make_adapter: Callable[..., Any], tmp_path: Any) -> Hub:
     return hub
 
 
-def test_an_import_is_followed_until_it_serves(run: Run, bot: Hub) -> None:
+def test_an_import_is_followed_until_it_serves(run: Run, bot: Hub, site: Site) -> None:
     """A new name is made; the end tells the version, the commit that it is from, and what to type next."""
     imported = run("push", "hf://acme/bot", "imported")
     assert imported.exit_code == 0, imported.output
     assert f"Version 1 of imported is ready, from hf://acme/bot@{COMMIT}" in imported.stdout
-    assert 'loraplex chat imported@1 "Hello"' in imported.stdout
-    assert "Succeeded" in imported.stderr
+    assert f'loraplex chat imported@1 --url {site.server.url} "Hello"' in imported.stdout
+    size = sum(len(data) for name, data in bot.repos["acme/bot", COMMIT].items() if name.startswith("adapter_"))
+    assert shown_bytes(imported.stderr) == {"Succeeded": f"{size / 1e3:.1f}/{size / 1e3:.1f} kB"}
     again = json.loads(run("push", f"hf://acme/bot@{COMMIT}", "imported", "--json").stdout)
     assert (again["state"], again["version"], again["version_state"]) == ("succeeded", 1, "ready")
     assert CliRunner().invoke(main, ["chat", "imported@1", "Hello", "--max-tokens", "2"]).exit_code == 0
@@ -48,6 +53,30 @@ def test_an_import_is_followed_until_it_serves(run: Run, bot: Hub) -> None:
     assert json.loads(run("show", "bot", "--json").stdout)["aliases"]["prod"]["split"] == {"1": 1}
     assert run("push", "hf://acme/bot", "--alias", "prod", "--detach").exit_code == 2
     assert run("delete", "bot").exit_code == 0
+
+
+def test_a_folder_of_a_bucket_is_imported_under_the_folders_name(run: Run, bucket: Bucket) -> None:
+    """Its last part, whatever stands before it; the bytes that the bar ends with are those of its two files."""
+    pushed = run("push", "s3://models/of@acme/bot/", "--alias", "prod")
+
+    assert pushed.exit_code == 0, pushed.output
+    assert "Version 1 of bot is ready, from s3://models/of@acme/bot." in pushed.stdout
+    size = sum(path.stat().st_size for path in bucket.folder.glob("adapter_*"))
+    assert shown_bytes(pushed.stderr) == {"Succeeded": f"{size / 1e3:.1f}/{size / 1e3:.1f} kB"}
+    assert json.loads(run("show", "bot", "--json").stdout)["aliases"]["prod"]["split"] == {"1": 1}
+    assert "(source_not_found)" in run("push", "s3://models/nothing", "bot").stderr
+    assert "(source_not_allowed)" in run("push", "s3://others/bot").stderr
+    assert run("delete", "bot").exit_code == 0
+
+
+def test_what_a_server_says_is_shown_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    """In bars and tables: reasons quote what people wrote, and square brackets and colons in that are no markup."""
+    reason = "no adapter '[/x]' [bold] :cat:"
+    with transfer_progress() as bar:
+        bar.add_task(reason, total=None)
+    print_table("state", rows=iter([(reason,)]))
+    shown = capsys.readouterr()
+    assert (reason in shown.err, reason in shown.out) == (True, True)
 
 
 def test_ctrl_c_leaves_the_import_running(run: Run, bot: Hub, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ import httpx
 import pytest
 from click.testing import CliRunner
 from e2e.conftest import BASE
+from e2e.server import shown_bytes
 
 from loraplex.platform.cli import chat, push
 from loraplex.platform.cli.adapter import create_if_missing
@@ -31,6 +32,8 @@ def test_a_pushed_adapter_is_listed_shown_called_and_deleted(run, make_adapter, 
     pushed = run("adapter", "push", folder, "cli", "--alias", "prod")
     assert pushed.exit_code == 0, pushed.output
     assert "loraplex chat acme/cli@prod" in pushed.stdout
+    sizes = {file: (folder / file).stat().st_size / 1e3 for file in FILES}
+    assert shown_bytes(pushed.stderr) == {file: f"{size:.1f}/{size:.1f} kB" for file, size in sizes.items()}
     assert "acme/cli" in run("adapter", "list").stdout
     shown = json.loads(run("adapter", "show", "cli", "--json").stdout)
     assert shown["aliases"]["prod"]["split"] == {"1": 1}
@@ -98,15 +101,17 @@ def wait_a_little(_seconds):
     time.sleep(0.1)
 
 
-def test_a_push_goes_on_when_its_connection_breaks(site, run, make_adapter, tmp_path):
-    """By itself, within one run; the version has the bytes of the folder."""
+def test_a_push_goes_on_when_its_connection_breaks(site, run, make_adapter, tmp_path, capsys):
+    """By itself, within one run; the version has the bytes of the folder, and no byte counts twice in the bar."""
     folder = make_adapter(tmp_path / "lora", rank=8, seed=31)
     network = BreakingTransport(breaks=3)
     with through(network, site) as client:
         create_if_missing(client, "broken")
         version = upload(client, folder, "broken", wait_a_little)
 
-    assert (version["state"], version["size_bytes"]) == ("ready", (folder / FILES[1]).stat().st_size)
+    size = (folder / FILES[1]).stat().st_size
+    assert (version["state"], version["size_bytes"]) == ("ready", size)
+    assert shown_bytes(capsys.readouterr().err)[FILES[1]] == f"{size / 1e3:.1f}/{size / 1e3:.1f} kB"
     assert [path for method, path in network.seen if method == "POST"].count("/api/v1/uploads") == 1
     assert sum(method == "PATCH" for method, _ in network.seen) >= len(FILES) + 3
     assert run("adapter", "delete", "broken").exit_code == 0

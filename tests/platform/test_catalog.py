@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loraplex.adapters.errors import AdapterNotFound
+from loraplex.adapters.errors import AdapterNotFound, InvalidName
 from loraplex.adapters.registry import Target, VersionInfo
 from loraplex.platform.catalog import Catalog, choose
-from loraplex.platform.errors import ApiError
+from loraplex.platform.errors import ApiError, to_api_error
 from loraplex.platform.tenants import Principal
 
 pytestmark = pytest.mark.anyio
@@ -64,9 +64,10 @@ class Unchanged:
 
 
 async def refusal(catalog, principal, model):
-    with pytest.raises(ApiError) as refused:
+    with pytest.raises((ApiError, InvalidName)) as refused:
         await catalog.resolve(principal, model)
-    return refused.value.status, refused.value.body()
+    error = to_api_error(refused.value)
+    return error.status, error.body()
 
 
 @pytest.mark.parametrize(
@@ -88,15 +89,20 @@ async def test_every_spelling_of_an_adapter_means_its_version(model):
         ("bot@prod*0.7+acme/bot@6*.3", "acme/bot@7*0.7+acme/bot@6*0.3", [0.7, 0.3]),
         ("tiny:bot@6+tiny:bot*-2", "acme/bot@6+acme/bot@7*-2", [1.0, -2.0]),
         ("bot*0.25+bot@6+bot@prod*0.5", "acme/bot@7*0.75+acme/bot@6", [0.75, 1.0]),
+        ("bot*0.00001+bot@6*16", "acme/bot@7*0.00001+acme/bot@6*16", [1e-5, 16.0]),
         ("bot+bot*-1", "tiny", []),
+        ("bot*0.1+bot*0.2+bot*-0.3", "tiny", []),
         ("bot@6+bot*0", "acme/bot@6", [1.0]),
     ],
 )
 async def test_a_sum_resolves_each_of_its_names(model, name, weights):
-    """Terms of one version become one, and those of no weight none; the canonical name tells the whole sum."""
-    resolved = await Catalog(OneAdapter(), Unchanged(), "tiny").resolve(ACME, model)
+    """Terms of one version become one, and those of no weight none; the canonical name tells the whole sum, and means
+    it when it is sent."""
+    catalog = Catalog(OneAdapter(), Unchanged(), "tiny")
+    resolved = await catalog.resolve(ACME, model)
 
     assert (resolved.name, [adapter.weight for adapter in resolved.adapters]) == (name, weights)
+    assert await catalog.resolve(ACME, resolved.name) == resolved
 
 
 @pytest.mark.parametrize("weight", ["", "x", "1e3", "16.1", "0.1234567", ".", "1*2", "nan"])
@@ -217,8 +223,8 @@ async def test_any_name_is_a_model_or_the_404(model):
     """No name makes anything else happen."""
     try:
         outcome = (await Catalog(OneAdapter(), Unchanged(), "tiny").resolve(ACME, model)).name
-    except ApiError as error:
-        outcome = error.code
+    except (ApiError, InvalidName) as error:
+        outcome = to_api_error(error).code
     assert outcome in ("tiny", "acme/bot@7", "model_not_found") or (outcome == "invalid_value" and "*" in model)
 
 

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import boto3
-import httpx
 import pytest
 from api_running import run_api
-from moto.server import ThreadedMotoServer
+from bucket_server import Bucket
 
 from loraplex.adapters.database import Database
 from loraplex.platform.imports import worker
@@ -20,57 +16,12 @@ from loraplex.platform.imports import worker
 pytest_plugins = ["database_fixtures"]
 pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)]
 
-MAY_READ = {"Effect": "Allow", "Action": "s3:GetObject", "Resource": "arn:aws:s3:::models/*"}
 
-
-@dataclass(frozen=True)
-class Store:
-    """An S3 service with the bucket `models`: `bot/v1` is an adapter, `empty/` has no weights, `large/` too many.
-
-    settings: of a server that may read it.
-    """
-
-    url: str
-    settings: dict[str, Any]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, make_adapter: Callable[..., Path]) -> Path:
-    return make_adapter(tmp_path_factory.mktemp("adapter"), rank=2, modules=["v_proj"])
-
-
-@pytest.fixture(scope="module")
-def store(folder: Path) -> Iterator[Store]:
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    url = "http://{}:{}".format(*server.get_host_and_port())
-    options = {"endpoint_url": url, "region_name": "us-east-1", "verify": False}
-    anyone = {"aws_access_key_id": "anyone", "aws_secret_access_key": "unchecked"}
-    iam, s3 = (boto3.client(service, **options, **anyone) for service in ("iam", "s3"))
-    iam.create_user(UserName="loraplex")
-    policy = json.dumps({"Version": "2012-10-17", "Statement": [MAY_READ]})
-    iam.put_user_policy(UserName="loraplex", PolicyName="read", PolicyDocument=policy)
-    key = iam.create_access_key(UserName="loraplex")["AccessKey"]
-    for bucket in ("models", "others"):
-        s3.create_bucket(Bucket=bucket)
-    config, weights = ((folder / name).read_bytes() for name in ("adapter_config.json", "adapter_model.safetensors"))
-    for prefix, files in {
-        "bot/v1": {"adapter_config.json": config, "adapter_model.safetensors": weights},
-        "empty": {"adapter_config.json": config},
-        "large": {"adapter_config.json": config, "adapter_model.safetensors": bytes(300 << 10)},
-    }.items():
-        for name, data in files.items():
-            s3.put_object(Bucket="models", Key=f"{prefix}/{name}", Body=data)
-    httpx.post(f"{url}/moto-api/reset-auth", content=b"0").raise_for_status()  # from now on it checks who asks
-    settings = {
-        "import_sources": "s3://models/ s3://others/",
-        "max_adapter_bytes": "256KiB",
-        "s3_endpoint": url,
-        "s3_access_key_id": key["AccessKeyId"],
-        "s3_secret_access_key": key["SecretAccessKey"],
-    }
-    yield Store(url, settings)
-    server.stop()
+@pytest.fixture
+def reader(bucket: Bucket) -> dict[str, Any]:
+    """Settings of a server that may read the bucket `models`."""
+    places = {"import_sources": "s3://models/ s3://others/", "max_adapter_bytes": "256KiB"}
+    return places | {"s3_endpoint": bucket.url} | bucket.credentials
 
 
 async def imported(
@@ -90,20 +41,20 @@ async def imported(
         return jobs
 
 
-async def test_a_folder_of_a_bucket_becomes_a_version(database, tmp_path, tiny_model_dir, store, folder):
-    """Read with the operator's credentials; the same folder again is the same version."""
+async def test_a_folder_of_a_bucket_becomes_a_version(database, tmp_path, tiny_model_dir, reader, bucket):
+    """Read by a key that may not list, for which what is missing is forbidden; the same folder is the same version."""
     sources = ("s3://models/bot/v1", "s3://models/bot/v1/")
-    first, again = await imported(database, tmp_path, tiny_model_dir, store.settings, *sources)
+    first, again = await imported(database, tmp_path, tiny_model_dir, reader, *sources)
     assert (first["state"], first["version"], first["version_state"], first["error"]) == ("succeeded", 1, "ready", None)
-    size = sum((folder / name).stat().st_size for name in ("adapter_config.json", "adapter_model.safetensors"))
+    size = sum((bucket.folder / name).stat().st_size for name in ("adapter_config.json", "adapter_model.safetensors"))
     assert (first["bytes_done"], first["bytes_total"]) == (size, size)
     assert (again["state"], again["version"], again["source"]) == ("succeeded", 1, "s3://models/bot/v1")
 
 
-async def test_what_a_bucket_refuses_is_told_without_its_words(database, tmp_path, tiny_model_dir, store):
+async def test_what_a_bucket_refuses_is_told_without_its_words(database, tmp_path, tiny_model_dir, reader):
     """Missing, forbidden and too large are final; each says what to do, and none quotes the service."""
     jobs = await imported(
-        database, tmp_path, tiny_model_dir, store.settings,
+        database, tmp_path, tiny_model_dir, reader,
         "s3://models/nothing", "s3://models/empty", "s3://others/bot", "s3://models/large",
     )  # fmt: skip
     assert [(job["state"], job["error"]["code"]) for job in jobs] == [
@@ -116,18 +67,18 @@ async def test_what_a_bucket_refuses_is_told_without_its_words(database, tmp_pat
     assert jobs[3]["bytes_done"] < 64 << 10
 
 
-async def test_wrong_credentials_are_final(database, tmp_path, tiny_model_dir, store):
+async def test_wrong_credentials_are_final(database, tmp_path, tiny_model_dir, reader):
     """And neither the key nor the service's answer is told."""
-    wrong = store.settings | {"s3_secret_access_key": "wrong" * 8}
+    wrong = reader | {"s3_secret_access_key": "wrong" * 8}
     [refused] = await imported(database, tmp_path, tiny_model_dir, wrong, "s3://models/bot/v1")
     assert (refused["state"], refused["error"]["code"]) == ("failed", "source_forbidden")
-    assert store.settings["s3_access_key_id"] not in json.dumps(refused)
+    assert reader["s3_access_key_id"] not in json.dumps(refused)
     assert "Signature" not in json.dumps(refused)
 
 
-async def test_a_service_that_is_away_is_asked_again_later(database, tmp_path, tiny_model_dir, store):
+async def test_a_service_that_is_away_is_asked_again_later(database, tmp_path, tiny_model_dir, reader):
     """Its job waits in the queue."""
-    away = store.settings | {"s3_endpoint": "http://127.0.0.1:1"}
+    away = reader | {"s3_endpoint": "http://127.0.0.1:1"}
     [waiting] = await imported(database, tmp_path, tiny_model_dir, away, "s3://models/bot/v1")
     assert (waiting["state"], waiting["error"]["code"]) == ("queued", "source_unavailable")
     assert "127.0.0.1" not in json.dumps(waiting)

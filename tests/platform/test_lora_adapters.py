@@ -218,15 +218,48 @@ async def test_a_bad_adapter_is_the_clients_error(api: Api, allowed: Path, folde
 
 
 @one_database
-async def test_what_is_quarantined_cannot_be_loaded_again(api: Api, allowed: Path) -> None:
-    """409 with the reason: trying again would not help."""
+async def test_a_quarantined_adapter_is_not_loaded_again(api: Api, allowed: Path) -> None:
+    """409 with the operator's reason, not the advice to try again; at start it is the reason why there is none."""
     await load(api, "acme/bot", allowed / "bot")
     tenant = await api.services.tenants.get_tenant("acme")
     version = await api.services.registry.get_version(tenant.id, "bot", 1)
     await api.services.quarantine.begin(version.digest, "it insults people")
-    refused = await load(api, "acme/bot", allowed / "bot", load_inplace=True)
-    assert await refusal(refused) == (409, "version_not_ready", "version")
+    refused = await load(api, "acme/bot", allowed / "bot")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (409, "version_not_ready")
     assert "it insults people" in refused.json()["error"]["message"]
+    modules = Settings(lora_modules=[f"acme/bot={allowed / 'bot'}"]).lora_modules
+    settings = api.services.settings.model_copy(update={"lora_modules": modules})
+    with pytest.raises(LoraModuleRefused, match="it insults people"):
+        await publish_lora_modules(replace(api.services, settings=settings))
+
+
+@one_database
+async def test_a_name_that_stands_for_a_quarantined_version_is_moved_on(
+    api: Api, allowed: Path, folders: tuple[Path, Path]
+) -> None:
+    """By other bytes that are loaded in its place."""
+    await load(api, "acme/bot", allowed / "bot")
+    tenant = await api.services.tenants.get_tenant("acme")
+    await api.services.aliases.move(tenant.id, "bot", "prod", {1: 1}, moved_by=None)
+    version = await api.services.registry.get_version(tenant.id, "bot", 1)
+    await api.services.quarantine.begin(version.digest, "it insults people")
+    shutil.copytree(folders[1], allowed / "bot", dirs_exist_ok=True)
+    assert (await load(api, "acme/bot", allowed / "bot", load_inplace=True)).status_code == 200
+    (target,) = await api.services.registry.resolve(tenant.id, "bot", None)
+    assert target.version.number == 2
+
+
+@one_database
+async def test_a_folders_chat_template_is_chosen_as_transformers_chooses_it(api: Api, allowed: Path) -> None:
+    """chat_template.jinja, where it is there, before that of tokenizer_config.json, which may not be too large."""
+    template = "{% for m in messages %}{{ m.content }};{% endfor %}"
+    (allowed / "bot" / "chat_template.jinja").write_text(template)
+    (allowed / "bot" / "tokenizer_config.json").write_text('{"chat_template": "Hello"}')
+    assert (await load(api, "acme/bot", allowed / "bot")).status_code == 200
+    profile = await api.client.get("/api/v1/adapters/bot/versions/1/profile", headers=api.auth("acme"))
+    assert profile.json()["chat_template"] == template
+    (allowed / "bot" / "tokenizer_config.json").write_bytes(bytes(5 << 20))
+    assert (await refusal(await load(api, "acme/other", allowed / "bot")))[:2] == (413, "adapter_too_large")
 
 
 @one_database
@@ -255,6 +288,12 @@ async def test_the_adapter_may_stand_beside_the_base(api: Api, allowed: Path) ->
         "model_not_found",
         "adapter_id",
     )
+    for body, field in (({"adapter_id": "bot*x"}, "adapter_id"), ({"lora_path": "bot+" * 8 + "bot"}, "lora_path")):
+        no_sum = await api.client.post(
+            "/v1/completions", json={"model": "tiny", "prompt": "hi", **body}, headers=api.auth("acme")
+        )
+        assert await refusal(no_sum) == (400, "invalid_value", field)
+        assert field in no_sum.json()["error"]["message"]
     for field, value in (("adapter_source", "hub"), ("api_token", "hf_x")):
         refused = await meant(api, {"model": "tiny", "adapter_id": "bot", field: value})
         assert refused == (400, "unsupported_parameter", field)

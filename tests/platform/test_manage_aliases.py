@@ -134,5 +134,23 @@ async def test_what_a_split_alias_keeps(api: Api) -> None:
     for number in (1, 3):
         refused = await send(api, "DELETE", f"{BOT}/versions/{number}")
         assert (refused.status_code, refused.json()["error"]["code"]) == (409, "version_in_use")
+    assert await roots(api) == ["acme/bot@1"]
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+async def test_models_are_listed_as_they_answer(api: Api) -> None:
+    """`root` is a version that serves; a name whose versions are all taken out is a 404, and so is not listed."""
+    versions = (await send(api, "GET", f"{BOT}/versions")).json()["data"]
+    await send(api, "PUT", PROD, {"split": {"1": 90, "3": 10}})
+    for out, left in ((1, ["acme/bot@3"]), (3, [])):
+        await api.services.quarantine.begin(versions[out - 1]["digest"], "a bad one")
+        assert await roots(api) == left
+        assert (await send(api, "GET", "/v1/models/bot")).is_success == bool(left)
+    await send(api, "DELETE", PROD)
+    assert await roots(api) == ["acme/bot@2"]
+
+
+async def roots(api: Api) -> list[str]:
+    """Of acme's models that are not the base."""
     listed = (await send(api, "GET", "/v1/models")).json()["data"]
-    assert [model["root"] for model in listed if model["id"] == "acme/bot"] == ["acme/bot@1"]
+    return [model["root"] for model in listed[1:]]

@@ -105,8 +105,11 @@ def waits(response: Any) -> tuple[str | None, bool | None]:
     return response.headers["x-loraplex-adapter-state"], int(load_ms) > 0
 
 
-async def test_answers_tell_whether_their_adapter_was_there(api: Api, peft: list[Path]) -> None:
-    """Cold at first, then warm, streamed or not; what was waited for is in the view and the metrics."""
+async def test_answers_tell_whether_their_adapter_was_there(
+    api: Api, peft: list[Path], make_adapter: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Cold at first, then warm, streamed or not; what was waited for is in the view and the metrics. Neither, of the
+    base and of an adapter that the prompt does not invoke, which is not loaded."""
     await publish(api, "acme", "bot", peft[0])
     fresh = await view(api, "acme", "bot/versions/1")
     assert (fresh["tier"], fresh["device_bytes"], fresh["host_bytes"]) == ("device", ONE_ADAPTER, ONE_ADAPTER)
@@ -118,16 +121,23 @@ async def test_answers_tell_whether_their_adapter_was_there(api: Api, peft: list
         status, evicted = await act(api, "acme", "POST", "bot/versions/1/evict")
         assert (status, evicted["tier"], evicted["device_bytes"], evicted["host_bytes"]) == (200, "disk", 0, 0)
         seen += [waits(await chat(api, "acme", "bot", stream=stream)) for _ in range(2)]
-    seen.append(waits(await chat(api, "acme", "tiny")))
+    waiting = make_adapter(tmp_path / "alora", rank=1, modules=["q_proj"], alora_invocation_tokens=[200, 201])
+    await publish(api, "acme", "alora", waiting)
+    await act(api, "acme", "POST", "alora/versions/1/evict")
+    for model, version in (("tiny", None), ("alora", "acme/alora@1")):
+        answer = await chat(api, "acme", model)
+        assert answer.headers.get("x-adapter-version") == version
+        seen.append(waits(answer))
 
-    assert seen == [("cold", True), ("warm", False)] * 2 + [(None, None)]
+    assert seen == [("cold", True), ("warm", False)] * 2 + [(None, None)] * 2
+    assert (await view(api, "acme", "alora/versions/1"))["tier"] == "disk"
     used = await view(api, "acme", "bot/versions/1")
     assert (used["tier"], used["loads"], used["leases"]) == ("device", 2, 0)
     assert 0 < used["last_load_ms"]["read"] < used["last_load_ms"]["total"]
     metrics = (await api.client.get("/metrics")).text
     assert 'loraplex_adapter_load_seconds_bucket{le="0.0"} 2.0' in metrics
     assert "loraplex_adapter_load_seconds_count 4.0" in metrics
-    assert "loraplex_queue_seconds_count 5.0" in metrics
+    assert "loraplex_queue_seconds_count 6.0" in metrics
 
 
 async def test_tenants_with_the_same_bytes_do_not_learn_of_each_other(api: Api, peft: list[Path]) -> None:
