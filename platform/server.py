@@ -34,6 +34,7 @@ from loraplex.engine.text import TextCodec
 from loraplex.engine.untrusted_templates import UntrustedTemplates
 from loraplex.platform.app import create_app
 from loraplex.platform.catalog import Catalog
+from loraplex.platform.deletions import Deletions
 from loraplex.platform.http_protocol import BoundedHttpToolsProtocol
 from loraplex.platform.idempotency_keys import IdempotencyKeys
 from loraplex.platform.imports.worker import run_imports
@@ -92,6 +93,7 @@ async def run_server(
                 tasks.create_task(clean_up_forever(services)),
                 tasks.create_task(services.changes.follow()),
                 tasks.create_task(services.pins.follow()),
+                tasks.create_task(Deletions(services.changes, services.registry, services.engine).follow()),
                 tasks.create_task(validate_abandoned(services)),
                 tasks.create_task(run_imports(services, drain)),
                 tasks.create_task(quarantine_crashers(services)),
