@@ -30,6 +30,7 @@ KEPT_CHANGES = 10_000
 """Changes that are kept; a server that missed more of them forgets all it cached."""
 
 _RELEASE = "release/"
+_DELETION = "deletion/"
 
 Listener = Callable[[frozenset[str] | None], None]
 """Called with the subjects that changed; None: anything may have."""
@@ -49,15 +50,30 @@ def release_of(digest: str) -> str:
 
 def released(subjects: frozenset[str]) -> list[str]:
     """The digests among the subjects whose quarantine has ended."""
-    return [subject.removeprefix(_RELEASE) for subject in subjects if subject.startswith(_RELEASE)]
+    return _digests(_RELEASE, subjects)
 
 
-async def record_change(session: AsyncSession, subject: str) -> None:
+def deletion_of(digest: str) -> str:
+    """The subject of bytes of which a version was deleted."""
+    return _DELETION + digest
+
+
+def deleted(subjects: frozenset[str]) -> list[str]:
+    """The digests among the subjects of which a version was deleted. Others may have the same."""
+    return _digests(_DELETION, subjects)
+
+
+def _digests(kind: str, subjects: frozenset[str]) -> list[str]:
+    return [subject.removeprefix(kind) for subject in subjects if subject.startswith(kind)]
+
+
+async def record_change(session: AsyncSession, *subjects: str) -> None:
     """The last thing that a transaction does: it holds the counter's row until it commits, so that revisions rise in
     the order of commits, and whoever has seen one has seen all before it."""
-    counted = update(RegistryState).values(revision=RegistryState.revision + 1).returning(RegistryState.revision)
+    raised = RegistryState.revision + len(subjects)
+    counted = update(RegistryState).values(revision=raised).returning(RegistryState.revision)
     revision = (await session.execute(counted)).scalar_one()
-    session.add(RegistryChange(revision=revision, subject=subject))
+    session.add_all(RegistryChange(revision=revision - i, subject=subject) for i, subject in enumerate(subjects))
     await session.execute(delete(RegistryChange).where(RegistryChange.revision <= revision - KEPT_CHANGES))
 
 

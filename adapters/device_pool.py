@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass, replace
-from enum import Enum, auto
 
 import torch
 from torch import Tensor
@@ -32,18 +31,12 @@ class Resident:
     is_loading: bool
 
 
-class _State(Enum):
-    LOADING = auto()
-    READY = auto()
-
-
 @dataclass(slots=True)
 class _Block:
-    """packed: with the weights where they lie in the pool."""
+    """adapter, packed: once it is loaded; packed with the weights where they lie in the pool."""
 
     start: int  # elements
     length: int
-    state: _State = _State.LOADING
     leases: int = 0
     adapter: DeviceAdapter | None = None
     packed: PackedAdapter | None = None
@@ -53,8 +46,12 @@ class _Block:
         return self.start + self.length
 
     @property
+    def is_ready(self) -> bool:
+        return self.adapter is not None
+
+    @property
     def is_evictable(self) -> bool:
-        return self.state is _State.READY and self.leases == 0
+        return self.is_ready and self.leases == 0
 
 
 class DevicePool:
@@ -117,7 +114,7 @@ class DevicePool:
     def begin_copy(self, digest: str, packed: PackedAdapter) -> Callable[[], None]:
         """The copy into a range allocated before, to be run on any thread; when it returns, the weights are there."""
         block = self._blocks[digest]
-        assert block.state is _State.LOADING
+        assert not block.is_ready
         target = slice(block.start, block.start + packed.weights.numel())
         if self._copy_stream is None:
             return lambda: self._copy_on_cpu(target, packed.weights)
@@ -129,19 +126,18 @@ class DevicePool:
     def publish(self, digest: str, packed: PackedAdapter) -> None:
         """The copy is complete: the adapter can be leased."""
         block = self._blocks[digest]
-        assert block.state is _State.LOADING
+        assert not block.is_ready
         self._place(digest, block, packed)
-        block.state = _State.READY
         self._blocks.move_to_end(digest)
         self.loads += 1
 
     def discard(self, digest: str) -> None:
         """The load failed: its range is free again."""
-        assert self._blocks[digest].state is _State.LOADING
+        assert not self._blocks[digest].is_ready
         del self._blocks[digest]
 
     def is_ready(self, digest: str) -> bool:
-        return digest in self._blocks and self._blocks[digest].state is _State.READY
+        return digest in self._blocks and self._blocks[digest].is_ready
 
     def lease(self, digest: str) -> DeviceAdapter:
         """Keep a ready adapter where it is until as many releases follow as there were leases."""
@@ -211,13 +207,12 @@ class DevicePool:
         for block in sorted(self._blocks.values(), key=lambda block: block.start):
             assert block.start >= end, "two adapters overlap"
             assert block.start % self._align == 0
-            assert block.leases == 0 or block.state is _State.READY
-            assert (block.adapter is not None) == (block.state is _State.READY)
+            assert block.leases == 0 or block.is_ready
             end = block.end
         assert end <= self._capacity, "an adapter ends beyond the pool"
 
     def _resident(self, digest: str, block: _Block) -> Resident:
-        return Resident(digest, self.size_bytes(digest), block.leases, block.state is _State.LOADING)
+        return Resident(digest, self.size_bytes(digest), block.leases, not block.is_ready)
 
     def _place(self, digest: str, block: _Block, packed: PackedAdapter) -> None:
         """The adapter's weights lie in the block."""

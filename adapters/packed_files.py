@@ -108,9 +108,11 @@ class PackedFiles:
 
     def _write_later(self, path: Path, metadata: dict[str, str], packed: PackedAdapter) -> None:
         self._hurry.wait(WRITE_INTERVAL_SECONDS)
-        if not self._closing.is_set():
-            self._write(path, metadata, packed)
-        self._unwritten.release()
+        try:
+            if not self._closing.is_set():
+                self._write(path, metadata, packed)
+        finally:
+            self._unwritten.release()
 
     def _metadata(self, digest: str, spec: AdapterSpec) -> dict[str, str]:
         """All that the file's content depends on."""

@@ -21,6 +21,9 @@ from loraplex.adapters.untrusted_json import CheckFailure, shown
 MAX_INVOCATION_TOKENS = 256
 MAX_TOKEN_ROWS = 16_384
 
+_BIASED_METHODS = ("LORA", "ADALORA", "VERA", "MISS")
+"""Those of the methods that are served whose configuration has a `bias` in PEFT; of others it is no field."""
+
 _VOCABULARY_NAMES = {"embed_tokens": EMBEDDING, EMBEDDING: EMBEDDING, HEAD: HEAD}
 
 
@@ -111,7 +114,7 @@ def _limit_ranks(reader: ConfigReader, max_rank: int) -> None:
 
 def _biases(reader: ConfigReader) -> str | None:
     value = reader.take("bias", "none", is_text, "text")
-    if value == "none":
+    if value == "none" or reader.config.get("peft_type") not in _BIASED_METHODS:
         return None
     if value != "all" and not value.endswith("_only"):
         reader.refuse("bias_unsupported", "bias", "PEFT has no such value", "none, all or lora_only", value)

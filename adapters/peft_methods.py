@@ -146,6 +146,8 @@ class Miss:
         return cls(reader.rank("r", 64), reader.rank("mini_r", 1) if init == "mini" else None)
 
     def expect(self, module: str, inputs: int, outputs: int) -> Expected | str:
+        if outputs % (self.mini_rank or outputs):
+            return "mini_r must divide the width of every module; train with another one"
         shapes = {"miss_block": (self.rank, self.mini_rank or outputs)}
         return _linear_only(module, Expected(ModuleSpec(self.rank, 1.0, "miss"), shapes, tuple(shapes)))
 

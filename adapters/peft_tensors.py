@@ -221,7 +221,7 @@ def _vocab_size(tensors: Sequence[TensorInfo], shape: BaseShape) -> int:
     """That of the first matrix of the embedding or the head in the file: others are compared with it later on."""
     matrices = {f"{_PREFIX}{module}.{end}" for module in (EMBEDDING, HEAD) for end in MATRIX_ENDS}
     found = (tensor.shape for tensor in tensors if tensor.name in matrices)
-    return next((size for size, *width in found if width == [shape.hidden_size]), shape.vocab_size)
+    return next((size[0] for size in found if size[1:] == (shape.hidden_size,)), shape.vocab_size)
 
 
 def _ends(vocab_size: int, hidden_size: int) -> dict[str, tuple[int, int]]:

@@ -94,7 +94,7 @@ class Pins:
     def end(self, digest: str, owner: str) -> None:
         """Nothing happens if there is no such pin."""
         if owner in self._pins.get(digest, {}):
-            self._drop(digest, owner, Refusal("pin_ended", "the pin was taken back before the adapter was loaded"))
+            self._drop(digest, owner, Refusal("pin_ended", "the pin ended before the adapter was loaded"))
 
     def expire(self) -> bool:
         """End those whose time is over; cheap, and False, when there is none."""

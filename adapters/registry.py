@@ -14,7 +14,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import undefer
 
-from loraplex.adapters.changes import names_of, record_change
+from loraplex.adapters.changes import deletion_of, names_of, record_change
 from loraplex.adapters.database import Database
 from loraplex.adapters.errors import (
     AdapterExists,
@@ -63,6 +63,8 @@ __all__ = ["AdapterInfo", "AdapterRegistry", "Target", "VersionInfo"]
 
 MAX_PAGE = 1000
 MAX_DESCRIPTION_LENGTH = 2000
+MAX_TOLD_DELETIONS = 1000
+"""Of an adapter's versions, those that servers are told to free the memory of; others go when the room is needed."""
 
 Recorder = Callable[[AsyncSession, VersionInfo], Awaitable[None]]
 """Writes down elsewhere that a version is published, in the same transaction: what it raises undoes both."""
@@ -121,10 +123,13 @@ class AdapterRegistry:
         """Delete it with its versions, their pins, its aliases, imports and uploads. Raises AdapterNotFound."""
         async with self._database.transaction() as session:
             adapter = await lock_adapter(session, tenant_id, name)
+            newest = select(AdapterVersion.digest).where(AdapterVersion.adapter_id == adapter.id)
+            newest = newest.order_by(AdapterVersion.number.desc()).limit(MAX_TOLD_DELETIONS)
+            digests = (await session.scalars(newest)).all()
             for rows in (AdapterPin, AliasTarget, AliasMove, Alias, AdapterVersion, ImportJob, Upload):
                 await session.execute(delete(rows).where(rows.adapter_id == adapter.id))
             await session.execute(delete(Adapter).where(Adapter.id == adapter.id))
-            await record_change(session, names_of(tenant_id, name))
+            await record_change(session, names_of(tenant_id, name), *map(deletion_of, digests))
 
     async def publish(
         self,
@@ -260,9 +265,10 @@ class AdapterRegistry:
         async with self._database.transaction() as session:
             adapter = await lock_adapter(session, tenant_id, name)
             wanted = AdapterVersion.adapter_id == adapter.id, AdapterVersion.number == _storable(number)
-            version_id = await session.scalar(select(AdapterVersion.id).where(*wanted))
-            if version_id is None:
+            found = (await session.execute(select(AdapterVersion.id, AdapterVersion.digest).where(*wanted))).first()
+            if found is None:
                 raise VersionNotFound(no_version(name, number))
+            version_id, digest = found
             pointing_here = select(AliasTarget.alias).where(AliasTarget.version_id == version_id)
             if aliases := (await session.scalars(pointing_here)).all():
                 pointing = ", ".join(sorted(aliases))
@@ -271,7 +277,7 @@ class AdapterRegistry:
                 )
             await session.execute(delete(AdapterPin).where(AdapterPin.version_id == version_id))
             await session.execute(delete(AdapterVersion).where(AdapterVersion.id == version_id))
-            await record_change(session, names_of(tenant_id, name))
+            await record_change(session, names_of(tenant_id, name), deletion_of(digest))
 
     async def resolve(self, tenant_id: str, name: str, selector: str | None) -> tuple[Target, ...]:
         """The versions that share the traffic of `name@selector`, newest first; see `lookup.find_targets`.

@@ -10,7 +10,7 @@ from functools import partial
 from torch import Tensor
 from torch.nn import functional
 
-from loraplex.kernels import triton_attention, triton_elementwise, triton_lora, triton_sampling
+from loraplex.kernels import triton_attention, triton_elementwise, triton_lora, triton_sampling, triton_vectors
 from loraplex.kernels.ops import AttentionBatch, Linear, LoraBatch, SamplingBatch
 
 
@@ -52,7 +52,7 @@ class TritonKernels:
         triton_lora.add_lora(out, x, lora, site, slice_widths)
 
     def scale_and_shift(self, out: Tensor, lora: LoraBatch, site: int) -> None:
-        triton_lora.scale_and_shift(out, lora, site)
+        triton_vectors.scale_and_shift(out, lora, site)
 
     def sample(self, logits: Tensor, batch: SamplingBatch) -> Tensor:
         return triton_sampling.sample(logits, batch)

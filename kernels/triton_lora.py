@@ -13,11 +13,8 @@ from torch import Tensor
 
 from loraplex.kernels.ops import LONG_WORK_TOKENS, WORK_TOKENS, LoraBatch
 from loraplex.kernels.triton_dot import dot_mode
-from loraplex.kernels.triton_lora_kernels import expand_kernel, fused_kernel, scale_and_shift_kernel, shrink_kernel
+from loraplex.kernels.triton_lora_kernels import expand_kernel, fused_kernel, shrink_kernel
 from loraplex.kernels.triton_tuning import LoraTiles, lora_tiles
-
-VECTOR_COLUMNS = 256
-"""Columns of a tile in `scale_and_shift`."""
 
 
 def add_lora(
@@ -39,23 +36,6 @@ def add_lora(
             chosen = tiles or lora_tiles(x, out.shape[1], is_long=entry_tokens == LONG_WORK_TOKENS)
             launch = _fused if chosen.is_fused else _shrink_and_expand
             launch(out, x, lora, work, site, slice_widths, chosen, entry_tokens)
-
-
-def scale_and_shift(out: Tensor, lora: LoraBatch, site: int) -> None:
-    """`ops.Kernels.scale_and_shift`."""
-    num_entries, width = lora.work.shape[0], out.shape[1]
-    if num_entries:
-        scale_and_shift_kernel[(num_entries, triton.cdiv(width, VECTOR_COLUMNS))](
-            out,
-            lora.pool,
-            lora.table,
-            lora.work,
-            site,
-            lora.table.stride(0),
-            WIDTH=width,
-            TOKENS=WORK_TOKENS,
-            BLOCK=VECTOR_COLUMNS,
-        )
 
 
 def _fused(

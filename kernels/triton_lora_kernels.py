@@ -1,5 +1,4 @@
-"""The LoRA kernels: shrink and expand, both in one, and gains with shifts, over entries of (adapter, first token,
-tokens, scale).
+"""The LoRA kernels: shrink and expand, and both in one, over entries of (adapter, first token, tokens, scale).
 
 Rank tiles and slices that an adapter does not have are skipped, nothing is zeroed first, nothing is added atomically.
 Knows the pool and the table of `ops.LoraBatch`; what is launched when is `triton_lora`'s.
@@ -298,40 +297,3 @@ def fused_kernel(
         )
     total *= tl.load(entry + 3).to(tl.float32, bitcast=True)
     _add(out_ptr + token * out_stride + slice_start + column, total, mask & column_mask)
-
-
-@triton.jit(do_not_specialize=["site"])
-def scale_and_shift_kernel(
-    out_ptr,
-    pool_ptr,
-    table_ptr,
-    work_ptr,
-    site,
-    table_stride,
-    WIDTH: tl.constexpr,
-    TOKENS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """out[t] += scale (out[t] gain + shift). Grid: entries, column tiles."""
-    entry = work_ptr + tl.program_id(0) * _ENTRY
-    num_tokens = tl.load(entry + 2)
-    vectors_ptr = table_ptr + tl.load(entry).to(tl.int64) * table_stride + site * _COLUMNS + 2 + _SLICES
-    gain_offset, shift_offset = tl.load(vectors_ptr), tl.load(vectors_ptr + 1)
-    if num_tokens == 0:
-        return
-    if (gain_offset < 0) & (shift_offset < 0):
-        return
-    scale = tl.load(entry + 3).to(tl.float32, bitcast=True)
-    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    inside = column < WIDTH
-    has_gain = column < tl.where(gain_offset >= 0, WIDTH, 0)
-    has_shift = column < tl.where(shift_offset >= 0, WIDTH, 0)
-    gain = tl.load(pool_ptr + gain_offset + column, mask=has_gain, other=0.0).to(tl.float32)
-    shift = tl.load(pool_ptr + shift_offset + column, mask=has_shift, other=0.0).to(tl.float32)
-    index = tl.arange(0, TOKENS)
-    token = (tl.load(entry + 1) + index).to(tl.int64)
-    place = out_ptr + token[:, None] * WIDTH + column[None, :]
-    mask = (index < num_tokens)[:, None] & inside[None, :]
-    before = tl.load(place, mask=mask, other=0.0).to(tl.float32)
-    after = before + scale * (before * gain[None, :] + shift[None, :])
-    tl.store(place, after.to(out_ptr.dtype.element_ty), mask=mask)

@@ -20,6 +20,7 @@ from loraplex.adapters.base_models import register_base_model
 from loraplex.adapters.database import Database
 from loraplex.engine.client import EngineClient
 from loraplex.platform.app import create_app
+from loraplex.platform.deletions import Deletions
 from loraplex.platform.http_protocol import BoundedHttpToolsProtocol
 from loraplex.platform.imports.worker import run_imports
 from loraplex.platform.janitor import clean_up_forever
@@ -71,6 +72,7 @@ async def run_server(
                 tasks.create_task(clean_up_forever(services)),
                 tasks.create_task(services.changes.follow()),
                 tasks.create_task(services.pins.follow()),
+                tasks.create_task(Deletions(services.changes, services.registry, services.engine).follow()),
                 tasks.create_task(validate_abandoned(services)),
                 tasks.create_task(run_imports(services, drain)),
                 tasks.create_task(quarantine_crashers(services)),

@@ -10,7 +10,15 @@ from sqlalchemy.exc import OperationalError
 
 from loraplex.adapters.aliases import AdapterAliases
 from loraplex.adapters.base_models import register_base_model
-from loraplex.adapters.changes import KEPT_CHANGES, KEYS, MAX_STALE_SECONDS, ChangeFeed, names_of, record_change
+from loraplex.adapters.changes import (
+    KEPT_CHANGES,
+    KEYS,
+    MAX_STALE_SECONDS,
+    ChangeFeed,
+    deletion_of,
+    names_of,
+    record_change,
+)
 from loraplex.adapters.database import Database
 from loraplex.adapters.profile import ServingProfile
 from loraplex.adapters.profile_store import ProfileStore
@@ -93,7 +101,7 @@ async def test_everything_that_names_and_keys_depend_on_is_a_change(database):
         await registry.settle(version, "ready")
 
     bot = names_of(acme, "bot")
-    for action, subject in (
+    for action, *subjects in (
         (lambda: publish("a"), bot),
         (lambda: publish("b"), bot),
         (lambda: aliases.move(acme, "bot", "prod", {1: 1}), bot),
@@ -103,15 +111,15 @@ async def test_everything_that_names_and_keys_depend_on_is_a_change(database):
         (lambda: profiles.change(acme, "bot", 1, lambda _: ServingProfile(temperature=0)), bot),
         (lambda: profiles.change(acme, "bot", 1, lambda _: None), bot),
         (lambda: publish("a", chat_template="x"), bot),
-        (lambda: registry.delete_version(acme, "bot", 1), bot),
-        (lambda: registry.delete_adapter(acme, "bot"), bot),
+        (lambda: registry.delete_version(acme, "bot", 1), bot, deletion_of("a" * 64)),
+        (lambda: registry.delete_adapter(acme, "bot"), bot, deletion_of("b" * 64)),
         (lambda: tenants.set_suspended("acme", True), KEYS),
         (lambda: tenants.revoke_key(key.id), KEYS),
     ):
         told.clear()
         await action()
         await feed.look()
-        assert told == [frozenset({subject})]
+        assert told == [frozenset(subjects)]
     told.clear()
     await registry.list_adapters(acme)
     await feed.look()

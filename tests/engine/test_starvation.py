@@ -21,7 +21,7 @@ COLD = 200
 LARGE_ONE_IN = SUM_ONE_IN = 8
 HOT_PER_COLD = 8
 HOT_WAITING = 16
-PLACES = 3  # of the pool, for small adapters; fewer than residency.MAX_LOADS, so that no load waits for another
+PLACES = 3  # of the pool, for small adapters; fewer than loads.MAX_LOADS, so that no load waits for another
 
 
 @pytest.fixture(scope="module")

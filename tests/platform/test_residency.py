@@ -17,6 +17,7 @@ from loraplex.adapters.database import Database
 from loraplex.adapters.pin_registry import PinInfo, PinRegistry
 from loraplex.engine.client import EngineClient, EngineUnavailable
 from loraplex.engine.settings import EngineSettings
+from loraplex.platform.deletions import Deletions
 from loraplex.platform.manage import engine_answers
 from loraplex.platform.pins import PinKeeper
 
@@ -221,6 +222,28 @@ async def test_another_server_pins_what_the_database_says(
         following.cancel()
     finally:
         await other.stop()
+
+
+async def test_what_is_deleted_leaves_the_memory(api: Api, peft: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once its pin has ended, which goes with it; bytes that somebody else has a version of stay."""
+    monkeypatch.setattr("loraplex.platform.deletions.RETRY_SECONDS", 0.01)
+    engine, changes = api.services.engine, api.services.changes
+    following = asyncio.create_task(Deletions(changes, api.services.registry, engine).follow())
+    await publish(api, "acme", "bot", *peft)
+    await publish(api, "globex", "twin", peft[2])
+    first, second, third = (await api.services.registry.get_adapter(await tenant_id(api, "acme"), "bot")).versions
+    assert (await act(api, "acme", "PUT", "bot/versions/2/pin", json={"seconds": 600}))[0] == 200
+
+    async def in_memory(*digests: str) -> bool:
+        return {found.digest for found in await engine.locate()} == set(digests)
+
+    assert await in_memory(first.digest, second.digest, third.digest)
+    assert (await act(api, "acme", "DELETE", "bot"))[0] == 204
+    await changes.look()
+    await until(lambda: in_memory(second.digest, third.digest))
+    await api.services.pins.sync()
+    await until(lambda: in_memory(third.digest))
+    following.cancel()
 
 
 async def test_while_the_engine_is_down_versions_are_on_the_disk(

@@ -131,6 +131,24 @@ def test_the_rank_that_counts_is_that_of_the_lora(write_files, base_shape):
         check_adapter(files.config, files.weights, base_shape, LIMITS)
 
 
+def test_a_block_that_cannot_be_repeated_is_refused(write_files, base_shape):
+    """MiSS repeats a block of mini_r outputs; as in PEFT that must divide a module's width."""
+    config = config_of("miss, mini") | {"mini_r": 5}
+    tensors = {f"{PREFIX}{Q0}.miss_block": np.ones((3, 5), np.float32)}
+    files = write_files(config, tensors)
+    with pytest.raises(AdapterInvalid, match="mini_r must divide"):
+        check_adapter(files.config, files.weights, base_shape, LIMITS)
+
+
+@pytest.mark.parametrize("name", ["ia3", "beft", "loha", "lokr"])
+def test_biases_of_methods_that_train_none_are_refused(name, write_files, base_shape):
+    """PEFT knows no `bias` of these, so nothing may be made of it, and nothing left out in silence."""
+    config = config_of(name) | {"bias": "all"}
+    files = write_files(config, tensors_of(config) | {f"{PREFIX}{Q0}.base_layer.bias": np.ones(8, np.float32)})
+    with pytest.raises(AdapterInvalid, match="not in the configuration"):
+        check_adapter(files.config, files.weights, base_shape, LIMITS)
+
+
 def test_a_rank_that_training_pruned_to_nothing_is_left_out(write_files, base_shape):
     """AdaLoRA may end with no rank at all for a module; its tensors are empty."""
     config = config_of("adalora") | {"rank_pattern": {f"{Q0}.lora_E": [False] * 3}}

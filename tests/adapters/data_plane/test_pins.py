@@ -54,10 +54,10 @@ class Clock:
 class Bench:
     """A residency of four adapters, the sequences that wait for them, and the answers to pins."""
 
-    def __init__(self, blobs, shape, digests, jobs, *, host_bytes=CAPACITY) -> None:
+    def __init__(self, blobs, shape, digests, jobs, *, host_bytes=CAPACITY, limits=LIMITS) -> None:
         self.digests, self.clock, self.jobs = digests, Clock(), jobs
         self.pool = DevicePool(CAPACITY, torch.device("cpu"), torch.float32)
-        options = {"pin_limits": LIMITS, "clock": self.clock}
+        options = {"pin_limits": limits, "clock": self.clock}
         self.residency = AdapterResidency(blobs, shape, self.pool, HostCache(host_bytes), **options)
         self.waiting: list[str] = []
         self.running: list[str] = []
@@ -218,6 +218,86 @@ def test_pins_leave_room_in_one_piece_or_say_that_there_is_none(make_bench):
     assert (bench.failed, bench.running) == ([four], [one])
 
 
+def test_a_pin_whose_time_is_over_is_in_nobodys_way(make_bench):
+    """From the very step on in which it ends."""
+    bench = make_bench()
+    one, _, three, four = bench.digests
+    bench.pin(one, "globex", seconds=1)
+    bench.pin(three, seconds=1)
+    bench.pin(four)  # refused, but in the host's memory from now on
+    bench.run_jobs()
+    assert bench.pinned() == {one, three}
+    bench.clock.now = 1
+    bench.request(four)
+    bench.run_jobs()
+    assert (bench.failed, bench.running) == ([], [four])
+
+
+def test_a_pin_is_answered_while_there_is_no_room(make_bench):
+    """Whether it is granted depends on what its adapter takes, and not on when that comes to the device."""
+    bench = make_bench()
+    one, two, three, four = bench.digests
+    for digest in (four, three, two):
+        bench.request(digest)
+    bench.run_jobs()
+    assert bench.residency.lacks_room(two)
+
+    tickets = [bench.pin(one), bench.pin("0" * 64)]
+    bench.run_jobs()
+
+    answers = [bench.answers[ticket] for ticket in tickets]
+    assert (answers[0], answers[1].code) == (None, "adapter_load_failed")
+    assert one not in bench.on_device()
+
+
+@pytest.mark.parametrize("asked_by", ["a pin", "warm"])
+def test_what_is_loaded_ahead_gets_its_room_in_one_piece_too(make_bench, asked_by):
+    """Where nobody waits, it need not wait for somebody's turn: a pin in its way is moved."""
+    bench = make_bench(limits=PinLimits(1, 1))
+    one, two, three, four = bench.digests
+    for digest in (three, one):
+        bench.request(digest)
+        bench.run_jobs()
+        bench.end_one(digest)
+    bench.pin(one)
+    if asked_by == "warm":
+        bench.residency.warm(four)
+    else:
+        bench.pin(four)
+    bench.residency.warm(two)
+
+    bench.run_jobs()
+
+    assert bench.on_device() == {one, two, four}
+
+
+def test_a_pinned_adapter_finds_room_beside_the_others_of_its_sum(make_bench):
+    """What its pin has set aside for it is not counted against the others."""
+    bench = make_bench()
+    one, two, three, four = bench.digests
+    for digest in (one, four, two):
+        bench.request(digest)
+        bench.run_jobs()
+    ticket = bench.pin(three)
+    bench.run_jobs()
+    assert bench.answers == {ticket: None}
+    for digest in (one, four, two):
+        bench.end_one(digest)
+    leases = (bench.residency.try_lease(four),)
+    bench.residency.want(three)
+    assert bench.residency.try_lease(three) is None
+    assert bench.residency.lacks_room(three)
+
+    (moved,) = bench.residency.make_room_beside(leases, three)
+    bench.run_jobs()
+
+    assert (moved.digest, bench.on_device()) == (four, {three, four})
+    assert bench.residency.try_lease(three) is not None
+    for digest in (three, four):
+        bench.residency.release(digest)
+    bench.residency.unwant(three)
+
+
 class ResidencyMachine(RuleBasedStateMachine):
     """Any order of requests, pins, loads, ends, evictions and time; no job of a load ends before it is told to."""
 
@@ -286,7 +366,8 @@ class ResidencyMachine(RuleBasedStateMachine):
             bench.pool.release(digest)
 
     def teardown(self) -> None:
-        """Whoever waits is served once others have ended, or hears that there is no room beside the pins."""
+        """Whoever waits is served once others have ended, or hears that there is no room beside the pins; what was
+        granted a pin is there."""
         bench = self.bench
         for digest in list(bench.running):
             bench.end_one(digest)
@@ -299,6 +380,7 @@ class ResidencyMachine(RuleBasedStateMachine):
             for digest in list(bench.running):
                 bench.end_one(digest)
         assert bench.waiting == []
+        assert bench.pinned() <= bench.on_device()
         size_of = dict(zip(bench.digests, SIZES, strict=True))
         room = CAPACITY - bench.residency.pinned_bytes
         assert all(size_of[digest] > room for digest in bench.failed[failed:])

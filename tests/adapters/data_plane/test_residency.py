@@ -12,7 +12,8 @@ import torch
 from loraplex.adapters.device_pool import DevicePool
 from loraplex.adapters.errors import AdapterUnavailable
 from loraplex.adapters.host_cache import HostCache
-from loraplex.adapters.residency import MAX_LOADS, AdapterResidency
+from loraplex.adapters.loads import MAX_LOADS
+from loraplex.adapters.residency import AdapterResidency
 from loraplex.adapters.weights import load_packed
 
 DEADLINE_SECONDS = 20
@@ -317,7 +318,7 @@ def test_warmed_adapters_are_there_before_anyone_asks(make_residency, make_store
 
 def test_what_is_wanted_goes_before_what_is_warmed(make_residency, make_stored, gated, monkeypatch):
     """Whatever came first."""
-    monkeypatch.setattr("loraplex.adapters.residency.MAX_LOADS", 1)
+    monkeypatch.setattr("loraplex.adapters.loads.MAX_LOADS", 1)
     residency = make_residency()
     gated.gate.clear()
     first, second = make_stored(seed=1), make_stored(seed=2)
