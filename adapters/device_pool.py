@@ -18,8 +18,6 @@ from loraplex.adapters.errors import AdapterUnavailable
 from loraplex.adapters.layout import ALIGN_BYTES
 from loraplex.adapters.weights import PackedAdapter
 
-__all__ = ["DeviceAdapter", "DevicePool", "Resident"]
-
 
 @dataclass(frozen=True, slots=True)
 class Resident:

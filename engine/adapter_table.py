@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from loraplex.adapters.device_pool import DeviceAdapter
+from loraplex.adapters.device_adapter import DeviceAdapter
 from loraplex.engine.step_buffer import StepBuffer
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from loraplex.adapters.device_pool import DeviceAdapter
+from loraplex.adapters.device_adapter import DeviceAdapter
 from loraplex.engine.adapter_table import AdapterTable
 from loraplex.engine.decode_shapes import DecodeShape
 from loraplex.engine.end_uses import EndUses, vocabulary_uses

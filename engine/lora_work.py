@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from loraplex.adapters.device_pool import DeviceAdapter
+from loraplex.adapters.device_adapter import DeviceAdapter
 from loraplex.engine.scheduler import Chunk
 from loraplex.engine.sequence import Sequence as EngineSequence
 from loraplex.kernels.ops import LONG_WORK_TOKENS, WORK_TOKENS, scale_bits

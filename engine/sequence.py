@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from loraplex.adapters.device_pool import DeviceAdapter
+from loraplex.adapters.device_adapter import DeviceAdapter
 from loraplex.engine.events import AdapterUse, FinishReason, SamplingParams
 
 

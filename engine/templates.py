@@ -142,6 +142,6 @@ def _raise(message: str) -> NoReturn:
 
 
 def _told(error: Exception) -> str:
-    """In its own words, without the names of files."""
+    """In its own words, in one line, without the names of files."""
     words = " ".join(str(error.strerror if isinstance(error, OSError) else error).split())
-    return (words or type(error).__name__)[:MAX_REASON_CHARS].encode(errors="replace").decode()
+    return "".join(filter(str.isprintable, words or type(error).__name__))[:MAX_REASON_CHARS]

@@ -50,7 +50,7 @@ VALIDATION_SECONDS = 60
 """How long an upload waits for the engine to run its version."""
 
 
-def adapter_limits(services: Services) -> AdapterLimits:
+def _adapter_limits(services: Services) -> AdapterLimits:
     """What an adapter may be at most on this server."""
     return AdapterLimits(
         max_rank=services.settings.max_adapter_rank,
@@ -69,7 +69,7 @@ PROMPT_FILE_BYTES = {
 
 def max_file_bytes(services: Services) -> dict[str, int]:
     """How large each of ADAPTER_FILES and PROMPT_FILES may be."""
-    limits = adapter_limits(services)
+    limits = _adapter_limits(services)
     return {CONFIG_FILE: limits.max_config_bytes, WEIGHTS_FILE: limits.max_weights_bytes, **PROMPT_FILE_BYTES}
 
 
@@ -197,7 +197,7 @@ def _check(
     services: Services, staging: Staging, weights_sha256: str, tokenizer: TokenizerDifference | None
 ) -> CheckedAdapter:
     config, weights = staging.path(CONFIG_FILE), staging.path(WEIGHTS_FILE)
-    checked = check_adapter(config, weights, services.base_shape, adapter_limits(services), tokenizer)
+    checked = check_adapter(config, weights, services.base_shape, _adapter_limits(services), tokenizer)
     if checked.weights_sha256 != weights_sha256:
         raise OSError("the bytes on disk are not those that were received")
     return checked

@@ -67,5 +67,5 @@ async def _validate_one(services: Services, version: VersionInfo) -> None:
         await validate(services, version)
     except (AdapterInvalid, AdapterNotFound):
         return  # it is settled, or gone
-    except EngineUnavailable as error:
+    except (EngineUnavailable, OSError, SQLAlchemyError) as error:  # its own, perhaps: the next ones have their turn
         logger.warning("version_not_validated", version=version.canonical_name, reason=str(error))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from loraplex.adapters.device_pool import DeviceAdapter
+from loraplex.adapters.device_adapter import DeviceAdapter
 from loraplex.engine.adapter_table import AdapterTable
 from loraplex.engine.batch import BatchBuilder, StepLimits
 from loraplex.engine.events import SamplingParams, only

@@ -15,7 +15,7 @@ from engine_running import collect, greedy, start_engine, store_adapter, take
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loraplex.adapters.device_pool import DeviceAdapter
+from loraplex.adapters.device_adapter import DeviceAdapter
 from loraplex.adapters.layout import plan_layout
 from loraplex.adapters.types import AdapterSpec, ModuleSpec
 from loraplex.engine.batch import BatchBuilder, StepLimits
