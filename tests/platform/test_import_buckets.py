@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,13 @@ import boto3
 import httpx
 import pytest
 from api_running import run_api
+from database_fixtures import on_sqlite
 from moto.server import ThreadedMotoServer
 
 from loraplex.adapters.database import Database
 from loraplex.platform.imports import worker
 
-pytest_plugins = ["database_fixtures"]
-pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)]
+pytestmark = [pytest.mark.anyio, on_sqlite]
 
 MAY_READ = {"Effect": "Allow", "Action": "s3:GetObject", "Resource": "arn:aws:s3:::models/*"}
 
@@ -32,11 +32,6 @@ class Store:
 
     url: str
     settings: dict[str, Any]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, make_adapter: Callable[..., Path]) -> Path:
-    return make_adapter(tmp_path_factory.mktemp("adapter"), rank=2, modules=["v_proj"])
 
 
 @pytest.fixture(scope="module")
