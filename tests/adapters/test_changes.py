@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
+from clock import Clock
 from sqlalchemy.exc import OperationalError
 
 from loraplex.adapters.aliases import AdapterAliases
@@ -25,15 +26,7 @@ from loraplex.adapters.profile_store import ProfileStore
 from loraplex.adapters.registry import AdapterRegistry
 from loraplex.platform.tenants import TenantDirectory
 
-pytest_plugins = ["database_fixtures"]
 pytestmark = pytest.mark.anyio
-
-
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ from sqlalchemy.exc import IntegrityError
 from loraplex.adapters.database import Database, InvalidDatabaseUrl, normalise_url
 from loraplex.adapters.schema import Adapter, BaseModel, UtcDateTime
 
-pytest_plugins = ["database_fixtures"]
 pytestmark = pytest.mark.anyio
 
 

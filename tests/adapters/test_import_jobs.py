@@ -24,7 +24,6 @@ from loraplex.adapters.registry import AdapterRegistry
 from loraplex.adapters.schema import now
 from loraplex.platform.tenants import TenantDirectory
 
-pytest_plugins = ["database_fixtures"]
 pytestmark = pytest.mark.anyio
 
 SOURCE = "s3://bucket/bot"
@@ -105,6 +104,18 @@ async def test_no_two_servers_take_up_one_job(site):
         taken.append(lease.job.id)
     assert sorted(taken) == sorted(ids)
     assert await site.leases.claim("other") is not None
+
+
+async def test_the_job_that_has_been_due_longest_is_next(site):
+    """Whichever was asked for first, and whether it waits for another attempt or its server has died."""
+    for _ in range(3):
+        await site.create()
+    first, second, third = [await site.leases.claim("base") for _ in range(3)]
+    await site.leases.retry(first, ERROR, 3 * LEASE)
+    await site.leases.retry(third, ERROR, 2 * LEASE)
+    site.clock.passed = 4 * LEASE
+    taken = [(await site.elsewhere.claim("base")).job.id for _ in range(3)]
+    assert taken == [second.job.id, third.job.id, first.job.id]
 
 
 async def test_a_job_whose_server_died_is_taken_up_when_its_lease_ends(site):

@@ -25,8 +25,6 @@ from loraplex.platform.migrate import (
     upgrade_database,
 )
 
-pytest_plugins = ["database_fixtures"]
-
 UPGRADE = "import sys; from loraplex.platform.migrate import upgrade_database; upgrade_database(sys.argv[1])"
 
 

@@ -13,7 +13,6 @@ from loraplex.adapters.pin_registry import PinInfo, PinRegistry
 from loraplex.adapters.registry import AdapterRegistry, VersionInfo
 from loraplex.platform.tenants import TenantDirectory
 
-pytest_plugins = ["database_fixtures"]
 pytestmark = pytest.mark.anyio
 
 LATER = datetime.now(UTC) + timedelta(days=3, microseconds=1)
@@ -22,19 +21,6 @@ LATER = datetime.now(UTC) + timedelta(days=3, microseconds=1)
 @pytest.fixture
 def pins(database: Database) -> PinRegistry:
     return PinRegistry(database)
-
-
-@pytest.fixture
-async def registry(database: Database) -> AdapterRegistry:
-    registry = AdapterRegistry(database)
-    for base in ("base", "other"):
-        await register_base_model(database, base, base, f"hub:{base}")
-    return registry
-
-
-@pytest.fixture
-async def acme(database: Database) -> str:
-    return (await TenantDirectory(database).create_tenant("acme")).id
 
 
 async def publish(registry: AdapterRegistry, tenant: str, digest: str, *, name="bot", base="base", state="ready"):
@@ -48,8 +34,9 @@ async def publish(registry: AdapterRegistry, tenant: str, digest: str, *, name="
     return version if state == "validating" else await registry.settle(version, state)
 
 
-async def test_pins_last_as_long_as_was_said(registry, pins, acme):
+async def test_pins_last_as_long_as_was_said(database, registry, pins, acme):
     """Asked again the end moves, also forward; those that are over and those of other bases are not listed."""
+    await register_base_model(database, "other", "1" * 64, "hub:other")
     first, second = await publish(registry, acme, "a"), await publish(registry, acme, "b")
     elsewhere = await publish(registry, acme, "c", name="elsewhere", base="other")
     for version in (first, elsewhere):

@@ -14,20 +14,17 @@ from loraplex.adapters.quarantine import Quarantine
 from loraplex.adapters.registry import AdapterRegistry, VersionInfo
 from loraplex.platform.tenants import TenantDirectory
 
-pytest_plugins = ["database_fixtures"]
 pytestmark = pytest.mark.anyio
 
 BAD, GOOD = "a" * 64, "b" * 64
 
 
 @pytest.fixture
-async def acme(database: Database, registry: AdapterRegistry) -> str:
-    """A tenant with `bot`: version 1 has the bad bytes, version 2 good ones, both are ready."""
-    tenant = await TenantDirectory(database).create_tenant("acme")
-    await registry.create_adapter(tenant.id, "bot", "base")
+async def acme(registry: AdapterRegistry, acme_with_bot: str) -> str:
+    """Version 1 of its `bot` has the bad bytes, version 2 good ones, both are ready."""
     for digest in (BAD, GOOD):
-        await registry.settle(await publish(registry, tenant.id, digest), "ready", report=[{"code": "proof"}])
-    return tenant.id
+        await registry.settle(await publish(registry, acme_with_bot, digest), "ready", report=[{"code": "proof"}])
+    return acme_with_bot
 
 
 async def publish(registry: AdapterRegistry, tenant_id: str, digest: str, name: str = "bot") -> VersionInfo:

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from datetime import timedelta
 
 import pytest
+from database_fixtures import on_sqlite
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
@@ -13,11 +14,11 @@ from loraplex.adapters.aliases import AdapterAliases
 from loraplex.adapters.base_models import register_base_model
 from loraplex.adapters.database import Database
 from loraplex.adapters.errors import VersionInUse
+from loraplex.adapters.quarantine import Quarantine
 from loraplex.adapters.registry import AdapterRegistry
 from loraplex.platform.tenants import TenantDirectory
 
-pytest_plugins = ["database_fixtures"]
-pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)]
+pytestmark = [pytest.mark.anyio, on_sqlite]
 
 ONE_ROW = {"registry_state"}
 
@@ -36,7 +37,7 @@ async def statements(database: Database) -> AsyncIterator[list[tuple[str, tuple]
 
 
 async def test_no_whole_table_is_read_for_one_adapter(database, statements):
-    """Neither for a page of a tenant's, nor to look for versions that somebody has left validating."""
+    """Neither for a page of a tenant's, nor to look for what somebody has left validating or who has some bytes."""
     registry, aliases = AdapterRegistry(database), AdapterAliases(database)
     await register_base_model(database, "base", "0" * 64, "hub:base")
     tenant = (await TenantDirectory(database).create_tenant("acme")).id
@@ -56,6 +57,9 @@ async def test_no_whole_table_is_read_for_one_adapter(database, statements):
     await registry.list_adapters(tenant, after="acme/a")
     await registry.get_report(tenant, "bot", 1)
     await registry.validating("base", timedelta(0))
+    await registry.find_received(tenant, "bot", "f" * 64)
+    await registry.others_have(tenant, "a" * 64)
+    await Quarantine(database).begin("a" * 64, "bad")
     with pytest.raises(VersionInUse):
         await registry.delete_version(tenant, "bot", 1)
     await aliases.delete(tenant, "bot", "prod")
@@ -71,5 +75,6 @@ async def test_no_whole_table_is_read_for_one_adapter(database, statements):
             plan = await connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)
             steps = [text for *_, text in plan]
         assert {step.split()[1] for step in steps if step.startswith("SCAN")} <= ONE_ROW, statement
+        assert not any(step.endswith("(state=?)") for step in steps), "all versions in a state are nearly all there are"
         searches += [step for step in steps if step.startswith("SEARCH adapters ")]
     assert any("(tenant_id=? AND name>?)" in search for search in searches), "a deep page begins where it begins"

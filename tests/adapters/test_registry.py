@@ -24,16 +24,10 @@ from loraplex.adapters.errors import (
 from loraplex.adapters.registry import AdapterRegistry, VersionInfo
 from loraplex.platform.tenants import TenantDirectory
 
-pytest_plugins = ["database_fixtures"]
 pytestmark = pytest.mark.anyio
 
 CHECKS = [{"check": "rank", "value": 8}]
 PROOF = [{"code": "proof"}]
-
-
-@pytest.fixture
-async def acme(database: Database) -> str:
-    return (await TenantDirectory(database).create_tenant("acme")).id
 
 
 @pytest.fixture
@@ -282,6 +276,27 @@ async def test_what_a_template_says_can_be_stored(registry, acme, bot):
     settled = await registry.settle(version, "rejected", reason=said, report=[{"message": said, "all": [{said: 1}]}])
     assert settled.state_reason == "no\ufffd?"
     assert (await registry.get_report(acme, bot, 1))[-1] == {"message": "no\ufffd?", "all": [{"no\ufffd?": 1}]}
+
+
+async def test_files_that_became_a_version_are_found_again(registry, acme, zeta, bot):
+    """By what was received, of this adapter alone; a version that was rejected is none of them."""
+
+    async def receive(tenant: str, digest: str) -> VersionInfo:
+        facts = {"size_bytes": 1, "max_rank": 8, "targets": ["q_proj"], "report": [], "created_by": None}
+        return await registry.publish(tenant, "bot", digest=digest * 64, received_sha256="f" * 64, **facts)
+
+    await registry.create_adapter(zeta, "bot", "base")
+    assert await registry.find_received(acme, bot, "f" * 64) is None
+    first, second = [await receive(acme, digest) for digest in "ab"]
+    assert await registry.find_received(acme, bot, "f" * 64) == second
+    await registry.settle(second, "rejected", reason="no")
+    assert await registry.find_received(acme, bot, "f" * 64) == first
+    await registry.settle(first, "rejected", reason="no")
+    assert await registry.find_received(acme, bot, "f" * 64) is None
+    await receive(zeta, "a")
+    assert await registry.find_received(acme, bot, "f" * 64) is None
+    with pytest.raises(AdapterNotFound):
+        await registry.find_received(acme, "bat", "f" * 64)
 
 
 async def test_validations_that_were_left_behind_are_found(registry, acme, bot):

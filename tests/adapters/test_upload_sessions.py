@@ -14,63 +14,54 @@ from loraplex.adapters.leases import JANITOR, Leases
 from loraplex.adapters.registry import AdapterRegistry
 from loraplex.adapters.upload_files import AnnouncedFile
 from loraplex.adapters.upload_sessions import UploadInfo, UploadLimits, UploadSessions
-from loraplex.platform.tenants import TenantDirectory
 
-pytest_plugins = ["database_fixtures"]
 pytestmark = pytest.mark.anyio
 
 FILES = (AnnouncedFile("adapter_config.json", 10, "a" * 64), AnnouncedFile("adapter_model.safetensors", 90, "b" * 64))
 LIMITS = UploadLimits(max_open=3, max_bytes=1000, lifetime=timedelta(hours=1))
 
 
-@pytest.fixture
-async def acme(database: Database, registry: AdapterRegistry) -> str:
-    tenant = await TenantDirectory(database).create_tenant("acme")
-    await registry.create_adapter(tenant.id, "bot", "base")
-    return tenant.id
-
-
 async def test_an_upload_is_open_until_it_is_a_version_or_forgotten(
-    database: Database, registry: AdapterRegistry, acme: str
+    database: Database, registry: AdapterRegistry, acme_with_bot: str
 ) -> None:
     """Everything announced is told again; its files are needed only while it is open; it goes with its adapter."""
     sessions = UploadSessions(database, LIMITS)
-    first, second = [await sessions.open(acme, "bot", FILES, "k" * 12) for _ in range(2)]
+    first, second = [await sessions.open(acme_with_bot, "bot", FILES, "k" * 12) for _ in range(2)]
     assert (first.adapter, first.files, first.version) == ("bot", FILES, None)
-    assert await sessions.get(acme, first.id) == first
-    assert await sessions.list_open(acme) == [second, first]
+    assert await sessions.get(acme_with_bot, first.id) == first
+    assert await sessions.list_open(acme_with_bot) == [second, first]
     assert await sessions.open_ids() == {first.id, second.id}
 
     await sessions.close(first.id, 7)
 
-    assert (await sessions.get(acme, first.id)).version == 7
-    assert await sessions.list_open(acme) == [second]
+    assert (await sessions.get(acme_with_bot, first.id)).version == 7
+    assert await sessions.list_open(acme_with_bot) == [second]
     assert await sessions.open_ids() == {second.id}
-    await registry.delete_adapter(acme, "bot")
+    await registry.delete_adapter(acme_with_bot, "bot")
     assert await sessions.open_ids() == set()
     for upload_id in (first.id, second.id, "0" * 32, "\0", "x" * 1000):
         with pytest.raises(UploadNotFound):
-            await sessions.get(acme, upload_id)
+            await sessions.get(acme_with_bot, upload_id)
     with pytest.raises(AdapterNotFound):
-        await sessions.open(acme, "bot", FILES, None)
+        await sessions.open(acme_with_bot, "bot", FILES, None)
 
 
-async def test_an_upload_whose_time_is_up_is_gone(database: Database, acme: str) -> None:
+async def test_an_upload_whose_time_is_up_is_gone(database: Database, acme_with_bot: str) -> None:
     """Before it is forgotten, too."""
     expired = UploadSessions(database, UploadLimits(3, 1000, timedelta(seconds=-1)))
-    upload = await expired.open(acme, "bot", FILES, None)
+    upload = await expired.open(acme_with_bot, "bot", FILES, None)
     for _ in range(2):
         with pytest.raises(UploadNotFound):
-            await expired.get(acme, upload.id)
-        assert (await expired.list_open(acme), await expired.open_ids()) == ([], set())
+            await expired.get(acme_with_bot, upload.id)
+        assert (await expired.list_open(acme_with_bot), await expired.open_ids()) == ([], set())
         await expired.drop_expired()
 
 
-async def test_uploads_that_are_opened_at_once_share_the_room(database: Database, acme: str) -> None:
+async def test_uploads_that_are_opened_at_once_share_the_room(database: Database, acme_with_bot: str) -> None:
     """Of eight at the same moment as many open as may, in number and in bytes."""
     for limits, expected in ((LIMITS, 3), (UploadLimits(8, 250, LIMITS.lifetime), 2)):
         sessions = UploadSessions(database, limits)
-        tries = [sessions.open(acme, "bot", FILES, None) for _ in range(8)]
+        tries = [sessions.open(acme_with_bot, "bot", FILES, None) for _ in range(8)]
         results = await asyncio.gather(*tries, return_exceptions=True)
         opened = [result for result in results if isinstance(result, UploadInfo)]
         assert len(opened) == expected

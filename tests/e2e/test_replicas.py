@@ -12,8 +12,6 @@ from e2e.server import Server, checked, eventually, running_server
 
 from loraplex.adapters.changes import MAX_STALE_SECONDS
 
-pytest_plugins = ["database_fixtures"]
-
 SLACK_SECONDS = 5
 """Two servers and their engines share a small machine with the tests."""
 

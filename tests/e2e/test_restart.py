@@ -77,6 +77,13 @@ def finish_in_pieces(server: Server, key: str, upload: str, folder: Path) -> tup
         return [file["offset"] for file in files], checked(client.post(f"{upload}/complete"))
 
 
+def residents(server: Server) -> list[tuple[list[str], str, int]]:
+    """What is in some memory: the versions, where they are, and by how many they are pinned."""
+    with server.http() as admin:
+        data = checked(admin.get("/api/v1/admin/residency"))["data"]
+    return [(entry["versions"], entry["tier"], entry["pins"]) for entry in data]
+
+
 def staged(server: Server) -> list[Path]:
     """Uploads that are on their way, as files."""
     return [path for path in server.data_dir.rglob("staging/*/*") if path.stat().st_size > 0]
@@ -93,7 +100,7 @@ def kill_everything(server: Server) -> None:
 
 @pytest.mark.timeout(300)
 def test_kill_dash_nine_loses_nothing_acknowledged(tiny_model_dir, make_adapter, tmp_path):
-    """Tenants, keys, versions, aliases and their answers are there again. An upload in pieces goes on from what was
+    """Tenants, keys, versions, aliases, pins and answers are there again. An upload in pieces goes on from what was
     acknowledged; the half upload in one piece never was."""
     folders = [make_adapter(tmp_path / str(seed), seed=seed) for seed in (1, 2, 3, 4)]
     with running_server(tiny_model_dir, tmp_path / "data", **OPTIONS) as server:
@@ -101,6 +108,7 @@ def test_kill_dash_nine_loses_nothing_acknowledged(tiny_model_dir, make_adapter,
         uploads = [server.upload(key, "bot", folder) for folder in folders[:2]]
         with server.http(key) as client:
             assert client.put("/api/v1/adapters/bot/aliases/prod", json={"version": 1}).is_success
+            assert client.put("/api/v1/adapters/bot/versions/2/pin", json={"seconds": 3600}).is_success
         before = {model: answer(server, key, model) for model in ("tiny", "bot", "bot@prod", "bot@2")}
         connection = begin_upload(server, key, "bot", folders[2])
         eventually(lambda: staged(server), bool)
@@ -115,6 +123,7 @@ def test_kill_dash_nine_loses_nothing_acknowledged(tiny_model_dir, make_adapter,
         second_connection.close()
 
     with running_server(tiny_model_dir, tmp_path / "data", **OPTIONS) as server:
+        eventually(lambda: residents(server), lambda found: found == [(["acme/bot@2"], "device", 1)])
         after = {model: answer(server, key, model) for model in before}
         with server.http(key) as client:
             adapter = client.get("/api/v1/adapters/bot").json()

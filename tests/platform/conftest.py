@@ -1,15 +1,22 @@
-"""A real engine behind its client, for tests to which it matters what an engine does."""
+"""A small adapter; a real engine behind its client, for tests to which it matters what one does; servers that die."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from itertools import count
 from pathlib import Path
 
 import pytest
+from dying import Death, dying_servers
 
 from loraplex.engine.client import EngineClient
 from loraplex.engine.settings import EngineSettings
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory, make_adapter: Callable[..., Path]) -> Path:
+    """A small adapter as PEFT saves it, to be copied or sent from there."""
+    return make_adapter(tmp_path_factory.mktemp("adapter"), rank=2, modules=["q_proj", "v_proj"])
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +38,13 @@ async def engine(engine_dir: Path, tiny_model_dir: Path) -> AsyncIterator[Engine
     client = await EngineClient.start(settings)
     yield client
     await client.stop()
+
+
+@pytest.fixture(scope="session")
+def die() -> Iterator[Callable[[Death], None]]:
+    """Has a server die at a step."""
+    with dying_servers() as die:
+        yield die
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,6 @@ from loraplex.adapters.database import Database
 from loraplex.engine.client import EngineClient
 from loraplex.platform.quarantine import REASON, quarantine_crasher
 
-pytest_plugins = ["database_fixtures"]
 pytestmark = pytest.mark.anyio
 
 
@@ -174,10 +173,15 @@ async def test_an_operator_takes_a_version_out_and_lets_it_back(
 async def test_what_the_engine_crashed_with_is_taken_out_for_good(
     api: Api, make_adapter: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """The version is quarantined in the registry with the reason; bytes that no version has harm nothing."""
+    """The version is quarantined in the registry with the reason; bytes that no version has harm nothing, and what is
+    still to be validated is left to that."""
     await api.client.post("/api/v1/adapters", json={"name": "bot"}, headers=api.auth("acme"))
     digest = (await api.upload("acme", "bot", make_adapter(tmp_path / "peft", rank=1))).json()["digest"]
-    for crasher in ("0" * 64, digest, digest):
+    facts = {"size_bytes": 1, "max_rank": 1, "targets": [], "report": [], "created_by": None}
+    tenant_id, registry = await api.tenant_id("acme"), api.services.registry
+    validating = await registry.publish(tenant_id, "bot", digest="1" * 64, **facts)  # type: ignore[arg-type]
+    for crasher in ("0" * 64, digest, digest, validating.digest):
         await quarantine_crasher(api.services, crasher)
+    assert await registry.get_version(tenant_id, "bot", 2) == validating
     told = (await api.client.get("/api/v1/adapters/bot/versions/1", headers=api.auth("acme"))).json()
     assert (told["state"], told["state_reason"]) == ("quarantined", REASON)

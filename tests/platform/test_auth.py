@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from api_running import Api, run_api
+from clock import Clock
 from litestar import Litestar, get
 
 from loraplex.adapters.changes import MAX_STALE_SECONDS, ChangeFeed
@@ -14,7 +15,6 @@ from loraplex.adapters.database import Database
 from loraplex.platform.auth import Authenticator, require_closed
 from loraplex.platform.tenants import InvalidKey, Principal, TenantDirectory
 
-pytest_plugins = ["database_fixtures"]
 pytestmark = pytest.mark.anyio
 
 PUBLIC = {"/livez", "/readyz", "/health", "/metrics", "/openapi.json"}
@@ -24,13 +24,6 @@ PUBLIC = {"/livez", "/readyz", "/health", "/metrics", "/openapi.json"}
 async def api(database: Database, tmp_path: Path, tiny_model_dir: Path) -> AsyncIterator[Api]:
     async with run_api(database, tmp_path, tiny_model_dir) as running:
         yield running
-
-
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 class CountingDirectory(TenantDirectory):

@@ -1,14 +1,14 @@
 """A name means the same thing every time, and nobody learns of another tenant's."""
 
 from dataclasses import replace
-from datetime import UTC, datetime
 
 import pytest
+from api_running import VERSION
 from hypothesis import given
 from hypothesis import strategies as st
 
 from loraplex.adapters.errors import AdapterNotFound, InvalidName
-from loraplex.adapters.registry import Target, VersionInfo
+from loraplex.adapters.registry import Target
 from loraplex.platform.catalog import Catalog, choose
 from loraplex.platform.errors import ApiError, to_api_error
 from loraplex.platform.tenants import Principal
@@ -25,21 +25,7 @@ class OneAdapter:
 
     def __init__(self, base_model="tiny"):
         self.asked = 0
-        self.version = VersionInfo(
-            adapter_id="a1",
-            tenant_id="t1",
-            tenant="acme",
-            name="bot",
-            base_model=base_model,
-            number=7,
-            digest="d" * 64,
-            size_bytes=1,
-            max_rank=8,
-            targets=("q_proj",),
-            state="ready",
-            state_reason="",
-            created_at=datetime(2026, 1, 1, tzinfo=UTC),
-        )
+        self.version = replace(VERSION, base_model=base_model)
 
     async def resolve(self, tenant_id, name, selector):
         self.asked += 1
@@ -230,8 +216,7 @@ async def test_any_name_is_a_model_or_the_404(model):
 
 def split(*weights):
     """Targets of versions that rise with their place, newest first."""
-    version = OneAdapter().version
-    numbered = [replace(version, number=number) for number in range(1, len(weights) + 1)]
+    numbered = [replace(VERSION, number=number) for number in range(1, len(weights) + 1)]
     return [Target(version, weight) for version, weight in zip(reversed(numbered), weights, strict=True)]
 
 

@@ -12,7 +12,6 @@ from loraplex.adapters.database import Database
 from loraplex.platform.logging import redact
 from loraplex.platform.metrics import Metrics
 
-pytest_plugins = ["database_fixtures"]
 pytestmark = pytest.mark.anyio
 
 

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from api_running import Api, run_api
+from api_running import Api, bad_files, code, run_api
+from clock import Clock
 from sqlalchemy import update
 
 from loraplex.adapters.database import Database
 from loraplex.adapters.schema import now
 from loraplex.platform import idempotency_keys
-from loraplex.platform.idempotency_keys import IdempotencyKeyInUse, NamedRequest
+from loraplex.platform.idempotency_keys import IN_FLIGHT, KEPT, IdempotencyKeyInUse, KeptAnswer, NamedRequest
 from loraplex.platform.schema import IdempotencyKey
 
-pytest_plugins = ["database_fixtures"]
 pytestmark = pytest.mark.anyio
 
 ADAPTERS = "/api/v1/adapters"
@@ -32,10 +33,6 @@ async def api(database: Database, tmp_path: Path, tiny_model_dir: Path) -> Async
 async def create(api: Api, name: str, key: str | None, who: str = "acme") -> Any:
     headers = api.auth(who) | ({} if key is None else {"idempotency-key": key})
     return await api.client.post(ADAPTERS, json={"name": name}, headers=headers)
-
-
-def code(response: Any) -> tuple[int, str]:
-    return response.status_code, response.json()["error"]["code"]
 
 
 async def test_the_same_request_gets_the_first_answer(api: Api, database: Database) -> None:
@@ -88,13 +85,46 @@ async def test_requests_at_the_same_time_are_done_once(api: Api) -> None:
         await keys.claim(request)
 
 
-async def test_the_names_of_a_key_are_bounded(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One too many is 429, and no retry helps soon; the janitor forgets those whose time is up, then there is room."""
+async def test_a_name_whose_request_died_at_work_is_free_again(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After IN_FLIGHT, for any request; if it was only slow, its late end changes nothing of what the next one does.
+
+    An answer is kept for longer."""
+    clock, begun, keys = Clock(), now(), api.services.idempotency
+    monkeypatch.setattr(idempotency_keys, "now", lambda: begun + timedelta(seconds=clock.now))
+    api_key_id = api.keys["acme"].split("_")[1]
+    slow, other = [NamedRequest(api_key_id, "k", digit * 64) for digit in "01"]
+    late, answer = KeptAnswer(201, b"late"), KeptAnswer(201, b"first")
+    assert await keys.claim(slow) is None
+    clock.now = IN_FLIGHT.total_seconds() - 1
+    with pytest.raises(IdempotencyKeyInUse):
+        await keys.claim(slow)
+
+    clock.now += 2
+    assert await keys.claim(other) is None
+    await keys.keep(slow, late)
+    await keys.release(slow)
+    with pytest.raises(IdempotencyKeyInUse):
+        await keys.claim(other)
+    await keys.keep(other, answer)
+    await keys.keep(other, late)
+    await keys.release(other)
+
+    clock.now += KEPT.total_seconds() - 1
+    assert await keys.claim(other) == answer
+    clock.now += 2
+    assert await keys.claim(slow) is None
+
+
+async def test_the_names_of_a_key_are_bounded(api: Api, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One too many is 429, and no retry helps soon; other keys have room, and this one when a name is forgotten."""
     monkeypatch.setattr(idempotency_keys, "MAX_KEPT", 2)
     created = [await create(api, f"bot-{n}", f"k-{n}") for n in range(3)]
     assert [answer.status_code for answer in created] == [201, 201, 429]
     assert created[2].headers["x-should-retry"] == "false"
     assert (await create(api, "bot-2", "k-2", "globex")).status_code == 201
+    async with database.transaction() as session:
+        await session.execute(update(IdempotencyKey).where(IdempotencyKey.name == "k-0").values(expires_at=now()))
+    assert [(await create(api, f"bot-{n}", f"k-{n}")).status_code for n in (2, 3)] == [201, 429]
 
 
 async def test_an_upload_is_the_same_by_its_files(api: Api, make_adapter: Callable[..., Path], tmp_path: Path) -> None:
@@ -119,8 +149,7 @@ async def test_an_upload_is_the_same_by_its_files(api: Api, make_adapter: Callab
 async def test_an_upload_in_pieces_is_opened_once(api: Api) -> None:
     """The second answer is the first one's upload."""
     await create(api, "bot", None)
-    names = ("adapter_config.json", "adapter_model.safetensors")
-    body = {"adapter": "bot", "files": [{"name": name, "size_bytes": 1, "sha256": "0" * 64} for name in names]}
+    body = {"adapter": "bot", "files": bad_files()}
     headers = api.auth("acme") | {"idempotency-key": "u"}
     ids = {(await api.client.post("/api/v1/uploads", json=body, headers=headers)).json()["id"] for _ in range(2)}
     assert len(ids) == 1

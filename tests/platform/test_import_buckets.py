@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from api_running import run_api
 from bucket_server import Bucket
+from database_fixtures import on_sqlite
 
 from loraplex.adapters.database import Database
 from loraplex.platform.imports import worker
 
-pytest_plugins = ["database_fixtures"]
-pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)]
+pytestmark = [pytest.mark.anyio, on_sqlite]
 
 
 @pytest.fixture

@@ -17,6 +17,8 @@ import httpx
 import pytest
 import structlog
 from api_running import Api, run_api
+from clock import Clock
+from database_fixtures import on_sqlite
 from hub_server import COMMIT, SIGNATURE, Hub, running_hub
 
 from loraplex.adapters.blobs import CONFIG_FILE, WEIGHTS_FILE, Staging
@@ -31,16 +33,10 @@ from loraplex.platform.logging import configure_logging
 from loraplex.platform.proof import Proof
 from loraplex.platform.services import Services
 
-pytest_plugins = ["database_fixtures"]
-pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)]
+pytestmark = [pytest.mark.anyio, on_sqlite]
 
 IMPORTS = "/api/v1/imports"
 SOURCE = f"hf://acme/bot@{COMMIT}"
-
-
-@pytest.fixture(scope="session")
-def folder(tmp_path_factory: pytest.TempPathFactory, make_adapter: Callable[..., Path]) -> Path:
-    return make_adapter(tmp_path_factory.mktemp("adapter"), rank=4, modules=["q_proj", "v_proj"])
 
 
 @pytest.fixture
@@ -194,6 +190,20 @@ async def test_what_may_pass_is_tried_again_and_what_lasts_is_not(api: Api, hub:
         pass
     states = [job["state"] for job in (await api.client.get(IMPORTS, headers=api.auth("acme"))).json()["data"]]
     assert states == ["failed"] * 5 + ["succeeded"] * 3
+
+
+async def test_each_attempt_waits_longer_than_the_one_before(api: Api, hub: Hub, database: Database) -> None:
+    """5, 10, 20 and 40 seconds; the first longer, since the hub asks for 7."""
+    hub.failures = [503] * 4
+    job = (await ask(api)).json()
+    clock, begun = Clock(), now()
+    leases = ImportLeases(database, lambda: begun + timedelta(seconds=clock.now))
+    services = replace(api.services, import_leases=leases)
+    for due, seconds in ((True, 0.0), *((is_due, s) for s in (7, 17, 37, 77) for is_due in (False, True))):
+        clock.now = seconds if due else seconds - 0.1
+        assert await worker.run_next(services) == due, clock.now
+    ended = await look(api, job)
+    assert (ended["state"], ended["attempt"]) == ("succeeded", 5)
 
 
 async def test_an_adapter_that_fails_its_checks_fails_the_import(api: Api, hub: Hub) -> None:

@@ -3,33 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import UTC, datetime
 
 import torch
+from api_running import VERSION
 from hypothesis import given
 from hypothesis import strategies as st
 from peft.tuners.lora.variants import calculate_alora_offsets
 
-from loraplex.adapters.registry import VersionInfo
 from loraplex.engine.messages import AdapterUse
 from loraplex.platform.catalog import WeightedVersion
 from loraplex.platform.openai.invocation import last_place_of, uses_of
 
-VERSION = VersionInfo(
-    adapter_id="a1",
-    tenant_id="t1",
-    tenant="acme",
-    name="bot",
-    base_model="tiny",
-    number=7,
-    digest="d" * 64,
-    size_bytes=1,
-    max_rank=8,
-    targets=("q_proj",),
-    state="ready",
-    state_reason="",
-    created_at=datetime(2026, 1, 1, tzinfo=UTC),
-)
 TOKENS = st.integers(1, 3)
 
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import httpx
 import pytest
-from api_running import Api, run_api
+from api_running import Api, refusal, run_api
+from database_fixtures import on_sqlite
 
 from loraplex.adapters.database import Database
 from loraplex.platform.app import create_app
@@ -20,11 +21,7 @@ from loraplex.platform.lora_folders import open_without_links
 from loraplex.platform.lora_modules import LoraModuleRefused, check_lora_modules, publish_lora_modules
 from loraplex.platform.settings import Settings
 
-pytest_plugins = ["database_fixtures"]
 pytestmark = pytest.mark.anyio
-
-one_database = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-"""For what no database decides."""
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -60,16 +57,11 @@ async def unload(api: Api, name: str, who: str = "operator", **fields: Any) -> A
     return await api.client.post("/v1/unload_lora_adapter", json=body, headers=api.auth(who))
 
 
-async def refusal(response: Any) -> tuple[int, str, str]:
-    error = response.json()["error"]
-    return response.status_code, error["code"], error["param"]
-
-
 async def meant(api: Api, body: dict[str, Any], who: str = "acme") -> Any:
     """The version that a completion with these fields runs, or the error's status, code and field."""
     body = {"prompt": "hi", "max_tokens": 1, **body}
     response = await api.client.post("/v1/completions", json=body, headers=api.auth(who))
-    return response.json()["model"] if response.is_success else await refusal(response)
+    return response.json()["model"] if response.is_success else refusal(response)
 
 
 async def test_load_and_unload_answer_as_vllm_does(api: Api, allowed: Path, folders: tuple[Path, Path]) -> None:
@@ -79,7 +71,7 @@ async def test_load_and_unload_answer_as_vllm_does(api: Api, allowed: Path, fold
     assert loaded.headers["content-type"].startswith("text/plain")
     assert await meant(api, {"model": "bot"}) == "acme/bot@1"
     again = await load(api, "acme/bot", allowed / "bot")
-    assert await refusal(again) == (400, "adapter_exists", "lora_name")
+    assert refusal(again) == (400, "adapter_exists", "lora_name")
     assert "has already been loaded. If you want to load the adapter in place" in again.json()["error"]["message"]
 
     for source, version in ((folders[1], 2), (folders[1], 2), (folders[0], 1)):
@@ -91,7 +83,7 @@ async def test_load_and_unload_answer_as_vllm_does(api: Api, allowed: Path, fold
     assert (gone.status_code, gone.text) == (200, "Success: LoRA adapter 'acme/bot' removed successfully.")
     assert await meant(api, {"model": "bot"}) == (404, "model_not_found", "model")
     missing = await unload(api, "acme/bot")
-    assert await refusal(missing) == (404, "adapter_not_found", "lora_name")
+    assert refusal(missing) == (404, "adapter_not_found", "lora_name")
     assert missing.json()["error"]["message"] == "The lora adapter 'acme/bot' cannot be found."
 
 
@@ -110,15 +102,15 @@ async def test_a_bare_name_is_the_default_tenants(api: Api, allowed: Path) -> No
     assert (await load(api, "nobody/bot", allowed / "bot")).status_code == 404
 
 
-@one_database
+@on_sqlite
 async def test_a_name_that_no_adapter_can_have_is_refused(api: Api, allowed: Path) -> None:
     """400 names the field; a version cannot be loaded, nor the base's name taken."""
     for name in ("Bot", "a/b/c", "../bot", "bot@1", "tiny", "acme/tiny", "", "b" * 10_000):
-        refused = await refusal(await load(api, name, allowed / "bot"))
+        refused = refusal(await load(api, name, allowed / "bot"))
         assert refused == (400, "invalid_value", "lora_name"), name[:20]
 
 
-@one_database
+@on_sqlite
 async def test_only_operators_may_and_only_where_it_is_on(api: Api, allowed: Path) -> None:
     """A tenant's key is 403 whatever its scopes; without the setting an operator's is too, and is told of it."""
     for answer in (await load(api, "bot", allowed / "bot", who="acme"), await unload(api, "bot", who="acme")):
@@ -132,7 +124,7 @@ async def test_only_operators_may_and_only_where_it_is_on(api: Api, allowed: Pat
             assert "--lora-dirs" in answer.json()["error"]["message"]
 
 
-@one_database
+@on_sqlite
 async def test_nothing_is_told_of_what_lies_elsewhere(api: Api, allowed: Path, folders: tuple[Path, Path]) -> None:
     """Other folders, those that are not there, ways round by `..` and links out: one 403, byte for byte."""
     (allowed / "out").symlink_to(folders[0])
@@ -159,11 +151,11 @@ async def test_nothing_is_told_of_what_lies_elsewhere(api: Api, allowed: Path, f
     ]
     answers = [await load(api, "acme/bot", path) for path in paths]
     assert {answer.content for answer in answers} == {answers[0].content}
-    assert await refusal(answers[0]) == (403, "lora_path_not_allowed", "lora_path")
+    assert refusal(answers[0]) == (403, "lora_path_not_allowed", "lora_path")
     assert "lora_dirs" in answers[0].json()["error"]["message"]
 
 
-@one_database
+@on_sqlite
 async def test_what_is_no_adapters_folder_is_404(api: Api, allowed: Path) -> None:
     """Missing folders and files, files and pipes in their place: told by the file that is wanted; nothing hangs."""
     for name in ("empty", "pickled", "piped"):
@@ -177,13 +169,13 @@ async def test_what_is_no_adapters_folder_is_404(api: Api, allowed: Path) -> Non
     wrong |= {"pickled": WEIGHTS, "piped": WEIGHTS, ".": CONFIG}
     for path, file in wrong.items():
         response = await load(api, "acme/bot", f"{allowed}/{path}")
-        assert await refusal(response) == (404, "lora_path_not_found", "lora_path"), path
+        assert refusal(response) == (404, "lora_path_not_found", "lora_path"), path
         assert file in response.json()["error"]["message"]
     too_long = await load(api, "acme/bot", allowed / ("x" * 1000))
-    assert await refusal(too_long) == (400, "lora_path_unreadable", "lora_path")
+    assert refusal(too_long) == (400, "lora_path_unreadable", "lora_path")
 
 
-@one_database
+@on_sqlite
 async def test_links_inside_the_directory_are_followed(api: Api, allowed: Path) -> None:
     """A hub's cache keeps its snapshots as links to blobs."""
     snapshot = allowed / "snapshots" / "1"
@@ -204,7 +196,7 @@ def test_a_link_that_comes_after_the_look_is_not_followed(allowed: Path, folders
             open_without_links(path)
 
 
-@one_database
+@on_sqlite
 async def test_a_bad_adapter_is_the_clients_error(api: Api, allowed: Path, folders: tuple[Path, Path]) -> None:
     """400 with the report of an upload and 413 past the limit, not vLLM's 500; the name can be loaded afterwards."""
     (allowed / "bot" / CONFIG).write_text("{}")
@@ -212,12 +204,12 @@ async def test_a_bad_adapter_is_the_clients_error(api: Api, allowed: Path, folde
     assert (response.status_code, response.json()["error"]["code"]) == (400, "adapter_invalid")
     assert response.json()["error"]["details"]
     (allowed / "bot" / CONFIG).write_bytes(bytes(1 << 20))
-    assert await refusal(await load(api, "acme/bot", allowed / "bot")) == (413, "adapter_too_large", "lora_path")
+    assert refusal(await load(api, "acme/bot", allowed / "bot")) == (413, "adapter_too_large", "lora_path")
     shutil.copytree(folders[0], allowed / "bot", dirs_exist_ok=True)
     assert (await load(api, "acme/bot", allowed / "bot")).status_code == 200
 
 
-@one_database
+@on_sqlite
 async def test_a_quarantined_adapter_is_not_loaded_again(api: Api, allowed: Path) -> None:
     """409 with the operator's reason, not the advice to try again; at start it is the reason why there is none."""
     await load(api, "acme/bot", allowed / "bot")
@@ -233,7 +225,7 @@ async def test_a_quarantined_adapter_is_not_loaded_again(api: Api, allowed: Path
         await publish_lora_modules(replace(api.services, settings=settings))
 
 
-@one_database
+@on_sqlite
 async def test_a_name_that_stands_for_a_quarantined_version_is_moved_on(
     api: Api, allowed: Path, folders: tuple[Path, Path]
 ) -> None:
@@ -249,7 +241,7 @@ async def test_a_name_that_stands_for_a_quarantined_version_is_moved_on(
     assert target.version.number == 2
 
 
-@one_database
+@on_sqlite
 async def test_a_folders_chat_template_is_chosen_as_transformers_chooses_it(api: Api, allowed: Path) -> None:
     """chat_template.jinja, where it is there, before that of tokenizer_config.json, which may not be too large."""
     template = "{% for m in messages %}{{ m.content }};{% endfor %}"
@@ -262,7 +254,7 @@ async def test_a_folders_chat_template_is_chosen_as_transformers_chooses_it(api:
     assert (await refusal(await load(api, "acme/other", allowed / "bot")))[:2] == (413, "adapter_too_large")
 
 
-@one_database
+@on_sqlite
 async def test_the_adapter_may_stand_beside_the_base(api: Api, allowed: Path) -> None:
     """SGLang's base:adapter, LoRAX's adapter_id, SGLang's lora_path; two that differ are 400, others' are 404."""
     await load(api, "acme/bot", allowed / "bot")
@@ -299,7 +291,7 @@ async def test_the_adapter_may_stand_beside_the_base(api: Api, allowed: Path) ->
         assert refused == (400, "unsupported_parameter", field)
 
 
-@one_database
+@on_sqlite
 async def test_models_show_names_and_no_paths(api: Api, allowed: Path) -> None:
     """`root` is the version that a name stands for now and `parent` the base; what was rejected is neither."""
     for name in ("bot", "new"):

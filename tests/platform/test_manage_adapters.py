@@ -18,7 +18,6 @@ from loraplex.platform.manage.uploads import PartTarget, UploadSink, UploadSlots
 from loraplex.platform.publishing import CONFIG_BYTES
 from loraplex.platform.template_checks import TOKENIZER_CONFIG_BYTES
 
-pytest_plugins = ["database_fixtures"]
 pytestmark = pytest.mark.anyio
 
 BOUNDARY = "----test-boundary"

@@ -11,7 +11,6 @@ from api_running import Api, run_api
 
 from loraplex.adapters.database import Database
 
-pytest_plugins = ["database_fixtures"]
 pytestmark = pytest.mark.anyio
 
 BOT = "/api/v1/adapters/bot"

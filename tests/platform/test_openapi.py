@@ -14,7 +14,6 @@ from loraplex.adapters.database import Database
 
 OPTIONAL_PARTS = {"chat_template", "tokenizer_config"}
 
-pytest_plugins = ["database_fixtures"]
 pytestmark = pytest.mark.anyio
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from api_running import Api, StandingEngine, run_api
+from api_running import Api, StandingEngine, refusal, run_api
+from database_fixtures import on_sqlite
 
 from loraplex.adapters.changes import ChangeFeed
 from loraplex.adapters.database import Database
@@ -19,7 +20,6 @@ from loraplex.adapters.registry import AdapterRegistry
 from loraplex.platform.catalog import Catalog
 from loraplex.platform.profile_cache import ProfileCache
 
-pytest_plugins = ["database_fixtures"]
 pytestmark = pytest.mark.anyio
 
 PROFILE = "/api/v1/adapters/{}/versions/{}/profile"
@@ -29,9 +29,6 @@ GEMMA_LIKE = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
 )
 USER = {"role": "user", "content": "Hi"}
-
-on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-"""Of tests to which the database is all the same."""
 
 
 @pytest.fixture(scope="session")
@@ -75,11 +72,6 @@ async def prompt_of(api: Api, model: str, **fields: Any) -> str:
     response = await chat(api, model, **fields)
     assert response.status_code == 200, response.text
     return api.services.text._tokenizer.decode(engine(api).asked[-1].prompt, skip_special_tokens=False)
-
-
-def refusal(response: Any) -> tuple[int, str, str]:
-    error = response.json()["error"]
-    return response.status_code, error["code"], error["param"]
 
 
 @on_sqlite

@@ -9,16 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from api_running import Api, run_api
+from api_running import Api, StandingEngine, ready_of, run_api
+from database_fixtures import on_sqlite
+from msgspec.structs import replace
+from peft import TrainableTokensConfig
+from peft_kinds import write
 from safetensors.torch import load_file, save_file
 
 from loraplex.adapters.database import Database
 from loraplex.adapters.types import AdapterSpec
-from loraplex.engine.client import EngineClient, EngineUnavailable
+from loraplex.engine.client import EngineClient, EngineUnavailable, Generation
+from loraplex.engine.messages import Generate
+from loraplex.engine.models.config import ModelConfig, lora_shape
 from loraplex.platform import validation
 from loraplex.platform.proof import PROBES
 
-pytest_plugins = ["database_fixtures"]
 pytestmark = pytest.mark.anyio
 
 VERSIONS = "/api/v1/adapters/bot/versions"
@@ -143,6 +148,31 @@ async def test_an_invocation_is_looked_for_in_the_prompt(
     invoked, cached = await answer("bot", [*before, 70, 71])
     assert cached == 48
     assert invoked != (await answer("tiny", [*before, 70, 71]))[0]
+
+
+OWN_TOKENS = [200, 7, 201]
+
+
+class UntiedEngine(StandingEngine):
+    """Its base has a head of its own: rows of the embedding do something only where a prompt has their tokens."""
+
+    def generate(self, request: Generate) -> Generation:
+        has_own = not {*OWN_TOKENS}.isdisjoint(request.prompt)
+        return super().generate(request if has_own else replace(request, adapters=()))
+
+
+@on_sqlite
+async def test_rows_of_an_adapters_own_are_looked_for_in_the_prompt(
+    database: Database, tmp_path: Path, tiny_model_dir: Path
+) -> None:
+    """The proof has their tokens behind every probe, which may be without them: else the adapter would seem to change
+    nothing."""
+    config = TrainableTokensConfig(token_indices=OWN_TOKENS, task_type="CAUSAL_LM")
+    engine = UntiedEngine(ready_of(lora_shape(ModelConfig.from_folder(tiny_model_dir))))
+    async with run_api(database, tmp_path / "data", tiny_model_dir, engine=engine) as api:
+        await api.client.post("/api/v1/adapters", json={"name": "bot"}, headers=api.auth("acme"))
+        uploaded = await api.upload("acme", "bot", write(tmp_path / "peft", tiny_model_dir, config, seed=1))
+    assert (uploaded.status_code, uploaded.json()["state"]) == (201, "ready")
 
 
 async def test_warming_brings_a_version_back_to_the_device(

@@ -5,24 +5,26 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from api_running import Api, run_api
+from api_running import Api, StandingEngine, run_api
+from database_fixtures import on_sqlite
 
 from loraplex.adapters.database import Database
 from loraplex.adapters.pin_registry import PinInfo, PinRegistry
 from loraplex.engine.client import EngineClient, EngineUnavailable
+from loraplex.engine.messages import Decision, Ready, Refusal
 from loraplex.engine.settings import EngineSettings
 from loraplex.platform.deletions import Deletions
 from loraplex.platform.manage import engine_answers
 from loraplex.platform.pins import PinKeeper
 
-pytest_plugins = ["database_fixtures"]
-pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)]
+pytestmark = [pytest.mark.anyio, on_sqlite]
 
 DEADLINE_SECONDS = 60
 ONE_ADAPTER = 2 * 1024 * 8 * 4  # bytes of rank 8 on all modules of the tiny model, fp32
@@ -169,7 +171,7 @@ async def test_pins_hold_as_far_as_they_may(api: Api, peft: list[Path]) -> None:
     """They are bounded for a tenant and for all, outlive the engine, and go with their version; a running request or a
     pin keeps its memory from eviction."""
     await publish(api, "acme", "bot", *peft)
-    await publish(api, "globex", "bot", peft[2])
+    await publish(api, "globex", "bot", peft[2], peft[1])
 
     async def pin(who: str, number: int, seconds: Any = 600) -> tuple[int, Any]:
         return await act(api, who, "PUT", f"bot/versions/{number}/pin", json={"seconds": seconds})
@@ -179,7 +181,11 @@ async def test_pins_hold_as_far_as_they_may(api: Api, peft: list[Path]) -> None:
     assert [(await pin("acme", number))[0] for number in (1, 2, 1)] == [200, 200, 200]
     status, refused = await pin("acme", 3)
     assert (status, refused["error"]["code"]) == (409, "pins_exceeded")
+    assert "your pins would take" in refused["error"]["message"]
     assert (await pin("globex", 1))[0] == 200
+    status, refused = await pin("globex", 2)
+    assert (status, refused["error"]["code"]) == (409, "pins_exceeded")
+    assert "all tenants' pins together" in refused["error"]["message"]
     listed = (await act(api, "acme", "GET", "bot/residency"))[1]["data"]
     assert [(entry["version"], entry["pinned_until"] is not None) for entry in listed] == [
         (3, False),
@@ -199,7 +205,7 @@ async def test_pins_hold_as_far_as_they_may(api: Api, peft: list[Path]) -> None:
     await until(lambda: has_pins(engine, 1))
 
     use = api.services.uses
-    version = await api.services.registry.get_version((await tenant_id(api, "acme")), "bot", 1)
+    version = await api.services.registry.get_version(await api.tenant_id("acme"), "bot", 1)
     use.begin(version.tenant_id, [version.digest])
     status, used = await act(api, "acme", "POST", "bot/versions/1/evict")
     assert (status, used["error"]["code"]) == (409, "adapter_in_use")
@@ -231,7 +237,7 @@ async def test_what_is_deleted_leaves_the_memory(api: Api, peft: list[Path], mon
     following = asyncio.create_task(Deletions(changes, api.services.registry, engine).follow())
     await publish(api, "acme", "bot", *peft)
     await publish(api, "globex", "twin", peft[2])
-    first, second, third = (await api.services.registry.get_adapter(await tenant_id(api, "acme"), "bot")).versions
+    first, second, third = (await api.services.registry.get_adapter(await api.tenant_id("acme"), "bot")).versions
     assert (await act(api, "acme", "PUT", "bot/versions/2/pin", json={"seconds": 600}))[0] == 200
 
     async def in_memory(*digests: str) -> bool:
@@ -263,7 +269,7 @@ async def test_while_the_engine_is_down_versions_are_on_the_disk(
             status, refused = await act(standing, "acme", "PUT", "bot/versions/1/pin", json={"seconds": 600})
             assert (status, refused["error"]["code"]) == (503, "engine_unavailable")
             assert await pins.on_base("tiny") == before
-            version = await standing.services.registry.get_version((await tenant_id(standing, "acme")), "bot", 1)
+            version = await standing.services.registry.get_version(await standing.tenant_id("acme"), "bot", 1)
             await pins.put(version, datetime.now(UTC) + timedelta(hours=1))
             before = await pins.on_base("tiny")
 
@@ -287,6 +293,43 @@ async def never(*_: Any) -> Any:
     await asyncio.Event().wait()
 
 
+class RefusingEngine(StandingEngine):
+    """It counts how often it was asked to pin each version."""
+
+    def __init__(self, ready: Ready) -> None:
+        super().__init__(ready)
+        self.asked_for: Counter[str] = Counter()
+
+    def pin(self, adapter: str, owner: str, until: float) -> asyncio.Future[Any]:
+        self.asked_for[adapter] += 1
+        answer = asyncio.get_running_loop().create_future()
+        answer.set_result(Decision(0, Refusal("pins_exceeded", "there is no room")))
+        return answer
+
+
+async def test_what_the_engine_refuses_to_pin_it_is_not_asked_at_once_again(
+    database: Database, tmp_path: Path, tiny_model_dir: Path, peft: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But for another time, and after a while: there may be room then."""
+    async with run_api(database, tmp_path, tiny_model_dir) as standing:
+        await publish(standing, "acme", "bot", peft[0])
+        version = await standing.services.registry.get_version(await standing.tenant_id("acme"), "bot", 1)
+        pins, engine = PinRegistry(database), RefusingEngine(standing.services.engine.ready)
+        keeper = PinKeeper(pins, engine, standing.services.changes, "tiny")  # type: ignore[arg-type]
+        for hours, asked in ((1, 1), (2, 2)):
+            await pins.put(version, datetime.now(UTC) + timedelta(hours=hours))
+            for _ in range(3):
+                await keeper.sync()
+            assert engine.asked_for == {version.digest: asked}
+
+        monkeypatch.setattr("loraplex.platform.pins.SYNC_SECONDS", 0.01)
+        following = asyncio.create_task(keeper.follow())
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            while engine.asked_for[version.digest] < 4:  # noqa: ASYNC110 - the task asks
+                await asyncio.sleep(0.01)
+        following.cancel()
+
+
 async def has_pins(engine: EngineClient, count: int) -> bool:
     """So many adapters are pinned, and on the device."""
     try:
@@ -294,7 +337,3 @@ async def has_pins(engine: EngineClient, count: int) -> bool:
     except EngineUnavailable:
         return False
     return sum(found.pins > 0 and found.device_bytes > 0 for found in located) == count
-
-
-async def tenant_id(api: Api, slug: str) -> str:
-    return (await api.services.tenants.get_tenant(slug)).id

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from api_running import Api, announced, run_api
+from api_running import Api, announced, bad_files, code, run_api
+from database_fixtures import on_sqlite
 from sqlalchemy import update
 
 from loraplex.adapters.blobs import ADAPTER_FILES, CONFIG_FILE, WEIGHTS_FILE
@@ -19,8 +20,7 @@ from loraplex.adapters.schema import Upload, now
 from loraplex.platform.manage.resumable import BYTES_FROM_OFFSET
 from loraplex.platform.publishing import CONFIG_BYTES
 
-pytest_plugins = ["database_fixtures"]
-pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)]
+pytestmark = [pytest.mark.anyio, on_sqlite]
 
 UPLOADS = "/api/v1/uploads"
 BYTES = {"content-type": BYTES_FROM_OFFSET}
@@ -52,7 +52,9 @@ async def opened(api: Api, body: dict[str, Any], who: str = "acme") -> str:
     return f"{UPLOADS}/{response.json()['id']}"
 
 
-async def send(api: Api, upload: str, name: str, content: bytes, offset: int = 0, who: str = "acme") -> Any:
+async def send(
+    api: Api, upload: str, name: str, content: bytes | AsyncIterator[bytes], offset: int = 0, who: str = "acme"
+) -> Any:
     headers = {**BYTES, "upload-offset": str(offset), **api.auth(who)}
     return await api.client.patch(f"{upload}/files/{name}", content=content, headers=headers)
 
@@ -71,10 +73,6 @@ async def complete(api: Api, upload: str, who: str = "acme") -> Any:
 
 async def get(api: Api, path: str, who: str = "acme") -> Any:
     return await api.client.get(path, headers=api.auth(who))
-
-
-def code(response: Any) -> tuple[int, str]:
-    return response.status_code, response.json()["error"]["code"]
 
 
 async def test_an_upload_in_pieces_becomes_a_version_once(api: Api, adapter: Path) -> None:
@@ -161,7 +159,7 @@ async def test_what_came_before_a_connection_broke_stays(api: Api, adapter: Path
 async def test_one_request_at_a_time_writes_to_an_upload(api: Api, adapter: Path) -> None:
     """A second one is told to wait, and nothing of it is written."""
     upload = await opened(api, body(adapter))
-    info = (await api.services.uploads.list_open(await tenant_id(api, "acme")))[0]
+    info = (await api.services.uploads.list_open(await api.tenant_id("acme")))[0]
     with api.services.upload_files.growing(info.id, info.files[0]):
         busy = await send(api, upload, WEIGHTS_FILE, b"x")
     assert code(busy) == (409, "upload_busy")
@@ -169,8 +167,26 @@ async def test_one_request_at_a_time_writes_to_an_upload(api: Api, adapter: Path
     assert (await send(api, upload, WEIGHTS_FILE, b"x")).status_code == 204
 
 
-async def tenant_id(api: Api, slug: str) -> str:
-    return next(tenant.id for tenant in await api.services.tenants.list_tenants() if tenant.slug == slug)
+async def test_as_many_requests_of_a_tenant_as_may_are_under_way(api: Api, adapter: Path) -> None:
+    """One more is 429, whether it sends or completes; others' do not count, and there is room when one has ended."""
+    slow = [await opened(api, body(adapter)) for _ in range(api.services.settings.max_uploads_per_tenant)]
+    upload, foreign = await sent(api, adapter), await opened(api, body(adapter), "globex")
+    begun, go_on = asyncio.Semaphore(0), asyncio.Event()
+
+    async def slowly() -> AsyncIterator[bytes]:
+        begun.release()
+        await go_on.wait()
+        yield b"x"
+
+    sending = [asyncio.create_task(send(api, each, CONFIG_FILE, slowly())) for each in slow]
+    for _ in slow:
+        await begun.acquire()
+    for refused in (await send(api, upload, CONFIG_FILE, b"x"), await complete(api, upload)):
+        assert code(refused) == (429, "too_many_uploads")
+    assert (await send(api, foreign, CONFIG_FILE, b"x", who="globex")).status_code == 204
+    go_on.set()
+    assert [(await each).status_code for each in sending] == [204] * len(slow)
+    assert (await complete(api, upload)).status_code == 201
 
 
 async def test_a_file_that_is_not_the_announced_one_is_sent_again(api: Api, adapter: Path) -> None:
@@ -231,11 +247,6 @@ async def test_bad_announcements_name_the_field(api: Api) -> None:
     response = await api.client.post(UPLOADS, json=absent, headers=api.auth("acme"))
     assert code(response) == (404, "adapter_not_found")
     assert (await get(api, UPLOADS)).json() == {"data": []}
-
-
-def bad_files(size_bytes: int = 10) -> list[dict[str, Any]]:
-    """Fit to be announced, never to be sent."""
-    return [{"name": name, "size_bytes": size_bytes, "sha256": "0" * 64} for name in ADAPTER_FILES]
 
 
 async def test_a_tenants_open_uploads_are_bounded(api: Api, database: Database) -> None:

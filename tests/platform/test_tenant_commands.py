@@ -17,8 +17,6 @@ from loraplex.platform.cli.tenants import key, tenant
 from loraplex.platform.migrate import head_revision, locked_connection, upgrade_database
 from loraplex.platform.tenants import TenantDirectory
 
-pytest_plugins = ["database_fixtures"]
-
 
 @click.group()
 def main() -> None: ...

@@ -24,7 +24,6 @@ from loraplex.platform.tenants import (
     TenantNotFound,
 )
 
-pytest_plugins = ["database_fixtures"]
 pytestmark = pytest.mark.anyio
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Callable, Mapping
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,33 @@ class ToyWeights:
 def make_base() -> Callable[..., ToyWeights]:
     """`make_base(seed, ties_embeddings=False)`: what `load_packed` may ask of a base."""
     return ToyWeights
+
+
+class Jobs(Executor):
+    """Runs jobs one at a time, when told to."""
+
+    def __init__(self) -> None:
+        self.waiting: list[tuple[Future[Any], Callable[..., Any], tuple[Any, ...]]] = []
+
+    def submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        self.waiting.append((future, function, arguments))
+        return future
+
+    def run_one(self) -> None:
+        future, function, arguments = self.waiting.pop(0)
+        try:
+            future.set_result(function(*arguments))
+        except BaseException as error:
+            future.set_exception(error)
+
+
+@pytest.fixture
+def jobs(monkeypatch: pytest.MonkeyPatch) -> Jobs:
+    """Stands in for the loader threads of every residency that is made after it."""
+    made = Jobs()
+    monkeypatch.setattr("loraplex.adapters.load_jobs.loader_threads", lambda count, name: made)
+    return made
 
 
 def safetensors_bytes(header: Any, data: bytes = b"") -> bytes:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Executor, Future
-
 import pytest
 import torch
+from clock import Clock
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
@@ -23,32 +22,6 @@ SIZES = tuple(rank // 2 * UNIT for rank in RANKS)
 CAPACITY = 7 * UNIT
 LIMITS = PinLimits(share=5 / 7, share_per_owner=3 / 7)
 OWNERS = ("acme", "globex", "initech")
-
-
-class Jobs(Executor):
-    """Runs jobs one at a time, when told to."""
-
-    def __init__(self) -> None:
-        self.waiting = []
-
-    def submit(self, function, *arguments):
-        future = Future()
-        self.waiting.append((future, function, arguments))
-        return future
-
-    def run_one(self) -> None:
-        future, function, arguments = self.waiting.pop(0)
-        try:
-            future.set_result(function(*arguments))
-        except BaseException as error:
-            future.set_exception(error)
-
-
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 class Bench:
@@ -105,13 +78,6 @@ class Bench:
 
     def pinned(self) -> set[str]:
         return {found.digest for found in self.residency.locate(self.digests) if found.pins}
-
-
-@pytest.fixture
-def jobs(monkeypatch):
-    made = Jobs()
-    monkeypatch.setattr("loraplex.adapters.load_jobs.loader_threads", lambda count, name: made)
-    return made
 
 
 @pytest.fixture
