@@ -292,11 +292,11 @@ async def test_staged_files_stay_while_a_thread_is_at_them(api: Api, monkeypatch
     check, loop = publishing._check, asyncio.get_running_loop()
     begun, go_on, seen = asyncio.Event(), threading.Event(), []
 
-    def slow_check(services: Services, staging: Staging, sha256: str) -> Any:
+    def slow_check(services: Services, staging: Staging, *rest: Any) -> Any:
         loop.call_soon_threadsafe(begun.set)
         go_on.wait(30)
         seen.extend(path.exists() for path in (staging.path(CONFIG_FILE), staging.path(WEIGHTS_FILE)))
-        return check(services, staging, sha256)
+        return check(services, staging, *rest)
 
     monkeypatch.setattr(publishing, "_check", slow_check)
     job = (await ask(api)).json()

@@ -12,7 +12,9 @@ import pytest
 from api_running import Api, run_api
 
 from loraplex.adapters.base_models import register_base_model
+from loraplex.adapters.blobs import TOKENIZER_FILE
 from loraplex.adapters.database import Database
+from loraplex.platform import publishing
 from loraplex.platform.errors import ApiError
 from loraplex.platform.manage.uploads import PartTarget, UploadSink, UploadSlots
 from loraplex.platform.publishing import CONFIG_BYTES
@@ -129,8 +131,9 @@ async def test_a_cut_off_upload_leaves_nothing(api: Api, adapter: Path) -> None:
     assert (await api.client.get("/api/v1/adapters/bot", headers=api.auth("acme"))).json()["versions"] == []
 
 
-async def test_too_large_parts_are_refused(api: Api, adapter: Path) -> None:
+async def test_too_large_parts_are_refused(api: Api, adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """413 for weights or configuration past their limits, announced or not, and the connection is closed."""
+    monkeypatch.setitem(publishing.PROMPT_FILE_BYTES, TOKENIZER_FILE, 1000)  # the real one is large
     config = (adapter / "adapter_config.json").read_bytes()
     limit = api.services.settings.max_adapter_bytes
     too_large = {

@@ -19,6 +19,7 @@ from loraplex.platform.openai.routes import OPENAI_ROUTES
 from loraplex.platform.profile_cache import ProfileCache
 from loraplex.platform.services import Services
 from loraplex.platform.tenants import Principal
+from loraplex.platform.text_codecs import TextCodecs
 from loraplex.platform.use_log import UseLog
 
 ACME = Principal(key_id="k", tenant_id="t", tenant="acme", scopes=frozenset({"inference"}), salt=b"salt")
@@ -69,6 +70,8 @@ class ScriptedGeneration:
 class ByteText:
     """A codec in which a token is a byte."""
 
+    end = None
+
     def encode(self, text):
         return list(text.encode())
 
@@ -118,6 +121,7 @@ class Api:
             | {
                 "engine": engine,
                 "text": ByteText(),
+                "codecs": TextCodecs(ByteText(), None),
                 "catalog": Catalog(None, SimpleNamespace(subscribe=lambda listener: None), "base"),
                 "profile_cache": ProfileCache(None),
                 "metrics": self.metrics,

@@ -12,7 +12,7 @@ from api_running import Api, run_api
 
 from loraplex.adapters.database import Database
 
-OPTIONAL_PARTS = {"chat_template", "tokenizer_config"}
+OPTIONAL_PARTS = {"chat_template", "tokenizer_config", "tokenizer"}
 
 pytestmark = pytest.mark.anyio
 
