@@ -11,8 +11,8 @@ from typing import Literal
 from loraplex.engine.client import EngineUnavailable, Generation, GenerationFailed
 from loraplex.engine.messages import Generate, Started, TokenChunk
 from loraplex.engine.text import TextCodec
+from loraplex.platform.openai.generation_types import FinishReason, PromptTokensDetails, Usage
 from loraplex.platform.openai.stop_strings import StopStrings
-from loraplex.platform.openai.types import FinishReason, PromptTokensDetails, Usage
 from loraplex.platform.services import Services
 
 Endpoint = Literal["chat", "completions"]

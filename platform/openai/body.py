@@ -1,6 +1,6 @@
 """Request bodies from bytes, strictly: the right types, no unknown field, and nothing asked for that is not served.
 
-Knows which fields of OpenAI's API, and of other servers' versions of it, are not served. What is served is in `types`.
+Knows which fields of OpenAI's API, and of other servers' versions of it, are not served. What is served is in `*_types`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from litestar import Request
 from litestar.exceptions import InternalServerException
 
 from loraplex.platform.errors import ApiError, malformed_json
-from loraplex.platform.openai.types import GenerationRequest
+from loraplex.platform.openai.generation_types import GenerationRequest
 
 UNSERVED: Mapping[str, tuple[Any, ...]] = {
     # field of OpenAI's, vLLM's or LoRAX's API -> the values that ask for nothing; any other is refused

@@ -17,8 +17,7 @@ from loraplex.engine.templates import TemplateError
 from loraplex.engine.text import TextCodec
 from loraplex.platform.errors import ApiError
 from loraplex.platform.openai.answer import Answer
-from loraplex.platform.openai.generation import choose_model, heading, prepare, respond, stop_strings
-from loraplex.platform.openai.types import (
+from loraplex.platform.openai.chat_types import (
     AssistantMessage,
     ChatChoice,
     ChatChunkChoice,
@@ -27,9 +26,9 @@ from loraplex.platform.openai.types import (
     ChatCompletionRequest,
     ChatDelta,
     ChatMessage,
-    FinishReason,
-    Heading,
 )
+from loraplex.platform.openai.generation import choose_model, heading, prepare, respond, stop_strings
+from loraplex.platform.openai.generation_types import FinishReason, Heading
 from loraplex.platform.prompts import chat_prompt
 from loraplex.platform.services import Services
 from loraplex.platform.tenants import Principal

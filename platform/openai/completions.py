@@ -14,8 +14,9 @@ from litestar.params import JSONBody
 
 from loraplex.engine.text import TextCodec
 from loraplex.platform.openai.answer import Answer
+from loraplex.platform.openai.completion_types import Completion, CompletionRequest, TextChoice
 from loraplex.platform.openai.generation import choose_model, heading, prepare, respond, stop_strings
-from loraplex.platform.openai.types import Completion, CompletionRequest, FinishReason, Heading, TextChoice
+from loraplex.platform.openai.generation_types import FinishReason, Heading
 from loraplex.platform.prompts import tokenise
 from loraplex.platform.services import Services
 from loraplex.platform.tenants import Principal

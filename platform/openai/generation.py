@@ -25,9 +25,9 @@ from loraplex.platform.catalog import Catalog, ResolvedModel
 from loraplex.platform.errors import ApiError
 from loraplex.platform.openai.answer import Answer
 from loraplex.platform.openai.connection import while_connected
+from loraplex.platform.openai.generation_types import GenerationRequest, Heading
 from loraplex.platform.openai.invocation import uses_of
 from loraplex.platform.openai.sse import DONE, EventStream, TextFrame, Write, error_frame, frame
-from loraplex.platform.openai.types import GenerationRequest, Heading
 from loraplex.platform.tenants import Principal
 
 T = TypeVar("T")
