@@ -1,6 +1,6 @@
 """Request bodies from bytes, strictly: the right types, no unknown field, and nothing asked for that is not served.
 
-Knows which fields of OpenAI's API, and of other servers' versions of it, are not served. What is served is in `*_types`.
+Knows which fields of OpenAI's API, and of other servers' versions of it, are not served. `*_types` have what is.
 """
 
 from __future__ import annotations
