@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from loraplex.engine.messages import Generate, Started, TokenChunk
 
@@ -67,6 +67,11 @@ class Generation:
             self._chunks.popleft()
         return _joined(chunks)
 
+    @property
+    def has_news(self) -> bool:
+        """Whether the next chunk, or the end, can be fetched without waiting."""
+        return bool(self._chunks) or self._ended
+
     def abort(self) -> None:
         """Stop the sequence and free what it holds. Does nothing once the request has ended."""
         if not self._ended:
@@ -89,6 +94,20 @@ class Generation:
     def _wake(self) -> None:
         if self._arrival is not None and not self._arrival.done():
             self._arrival.set_result(None)
+
+
+async def news_of_any(generations: Sequence[Generation]) -> None:
+    """Wait until one of them has news. Meanwhile nobody else may wait for any of them."""
+    if any(generation.has_news for generation in generations):
+        return
+    arrival = asyncio.get_running_loop().create_future()
+    for generation in generations:
+        generation._arrival = arrival
+    try:
+        await arrival
+    finally:
+        for generation in generations:
+            generation._arrival = None
 
 
 def _joined(chunks: list[TokenChunk]) -> TokenChunk:

@@ -58,6 +58,11 @@ class PagePool:
     def num_cached(self) -> int:
         return len(self._cached)
 
+    def shareable(self, tokens: int) -> int:
+        """How many pages of a prompt another sequence can take over: full ones, and one token at least must run, for
+        its logits."""
+        return (tokens - 1) // self.page_tokens if self._prefix_cache else 0
+
     def pages_for(self, tokens: int) -> int:
         return -(-tokens // self.page_tokens)
 

@@ -77,13 +77,18 @@ class Start(msgspec.Struct, frozen=True, tag=True):
 
 
 class Generate(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Run one sequence with the sum of the given adapters, none being the base; `salt` isolates prefixes."""
+    """Run one sequence with the sum of the given adapters, none being the base; `salt` isolates prefixes.
+
+    after: a request with the same prompt, adapters and salt that was sent before and computes the prompt for both:
+    this one waits until it has, or has ended. One that is not known any more is not waited for.
+    """
 
     request_id: str
     prompt: list[int]
     sampling: SamplingParams
     adapters: tuple[AdapterUse, ...] = ()
     salt: bytes = b""
+    after: str | None = None
 
 
 class Abort(msgspec.Struct, frozen=True, tag=True):

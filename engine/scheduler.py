@@ -83,25 +83,33 @@ class Scheduler:
     def num_waiting(self) -> int:
         return len(self._waiting)
 
-    def add(self, sequence: Sequence) -> None:
-        """Queue a sequence. One that can never run fails at the next `take_failures`."""
+    def add(self, sequence: Sequence, after: str | None = None) -> None:
+        """Queue a sequence, held back until the one named `after` has computed the prompt that they share, or is gone.
+
+        One that can never run fails at the next `take_failures`.
+        """
         if len(sequence.prompt) >= self._limits.max_model_len:
             self._fail(sequence, "context_length_exceeded", f"the context is {self._limits.max_model_len} tokens")
             return
+        older = None if after is None else self._find(after)
+        if older is not None and sequence.has_pages_of(older) and self.pages.shareable(len(sequence.prompt)):
+            sequence.after = older
         sequence.arrived_at = self._clock()
         self._adapters.want(sequence)
         self._waiting.append(sequence)
 
     def abort(self, request_id: str) -> None:
         """Forget a sequence and free what it holds. An unknown id is one that has ended already."""
-        for queue in (self._running, self._waiting):
-            for sequence in queue:
-                if sequence.request_id == request_id:
-                    queue.remove(sequence)
-                    self._free(sequence)
-                    if queue is self._waiting:
-                        self._stop_waiting(sequence)
-                    return
+        sequence = self._find(request_id)
+        if sequence is None:
+            return
+        sequence.has_ended = True
+        self._free(sequence)
+        if sequence in self._running:
+            self._running.remove(sequence)
+        else:
+            self._waiting.remove(sequence)
+            self._stop_waiting(sequence)
 
     def schedule(self) -> StepPlan:
         """Running sequences first, in order of admission; then as many waiting ones as pages and budget allow."""
@@ -169,7 +177,8 @@ class Scheduler:
 
     def _admit_waiting(self, chunks: list[Chunk], budget: int) -> None:
         """In order of arrival. One whose adapter is not on the device yet is passed over, not waited for, unless what
-        holds it up is others' use of the room and MAX_OVERTAKEN have gone ahead already."""
+        holds it up is others' use of the room and MAX_OVERTAKEN have gone ahead already. So is one that is held back:
+        what it waits for stands before it, or runs."""
         passed: list[Sequence] = []
         most_admissions = math.inf
         while self._waiting and budget > 0 and len(self._running) < self._limits.max_num_seqs:
@@ -177,6 +186,9 @@ class Scheduler:
                 self._adapters.make_way(passed)
                 break
             sequence = self._waiting.popleft()
+            if sequence.is_held_back:
+                passed.append(sequence)
+                continue
             try:
                 if not self._adapters.take(sequence):
                     passed.append(sequence)
@@ -214,6 +226,7 @@ class Scheduler:
 
     def _stop_waiting(self, sequence: Sequence) -> None:
         sequence.owed_room_after = None
+        sequence.after = None
         self._adapters.unwant(sequence)
 
     def _admissions_before(self, sequence: Sequence) -> float:
@@ -227,9 +240,10 @@ class Scheduler:
     def _claim_pages(self, sequence: Sequence) -> bool:
         """Cached pages of its prefix and new ones for the rest of its tokens, or none at all."""
         if not sequence.page_hashes:
+            if sequence.after is not None:
+                sequence.page_hashes = sequence.after.page_hashes[: len(sequence.prompt) // self.pages.page_tokens]
             self._extend_hashes(sequence)
-        # at least one token must run, for its logits
-        reusable = (len(sequence.tokens) - 1) // self.pages.page_tokens
+        reusable = self.pages.shareable(len(sequence.tokens))
         sequence.pages = self.pages.find_prefix(sequence.page_hashes[:reusable])
         fresh = self.pages.allocate(self.pages.pages_for(len(sequence.tokens)) - len(sequence.pages))
         if fresh is None:
@@ -267,6 +281,7 @@ class Scheduler:
         before = sequence.generated
         finish_reason = sequence.finish_after(token, self._limits.eos_token_ids, self._limits.max_model_len)
         if finish_reason is not None:
+            sequence.has_ended = True
             self._running.remove(sequence)
             self._free(sequence)
         appended = sequence.generated > before
@@ -285,7 +300,13 @@ class Scheduler:
         sequence.registered = 0
         self._adapters.release(sequence)
 
+    def _find(self, request_id: str) -> Sequence | None:
+        """None: it has ended."""
+        queues = (self._running, self._waiting)
+        return next((found for queue in queues for found in queue if found.request_id == request_id), None)
+
     def _fail(self, sequence: Sequence, code: str, message: str) -> None:
+        sequence.has_ended = True
         self._failures.append(RequestFailed(sequence.request_id, code, message))
 
 

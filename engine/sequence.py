@@ -19,6 +19,7 @@ class Sequence:
     arrived_at: on the scheduler's clock; has_started: whether it has run before.
     owed_room_after: the number of admissions from which on no younger sequence is admitted before this one; None while
     it has not been found to lack room for its adapters.
+    after: an older one with the same pages, whose prompt it waits for instead of computing it too; None once it runs.
     """
 
     request_id: str
@@ -38,6 +39,8 @@ class Sequence:
     page_hashes: list[bytes] = field(default_factory=list)
     leases: tuple[DeviceAdapter, ...] = ()
     owed_room_after: int | None = None
+    after: Sequence | None = None
+    has_ended: bool = False
 
     def __post_init__(self) -> None:
         self.tokens = list(self.prompt)
@@ -51,6 +54,15 @@ class Sequence:
     @property
     def generated(self) -> int:
         return len(self.tokens) - len(self.prompt)
+
+    @property
+    def is_held_back(self) -> bool:
+        """Whether what it waits for is still to come: the other one has no token yet, and can have one."""
+        return self.after is not None and not (self.after.generated or self.after.has_ended)
+
+    def has_pages_of(self, other: Sequence) -> bool:
+        """Whether the pages of both prompts are the same ones."""
+        return (self.salt, self.adapters, self.prompt) == (other.salt, other.adapters, other.prompt)
 
     def finish_after(self, token: int, eos_token_ids: frozenset[int], max_model_len: int) -> FinishReason | None:
         """Whether this newly sampled token ends the sequence. A stop token is not appended, any other is."""

@@ -81,6 +81,11 @@ class TextCodec:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
+    def decode(self, token_ids: list[int]) -> str:
+        """The text of token ids, special tokens as they are written."""
+        text: str = self._tokenizer.decode(token_ids, skip_special_tokens=False)
+        return text
+
     def detokenizer(self) -> Detokenizer:
         return Detokenizer(self._tokenizer)
 

@@ -32,7 +32,7 @@ class Metrics:
         )
         self._requests = Counter(
             "loraplex_requests",
-            "Inference requests ended, by reason.",
+            "Inference requests ended, each choice of them, by reason.",
             ("endpoint", "finish_reason"),
             registry=self.registry,
         )
@@ -72,7 +72,7 @@ class Metrics:
         ttft_seconds: float | None,
         total_seconds: float,
     ) -> None:
-        """Count one inference request that has ended, however it ended. `ttft_seconds` None: there was no token."""
+        """Count one choice of an inference request, however it ended. `ttft_seconds` None: there was no token."""
         self._requests.labels(endpoint, finish_reason).inc()
         self._tokens.labels("prompt").inc(prompt_tokens)
         self._tokens.labels("cached").inc(cached_tokens)

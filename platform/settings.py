@@ -127,7 +127,10 @@ class Settings(BaseSettings):
     max_model_len: int | None = Field(None, ge=16, le=1 << 22, description="Context in tokens; default: the model's.")
     max_num_seqs: int = Field(64, ge=1, le=4096, description="Sequences in one step.")
     max_step_tokens: int = Field(1024, ge=16, le=1 << 20, description="Tokens in one step, prefill and decode.")
-    max_queued_requests: int = Field(256, ge=1, le=1 << 20, description="Requests in flight before 503.")
+    max_queued_requests: int = Field(256, ge=1, le=1 << 20, description="Sequences in flight before 503.")
+    max_choices_per_request: int = Field(
+        128, ge=1, le=4096, description="Sequences of one request: its prompts times n, or times best_of."
+    )
     memory_bytes: Bytes | None = Field(
         None, description="Device memory for adapters and the KV cache together; default: from free memory."
     )
@@ -222,6 +225,11 @@ class Settings(BaseSettings):
         if self.database_url is not None:
             return self.database_url.get_secret_value()
         return f"sqlite+aiosqlite:///{self.data_dir / 'loraplex.db'}"
+
+    @property
+    def max_choices(self) -> int:
+        """Most sequences of one request: more than may be in flight could never run."""
+        return min(self.max_choices_per_request, self.max_queued_requests)
 
     @property
     def adapters_dir(self) -> Path:

@@ -5,9 +5,12 @@ Knows tokens, text and stop strings. Knows no request or response shape.
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Sequence
 from typing import Literal
 
+from loraplex.engine import generation
 from loraplex.engine.client import EngineUnavailable, Generation, GenerationFailed
 from loraplex.engine.messages import Generate, Started, TokenChunk
 from loraplex.engine.text import TextCodec
@@ -36,12 +39,13 @@ class Answer:
         """
         self.finish_reason: FinishReason | None = None
         self.has_adapter = bool(asked.adapters)
+        self.has_failed = False
         self._metrics = services.metrics
         self._endpoint = endpoint
         self._prompt_tokens = len(asked.prompt)
         self._cached_tokens = 0
         self._completion_tokens = 0
-        self._failed = False
+        self._logprob_sum = 0.0
         self._closed = False
         self._detokenizer = text.detokenizer()
         self._stops = StopStrings(stops)
@@ -65,12 +69,15 @@ class Answer:
         chunk, self._first_chunk = self._first_chunk or await self._next_chunk(), None
         return self._take(chunk)
 
-    async def text(self) -> str:
-        """All of it."""
-        pieces = []
-        while self.finish_reason is None:
-            pieces.append(await self.next_text())
-        return "".join(pieces)
+    @property
+    def has_news(self) -> bool:
+        """Whether `begin` and `next_text` need not wait."""
+        return self._first_chunk is not None or self._generation.has_news
+
+    @property
+    def mean_logprob(self) -> float:
+        """Of its tokens, where `asked` wants log-probabilities; what has no tokens is the least likely of all."""
+        return self._logprob_sum / self._completion_tokens if self._completion_tokens else -math.inf
 
     @property
     def started(self) -> Started | None:
@@ -92,7 +99,7 @@ class Answer:
         now = time.monotonic()
         self._metrics.request_finished(
             self._endpoint,
-            self.finish_reason or ("error" if self._failed else "client_closed"),
+            self.finish_reason or ("error" if self.has_failed else "client_closed"),
             self._prompt_tokens,
             self._cached_tokens,
             self._completion_tokens,
@@ -104,10 +111,10 @@ class Answer:
         try:
             chunk = await anext(self._generation)
         except GenerationFailed:
-            self._failed = True
+            self.has_failed = True
             raise
         if chunk.finish_reason == "abort":
-            self._failed = True
+            self.has_failed = True
             raise EngineUnavailable("the engine gave this request up; send it again")
         if self._first_token_at is None:
             self._first_token_at = time.monotonic()
@@ -120,11 +127,14 @@ class Answer:
     def _take(self, chunk: TokenChunk) -> str:
         """Text that a chunk makes certain. Token by token, so that usage does not depend on how they were joined."""
         text = ""
+        before = self._completion_tokens
         for token_id in chunk.token_ids:
             self._completion_tokens += 1
             text += self._stops.push(self._detokenizer.push([token_id]))
             if self._stops.found:
                 break
+        if chunk.logprobs is not None:
+            self._logprob_sum += sum(chunk.logprobs[: self._completion_tokens - before])
         if chunk.finish_reason is not None and not self._stops.found:
             text += self._stops.push(self._detokenizer.flush())
         if self._stops.found:
@@ -135,3 +145,9 @@ class Answer:
             text += self._stops.flush()
             self.finish_reason = chunk.finish_reason
         return text
+
+
+async def news_of_any(answers: Sequence[Answer]) -> None:
+    """Wait until one of them has news."""
+    if not any(answer.has_news for answer in answers):
+        await generation.news_of_any([answer._generation for answer in answers])

@@ -16,7 +16,8 @@ from loraplex.platform.errors import ApiError, malformed_json
 from loraplex.platform.openai.generation_types import GenerationRequest
 
 UNSERVED: Mapping[str, tuple[Any, ...]] = {
-    # field of OpenAI's, vLLM's or LoRAX's API -> the values that ask for nothing; any other is refused
+    # field of OpenAI's, vLLM's or LoRAX's API -> the values that ask for nothing; any other is refused, by an endpoint
+    # whose body does not have it
     "adapter_source": (None, "local"),
     "add_generation_prompt": (None, True),
     "add_special_tokens": (None,),
@@ -74,6 +75,8 @@ UNSERVED_IN_MESSAGES: Mapping[str, tuple[Any, ...]] = {
 }
 
 INSTEAD: Mapping[str, str] = {
+    "suffix": "Models are served that continue text, and know nothing of what comes after it: leave it out, or write "
+    "prompt and suffix into 'prompt' with the fill-in-the-middle tokens of a model that has them.",
     "adapter_source": "Nothing is fetched from elsewhere for a request: publish the adapter here, then name it.",
     "api_token": "Your key goes in the header `Authorization: Bearer`, and no other is handed on.",
 }
@@ -90,7 +93,7 @@ def read_body(body: bytes, target: type[T]) -> T:
         nested = isinstance(error, RecursionError)
         raise malformed_json("it is nested too deeply" if nested else "it is not UTF-8") from error
     if isinstance(document, dict) and issubclass(target, GenerationRequest):
-        _drop_unserved(document, UNSERVED, "")
+        _drop_unserved(document, UNSERVED, "", served=target.__struct_fields__)
         messages = document.get("messages")
         for index, message in enumerate(messages if isinstance(messages, list) else ()):
             if isinstance(message, dict):
@@ -98,8 +101,10 @@ def read_body(body: bytes, target: type[T]) -> T:
     return msgspec.convert(document, target, str_keys=True)  # the keys of a JSON object are strings
 
 
-def _drop_unserved(fields: dict[str, Any], unserved: Mapping[str, tuple[Any, ...]], path: str) -> None:
-    for field in fields.keys() & unserved.keys():
+def _drop_unserved(
+    fields: dict[str, Any], unserved: Mapping[str, tuple[Any, ...]], path: str, served: tuple[str, ...] = ()
+) -> None:
+    for field in (fields.keys() & unserved.keys()).difference(served):
         if fields.pop(field) not in unserved[field]:
             param = path + field
             remedy = INSTEAD.get(param, "Leave it out.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,8 +28,10 @@ from loraplex.platform.openai.chat_types import (
     ChatDelta,
     ChatMessage,
 )
-from loraplex.platform.openai.generation import choose_model, heading, prepare, respond, stop_strings
-from loraplex.platform.openai.generation_types import FinishReason, Heading
+from loraplex.platform.openai.choices import Choices, check_count, sequences_of
+from loraplex.platform.openai.generation import choose_model, heading, prepare, stop_strings
+from loraplex.platform.openai.generation_types import FinishReason, Heading, Usage
+from loraplex.platform.openai.response import respond
 from loraplex.platform.prompts import chat_prompt
 from loraplex.platform.services import Services
 from loraplex.platform.tenants import Principal
@@ -47,6 +50,7 @@ async def create_chat_completion(
     services: NamedDependency[Services],
 ) -> Response[Any]:
     """Answer a conversation, in one piece or, with `stream`, as server-sent events of `chat.completion.chunk`."""
+    check_count(1, data.choices, services.settings.max_choices, "n")
     principal = request.auth
     model = await choose_model(services.catalog, principal, data)
     profile, text = await services.profile_cache.of(model.version), await services.codecs.of(model.version)
@@ -64,9 +68,15 @@ async def create_chat_completion(
         principal=principal,
         ready=ready,
     )
-    shape = ChatShape(heading(asked, model, ready), data.include_usage)
-    answer = Answer(services, "chat", asked, stop_strings(data, profile), principal.tenant_id, text)
-    return await respond(request.receive, answer, shape, stream=bool(data.stream), model=model)
+    shape = ChatShape(heading(asked, model, ready), data.include_usage, data.choices)
+    stops = stop_strings(data, profile)
+    choices = Choices(
+        sequences_of([asked], data.choices),
+        lambda sequence: Answer(services, "chat", sequence, stops, principal.tenant_id, text),
+        per_prompt=data.choices,
+        kept=data.choices,
+    )
+    return await respond(request.receive, choices, shape, stream=bool(data.stream), model=model)
 
 
 async def _render(
@@ -89,27 +99,33 @@ class ChatShape:
 
     heading: Heading
     include_usage: bool
+    num_choices: int
 
-    def whole(self, answer: Answer, text: str) -> ChatCompletion:
-        assert answer.finish_reason is not None
-        choice = ChatChoice(AssistantMessage(text), answer.finish_reason)
-        return ChatCompletion(**msgspec.structs.asdict(self.heading), choices=[choice], usage=answer.usage)
+    def whole(self, choices: Sequence[tuple[Answer, str]], usage: Usage) -> ChatCompletion:
+        worded = [self._choice(index, *choice) for index, choice in enumerate(choices)]
+        return ChatCompletion(**msgspec.structs.asdict(self.heading), choices=worded, usage=usage)
 
     def opening(self) -> list[ChatCompletionChunk]:
-        return [self._chunk(ChatDelta(role="assistant", content=""))]
+        return [self._chunk(index, ChatDelta(role="assistant", content="")) for index in range(self.num_choices)]
 
-    def piece(self, text: str) -> ChatCompletionChunk:
-        return self._chunk(ChatDelta(content=text))
+    def piece(self, index: int, text: str) -> ChatCompletionChunk:
+        return self._chunk(index, ChatDelta(content=text))
 
-    def closing(self, answer: Answer) -> list[ChatCompletionChunk]:
-        finish = self._chunk(ChatDelta(), answer.finish_reason)
+    def finish(self, index: int, answer: Answer) -> ChatCompletionChunk:
+        return self._chunk(index, ChatDelta(), answer.finish_reason)
+
+    def closing(self, usage: Usage) -> list[ChatCompletionChunk]:
         if not self.include_usage:
-            return [finish]
-        return [finish, ChatCompletionChunk(**msgspec.structs.asdict(self.heading), choices=[], usage=answer.usage)]
+            return []
+        return [ChatCompletionChunk(**msgspec.structs.asdict(self.heading), choices=[], usage=usage)]
 
-    def _chunk(self, delta: ChatDelta, finish_reason: FinishReason | None = None) -> ChatCompletionChunk:
+    def _choice(self, index: int, answer: Answer, text: str) -> ChatChoice:
+        assert answer.finish_reason is not None
+        return ChatChoice(AssistantMessage(text), answer.finish_reason, index)
+
+    def _chunk(self, index: int, delta: ChatDelta, finish_reason: FinishReason | None = None) -> ChatCompletionChunk:
         return ChatCompletionChunk(
             **msgspec.structs.asdict(self.heading),
-            choices=[ChatChunkChoice(delta, finish_reason)],
+            choices=[ChatChunkChoice(delta, finish_reason, index)],
             usage=None if self.include_usage else msgspec.UNSET,
         )

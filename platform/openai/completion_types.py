@@ -9,29 +9,55 @@ from msgspec import UNSET, Meta, UnsetType
 
 from loraplex.adapters.profile import TokenId
 from loraplex.platform.errors import ApiError
-from loraplex.platform.openai.generation_types import FinishReason, GenerationRequest, Heading, Text, Usage
+from loraplex.platform.openai.generation_types import (
+    ChoiceCount,
+    FinishReason,
+    GenerationRequest,
+    Heading,
+    Text,
+    Usage,
+)
 
 # -- what is read --------------------------------------------------------------------------------------------------
 
 MAX_PROMPT_TOKENS = 4 << 20
 
 
+TokenIds = Annotated[list[TokenId], Meta(min_length=1, max_length=MAX_PROMPT_TOKENS)]
+
+
 class CompletionRequest(GenerationRequest, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One prompt a request: text, its token ids, or a list that holds one text."""
+    """One prompt, as text or as token ids, or a list of these. For each, `best_of` run and the best `n` are told."""
 
-    prompt: Text | Annotated[list[TokenId | Text], Meta(min_length=1, max_length=MAX_PROMPT_TOKENS)]
+    prompt: Text | Annotated[list[TokenId | Text | TokenIds], Meta(min_length=1, max_length=MAX_PROMPT_TOKENS)]
+    best_of: ChoiceCount | None = None
+    echo: bool | None = None
 
-    def single_prompt(self) -> str | list[int]:
-        """Raises ApiError for a list of several texts, or of texts and token ids."""
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.best_of is None:
+            return
+        if self.best_of < self.choices:
+            message = (
+                f"'best_of' is {self.best_of}, less than the {self.choices} choices of 'n'. Raise it, or lower 'n'."
+            )
+            raise ApiError(400, "invalid_value", message, param="best_of")
+        if self.best_of > self.choices and self.stream:
+            message = "Which choices are the best is known at their end: 'best_of' above 'n' cannot be streamed."
+            raise ApiError(400, "invalid_value", f"{message} Leave out 'stream'.", param="best_of")
+
+    @property
+    def prompts(self) -> list[str | list[int]]:
+        """All of them. Raises ApiError for a list of token ids and something else."""
         if isinstance(self.prompt, str):
-            return self.prompt
-        token_ids = [item for item in self.prompt if isinstance(item, int)]
-        if len(token_ids) == len(self.prompt):
-            return token_ids
-        if len(self.prompt) == 1 and isinstance(self.prompt[0], str):
-            return self.prompt[0]
-        message = "Only one prompt per request is supported: a string or a list of token ids. Send a request for each."
-        raise ApiError(400, "unsupported_value", message, param="prompt")
+            return [self.prompt]
+        prompts = [item for item in self.prompt if not isinstance(item, int)]
+        if not prompts:
+            return [[item for item in self.prompt if isinstance(item, int)]]
+        if len(prompts) == len(self.prompt):
+            return prompts
+        message = "'prompt' holds both token ids and prompts. Send the token ids of a prompt as a list of their own."
+        raise ApiError(400, "invalid_value", message, param="prompt")
 
 
 # -- what is answered ----------------------------------------------------------------------------------------------

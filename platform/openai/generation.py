@@ -1,21 +1,14 @@
-"""The way of a request that chat and completions share: everything is refused before it runs, then it is answered.
+"""The way of a request that chat and completions share until the engine has it: everything is refused before it runs.
 
-Knows the bounds that depend on the model, and when text is written. The endpoint words the answer.
+Knows the bounds that depend on the model. `response` is the rest of the way.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
-import math
 import time
-from collections.abc import Iterable
-from functools import partial
-from typing import Any, Protocol, TypeVar
-
-import msgspec
-from litestar import Response
-from litestar.types import Receive
+from typing import TypeVar
 
 from loraplex.adapters.names import WeightedName
 from loraplex.adapters.profile import ServingProfile
@@ -23,33 +16,14 @@ from loraplex.engine.messages import Generate, Ready, SamplingParams
 from loraplex.engine.text import TextCodec
 from loraplex.platform.catalog import Catalog, ResolvedModel
 from loraplex.platform.errors import ApiError
-from loraplex.platform.openai.answer import Answer
-from loraplex.platform.openai.connection import while_connected
 from loraplex.platform.openai.generation_types import GenerationRequest, Heading
 from loraplex.platform.openai.invocation import uses_of
-from loraplex.platform.openai.sse import DONE, EventStream, TextFrame, Write, error_frame, frame
 from loraplex.platform.tenants import Principal
 
 T = TypeVar("T")
 
 ADAPTER_FIELDS = ("adapters", "adapter_id", "lora_path")
 """Fields beside `model` that name adapters."""
-
-
-class Shape(Protocol):
-    """How an endpoint words an answer."""
-
-    def whole(self, answer: Answer, text: str) -> msgspec.Struct:
-        """The body of an answer in one piece."""
-
-    def opening(self) -> Iterable[msgspec.Struct]:
-        """The chunks of a stream before any text."""
-
-    def piece(self, text: str) -> msgspec.Struct:
-        """The chunk that adds this text."""
-
-    def closing(self, answer: Answer) -> Iterable[msgspec.Struct]:
-        """The chunks after all text."""
 
 
 async def choose_model(catalog: Catalog, principal: Principal, request: GenerationRequest) -> ResolvedModel:
@@ -137,53 +111,6 @@ def _fingerprint(model: ResolvedModel) -> str:
         return f"_{model.adapters[0].version.digest[:8]}"
     terms = [f"{adapter.version.digest}*{adapter.weight!r}" for adapter in model.adapters]
     return f"_{hashlib.sha256('+'.join(terms).encode()).hexdigest()[:8]}"
-
-
-async def respond(
-    receive: Receive, answer: Answer, shape: Shape, *, stream: bool, model: ResolvedModel
-) -> Response[Any]:
-    """Wait for the whole answer or, of a stream, for the first token: what fails until then has its own HTTP status."""
-    try:
-        if stream:
-            await while_connected(receive, answer.begin())
-            produce = partial(_stream, answer, shape)
-            return EventStream(produce, on_close=answer.close, headers=_headers(answer, model))
-        text = await while_connected(receive, answer.text())
-    except BaseException:
-        answer.close()
-        raise
-    answer.close()
-    return Response(shape.whole(answer, text), headers=_headers(answer, model))
-
-
-def _headers(answer: Answer, model: ResolvedModel) -> dict[str, str]:
-    """Which version answers; if it acts on this prompt, whether it was on the device when the request came to the
-    engine, and in milliseconds how long the request waited for it, and for the rest until its first step."""
-    if not model.adapters:
-        return {}
-    headers = {"x-adapter-version": model.name}
-    if (started := answer.started) is not None and answer.has_adapter:
-        headers["x-loraplex-adapter-state"] = "cold" if started.loads else "warm"
-        headers["x-loraplex-load-ms"] = str(math.ceil(started.load_seconds * 1000))
-        headers["x-loraplex-queue-ms"] = str(round(started.queue_seconds * 1000))
-    return headers
-
-
-async def _stream(answer: Answer, shape: Shape, write: Write) -> None:
-    """Write chunks as their text becomes certain, those that are due at the same time together: a write costs most."""
-    piece = TextFrame(shape.piece)
-    due = b"".join(map(frame, shape.opening()))
-    try:
-        while answer.finish_reason is None:
-            if text := await answer.next_text():
-                due += piece.of(text)
-            if due and answer.finish_reason is None:
-                await write(due, more=True)
-                due = b""
-        due += b"".join(map(frame, shape.closing(answer)))
-    except Exception as error:
-        due += error_frame(error)
-    await write(due + DONE, more=False)
 
 
 def stop_strings(request: GenerationRequest, profile: ServingProfile) -> tuple[str, ...]:

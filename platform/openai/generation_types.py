@@ -22,6 +22,7 @@ MAX_TEXT_CHARS = 8 << 20
 Text = Annotated[str, Meta(max_length=MAX_TEXT_CHARS)]
 ModelRef = Annotated[str, Meta(max_length=16384)]
 Label = Annotated[str, Meta(min_length=1, max_length=512)]
+ChoiceCount = Annotated[int, Meta(ge=1, le=1 << 20)]  # how many there may be is a setting
 Seed = Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
 
 
@@ -58,21 +59,21 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     stop: StopString | Annotated[list[StopString], Meta(max_length=4)] | None = None
     stop_token_ids: Annotated[list[TokenId], Meta(max_length=64)] | None = None
     ignore_eos: bool | None = None
-    n: Annotated[int, Meta(ge=1)] | None = None
+    n: ChoiceCount | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: Annotated[str, Meta(max_length=512)] | None = None
     cache_salt: Label | None = None
 
     def __post_init__(self) -> None:
-        if self.n is not None and self.n > 1:
-            raise ApiError(
-                400, "unsupported_value", "Only n=1 is supported; send one request per answer you want.", param="n"
-            )
         if self.stream_options is not None and not self.stream:
             raise ApiError(
                 400, "invalid_value", "'stream_options' is only allowed when 'stream' is true.", param="stream_options"
             )
+
+    @property
+    def choices(self) -> int:
+        return self.n or 1
 
     @property
     def stop_strings(self) -> tuple[str, ...]:

@@ -111,6 +111,8 @@ class _EventResponse(ASGIResponse):
 
 def _json(value: Any) -> bytes:
     data = _encoder.encode(value)
+    if data.isascii():
+        return data
     for raw, escaped in _LINE_BREAKS:
         data = data.replace(raw, escaped)
     return data

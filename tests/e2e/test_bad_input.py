@@ -37,7 +37,7 @@ BAD_CHATS = [
     ({"max_tokens": 100_000}, "context_length_exceeded", "messages", "maximum context length is 512 tokens"),
     ({"temperature": "hot"}, "invalid_type", "temperature", "Expected `float | null`, got `str`"),
     ({"messages": []}, "invalid_value", "messages", "Expected `array` of length >= 1"),
-    ({"n": 10_000}, "unsupported_value", "n", "Only n=1 is supported"),
+    ({"n": 10_000}, "invalid_value", "n", "a request has at most 128 choices in all"),
     ({"tools": [{"type": "function"}]}, "unsupported_parameter", "tools", "Leave it out"),
     ({"colour": "red"}, "unknown_parameter", "colour", "Unknown parameter: 'colour'."),
     ({"messages": [{"role": "user"}]}, "missing_required_parameter", "messages[0].content", "messages[0].content"),
@@ -184,11 +184,11 @@ CLIENTS = 20
 
 
 @pytest.mark.usefixtures("bystander")
-@pytest.mark.parametrize("stream", [False, True])
-def test_clients_that_hang_up_free_their_pages(site, stream):
-    """Many clients at once, gone in mid-stream or while they wait: the engine forgets what they asked for."""
+@pytest.mark.parametrize(("stream", "n"), [(False, 1), (True, 1), (True, 3)])
+def test_clients_that_hang_up_free_their_pages(site, stream, n):
+    """Many clients at once, gone in mid-stream or while they wait: the engine forgets all that they asked for."""
     before = hung_up(site)
-    body = json.dumps({"model": "tickets", "stream": stream, **LONG}).encode()
+    body = json.dumps({"model": "tickets", "stream": stream, "n": n, **LONG}).encode()
     head = (
         f"POST {CHAT} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {site.acme}\r\ncontent-length: {len(body)}\r\n\r\n"
     )

@@ -129,6 +129,56 @@ def test_a_seed_makes_sampling_repeatable(site):
     assert answer(client, BASE, seed=8, **options) != first
 
 
+@pytest.mark.parametrize("model", [BASE, "tickets"])
+def test_choices_differ_and_are_repeatable(site, model):
+    """With a seed, three choices are three texts, the first of them what one alone is; streamed, they are the same."""
+    client = site.server.openai(site.acme)
+    options = {"model": model, "messages": MESSAGES, "temperature": 1.5, "max_tokens": 24, "seed": 11}
+    whole = client.chat.completions.create(n=3, **options)
+    chunks = streamed(client, n=3, stream_options={"include_usage": True}, **options)
+
+    texts = [choice.message.content for choice in whole.choices]
+    assert [choice.index for choice in whole.choices] == [0, 1, 2]
+    assert len(set(texts)) == 3
+    assert client.chat.completions.create(**options).choices[0].message.content == texts[0]
+    of_choice = [[c for chunk in chunks for c in chunk.choices if c.index == index] for index in range(3)]
+    assert ["".join(choice.delta.content or "" for choice in choices) for choices in of_choice] == texts
+    reasons = [[choice.finish_reason for choice in choices if choice.finish_reason] for choices in of_choice]
+    assert reasons == [[choice.finish_reason] for choice in whole.choices]
+    assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
+    assert whole.usage.prompt_tokens == client.chat.completions.create(**options).usage.prompt_tokens
+
+
+def test_choices_of_a_long_prompt_compute_it_once(site):
+    """What the others have in full pages comes from the cache, though all were asked for at once."""
+    client, before = site.server.openai(site.acme), site.server.engine().status
+    prompt = "Nobody has asked this of the server before. " * 5
+    client.completions.create(model="short", prompt=prompt, n=4, max_tokens=2)
+    after = site.server.engine().status
+
+    computed, cached = (
+        (after.prompt_tokens - before.prompt_tokens),
+        (after.cached_prompt_tokens - before.cached_prompt_tokens),
+    )
+    assert computed == 4 * len(prompt)
+    assert cached == 3 * (len(prompt) // 16 * 16)
+
+
+def test_completions_of_several_prompts_are_what_each_is_alone(site):
+    """As texts or as token ids, with the prompt in front where it is asked for, and the best of several."""
+    client = site.server.openai(site.acme)
+    options = {"model": "short", "temperature": 0, "max_tokens": 8}
+    alone = [client.completions.create(prompt=prompt, **options).choices[0].text for prompt in ("Hello", "Bye")]
+
+    together = client.completions.create(prompt=["Hello", "Bye"], echo=True, **options)
+    by_ids = client.completions.create(prompt=[[3 + ord(c) - 33 for c in word] for word in ("Hello", "Bye")], **options)
+    best = client.completions.create(model="short", prompt="Hello", n=1, best_of=3, max_tokens=8)
+
+    assert [choice.text for choice in together.choices] == ["Hello" + alone[0], "Bye" + alone[1]]
+    assert [choice.text for choice in by_ids.choices] == alone
+    assert (len(best.choices), best.usage.prompt_tokens, best.usage.completion_tokens) == (1, 5, 24)
+
+
 def test_completions_take_text_or_token_ids(site):
     """Both forms of the same prompt give the same text, streamed or not; 16 tokens unless told otherwise."""
     client = site.server.openai(site.acme)

@@ -7,6 +7,7 @@ import os
 import signal
 import time
 
+import msgspec
 import psutil
 import pytest
 from engine_running import greedy, start_engine, store_adapter
@@ -135,12 +136,15 @@ async def test_a_killed_engine_comes_back(client):
 
 
 async def test_a_request_without_output_is_sent_again(client):
-    """What had not emitted a token when the engine died is answered all the same."""
+    """What had not emitted a token when the engine died is answered all the same, and what waited for it."""
     os.kill(client.pid, signal.SIGSTOP)
-    generation = client.generate(request("patient"))
+    prompt = list(range(3, 53))
+    patient = msgspec.structs.replace(request("patient"), prompt=prompt)
+    sibling = msgspec.structs.replace(request("sibling"), prompt=prompt, after="patient")
+    generations = client.generate(patient), client.generate(sibling)
     os.kill(client.pid, signal.SIGKILL)
 
-    assert len(await tokens_of(generation)) == 8
+    assert [len(await tokens_of(generation)) for generation in generations] == [8, 8]
 
 
 async def test_a_warmed_adapter_is_on_the_device_unasked(shared, tiny_model_dir, make_adapter, tmp_path, blobs):

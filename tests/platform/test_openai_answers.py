@@ -26,12 +26,15 @@ ACME = Principal(key_id="k", tenant_id="t", tenant="acme", scopes=frozenset({"in
 
 
 class Script:
-    """An engine that says what it was told to: chunks of bytes, a failure, or a refusal. A token is a byte."""
+    """An engine that says what it was told to: chunks of bytes, a failure, or a refusal. A token is a byte.
+
+    logprob: of each token, where they are asked for."""
 
     ready = SimpleNamespace(vocab_size=256, max_model_len=4000, model_digest="ab" * 32)
 
-    def __init__(self, *says, finish="stop"):
+    def __init__(self, *says, finish="stop", logprob=-1.0):
         self.says = says
+        self.logprob = logprob
         self.finish = finish
         self.asked = []
         self.aborted = 0
@@ -48,6 +51,7 @@ class ScriptedGeneration:
         self.script = script
         self.request = script.asked[-1]
         self.started = None
+        self.has_news = True
         self.rest = list(script.says)
 
     def __aiter__(self) -> AsyncIterator[TokenChunk]:
@@ -60,11 +64,24 @@ class ScriptedGeneration:
         if isinstance(say, Exception):
             raise say
         finish = None if self.rest else self.script.finish
-        return TokenChunk("r", list(say), None, finish, cached_tokens=2)
+        logprobs = [self.script.logprob] * len(say) if self.request.sampling.logprobs else None
+        return TokenChunk("r", list(say), logprobs, finish, cached_tokens=2)
 
     def abort(self):
         self.script.aborted += 1
         self.rest.clear()
+
+
+class Scripts(Script):
+    """An engine that says to each sequence what is its own."""
+
+    def __init__(self, *scripts):
+        super().__init__()
+        self.scripts = scripts
+
+    def generate(self, request):
+        self.asked.append(request)
+        return self.scripts[len(self.asked) - 1].generate(request)
 
 
 class ByteText:
@@ -77,6 +94,9 @@ class ByteText:
 
     def render_chat(self, messages):
         return self.encode("".join(message["content"] for message in messages))
+
+    def decode(self, token_ids):
+        return bytes(token_ids).decode()
 
     def detokenizer(self):
         return ByteDetokenizer()
@@ -127,6 +147,7 @@ class Api:
                 "metrics": self.metrics,
                 "uses": UseLog(),
                 "base_model_name": "base",
+                "settings": SimpleNamespace(max_choices=8),
             }
         )
         self.app = Litestar(
@@ -142,9 +163,14 @@ class Api:
         )
 
     def chat(self, **fields):
-        body = {"model": "base", "messages": [{"role": "user", "content": "hello"}]} | fields
+        return self._post("chat/completions", {"messages": [{"role": "user", "content": "hello"}]} | fields)
+
+    def complete(self, **fields):
+        return self._post("completions", {"prompt": "hello"} | fields)
+
+    def _post(self, path, fields):
         with TestClient(self.app) as client:
-            return client.post("/v1/chat/completions", json=body)
+            return client.post(f"/v1/{path}", json={"model": "base"} | fields)
 
     def streamed(self, **fields):
         """The payloads of the frames, and whether [DONE] was the last."""
@@ -297,3 +323,139 @@ def test_a_long_prompt_is_tokenised_beside_the_event_loop():
     assert response.status_code == 400
     assert response.json()["error"]["code"] == "context_length_exceeded"
     assert "maximum context length is 4000 tokens" in response.json()["error"]["message"]
+
+
+def refusal(response):
+    error = response.json()["error"]
+    return response.status_code, error["code"], error["param"]
+
+
+def test_choices_are_sequences_of_one_prompt():
+    """Each with its text and its reason to end; the prompt counts once. The first has the seed of the request, the
+    others have seeds of their own and wait for its prompt."""
+    api = Api(Scripts(Script(b"one"), Script(b"two", b"!", finish="length"), Script(b"")))
+
+    body = api.chat(n=3, seed=5).json()
+
+    told = [(choice["index"], choice["message"]["content"], choice["finish_reason"]) for choice in body["choices"]]
+    assert told == [(0, "one", "stop"), (1, "two!", "length"), (2, "", "stop")]
+    assert body["usage"] == {
+        "prompt_tokens": 5,
+        "completion_tokens": 7,
+        "total_tokens": 12,
+        "prompt_tokens_details": {"cached_tokens": 2},
+    }
+    first, second, third = api.engine.asked
+    assert [asked.after for asked in (first, second, third)] == [None, first.request_id, first.request_id]
+    assert len({asked.request_id for asked in api.engine.asked}) == 3
+    assert first.sampling.seed == 5
+    assert len({asked.sampling.seed for asked in api.engine.asked}) == 3
+    alone = Api(Scripts(Script(b"one")))
+    alone.chat(seed=5)
+    assert alone.engine.asked[0].sampling == first.sampling
+
+
+def test_a_stream_of_several_choices_ends_once():
+    """Each begins with its role and has its own reason to end; then the usage of all, and one [DONE]."""
+    scripts = Script(b"a", b"b"), Script(b"x", b"y", b"z", finish="length")
+    payloads, done = Api(Scripts(*scripts)).streamed(n=2, stream_options={"include_usage": True})
+
+    *chunks, last = payloads
+    of_choice = [[chunk["choices"][0] for chunk in chunks if chunk["choices"][0]["index"] == i] for i in (0, 1)]
+    assert done
+    assert [[choice["delta"].get("content") for choice in choices] for choices in of_choice] == [
+        ["", "a", "b", None],
+        ["", "x", "y", "z", None],
+    ]
+    assert [choices[-1]["finish_reason"] for choices in of_choice] == ["stop", "length"]
+    assert all(choice["finish_reason"] is None for choices in of_choice for choice in choices[:-1])
+    assert (last["choices"], last["usage"]["prompt_tokens"], last["usage"]["completion_tokens"]) == ([], 5, 5)
+    assert all(chunk["usage"] is None for chunk in chunks)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_choice_that_fails_at_once_fails_the_request(stream):
+    """With its HTTP status; all sequences are aborted and counted as failed."""
+    failing = Script(GenerationFailed("adapter_load_failed", "the adapter's file is gone"))
+    others = Script(b"so far", b"so good"), Script(b"never", b"told")
+    api = Api(Scripts(others[0], failing, others[1]))
+
+    assert refusal(api.chat(n=3, stream=stream)) == (503, "adapter_load_failed", None)
+    assert all(script.aborted for script in others)
+    assert [finished[1] for finished in api.metrics.finished] == ["error"] * 3
+
+
+def test_a_choice_that_fails_later_ends_the_stream():
+    """One error frame, one [DONE], and nothing runs on."""
+    failing = Script(b"b", GenerationFailed("engine_restarted", "the engine was restarted"))
+    api = Api(Scripts(Script(b"a", b"a", b"a"), failing))
+
+    payloads, done = api.streamed(n=2)
+
+    assert done
+    assert payloads[-1]["error"]["code"] == "engine_restarted"
+    assert [finished[1] for finished in api.metrics.finished] == ["error"] * 2
+
+
+def test_choices_that_the_engine_does_not_take_leave_none_behind():
+    """What was begun before the refusal is aborted."""
+    first = Script(b"a")
+    api = Api(Scripts(first, Script(EngineUnavailable("the server has its hands full", 3))))
+
+    assert refusal(api.chat(n=2)) == (503, "engine_unavailable", None)
+    assert first.aborted
+
+
+def test_prompts_in_a_list_are_answered_in_their_order():
+    """n choices of each, as text or token ids, equal prompts computed once; `echo` begins each with its prompt."""
+    api = Api(Scripts(*[Script(text) for text in (b"1", b"2", b"3", b"4", b"5", b"6")]))
+
+    body = api.complete(prompt=["ab", list(b"cde"), "ab"], n=2, echo=True, seed=1).json()
+
+    told = [(choice["index"], choice["text"]) for choice in body["choices"]]
+    assert told == [(0, "ab1"), (1, "ab2"), (2, "cde3"), (3, "cde4"), (4, "ab5"), (5, "ab6")]
+    assert (body["usage"]["prompt_tokens"], body["usage"]["completion_tokens"]) == (7, 6)
+    ids = [asked.request_id for asked in api.engine.asked]
+    assert [asked.after for asked in api.engine.asked] == [None, ids[0], None, ids[2], ids[0], ids[0]]
+    seeds = [asked.sampling.seed for asked in api.engine.asked]
+    assert seeds == [1, seeds[1]] * 3
+
+
+def test_a_stream_echoes_the_prompt_first():
+    """In a chunk of its own for each choice, ahead of all text."""
+    response = Api(Scripts(Script(b"x"), Script(b"y"))).complete(prompt="ab", n=2, echo=True, stream=True)
+
+    chunks = [json.loads(frame.removeprefix("data: ")) for frame in response.text.split("\n\n")[:-2]]
+    texts = [(choice["index"], choice["text"]) for chunk in chunks for choice in chunk["choices"]]
+    assert texts[:2] == [(0, "ab"), (1, "ab")]
+    assert sorted(texts[2:]) == [(0, ""), (0, "x"), (1, ""), (1, "y")]
+
+
+def test_the_best_have_the_highest_mean_log_probability():
+    """Of as many candidates as `best_of` says, the best first; all of them count. One without tokens is no answer."""
+    says = {b"": 0.0, b"long and good": -0.5, b"bad": -2.0, b"best": -0.1}
+    api = Api(Scripts(*[Script(text, logprob=logprob) for text, logprob in says.items()]))
+
+    body = api.complete(n=2, best_of=4).json()
+
+    assert [choice["text"] for choice in body["choices"]] == ["best", "long and good"]
+    assert (body["usage"]["prompt_tokens"], body["usage"]["completion_tokens"]) == (5, sum(map(len, says)))
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"n": 9}, "n"),
+        ({"best_of": 9}, "best_of"),
+        ({"prompt": ["a"] * 5, "n": 2}, "n"),
+        ({"prompt": ["a"] * 9}, "prompt"),
+        ({"prompt": ["a", ""]}, "prompt[1]"),
+        ({"best_of": 2, "temperature": 0}, "best_of"),
+    ],
+)
+def test_what_a_request_may_have_of_choices_is_bounded(fields, param):
+    """Over all prompts together; refused before anything runs."""
+    api = Api(Script(b"a"))
+
+    assert refusal(api.complete(**fields)) == (400, "invalid_value", param)
+    assert not api.engine.asked

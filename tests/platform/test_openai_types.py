@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loraplex.platform.errors import to_api_error
+from loraplex.platform.errors import ApiError, to_api_error
 from loraplex.platform.openai.body import UNSERVED, UNSERVED_IN_MESSAGES, read_body
 from loraplex.platform.openai.chat_types import ChatCompletionRequest, ChatMessage
 from loraplex.platform.openai.completion_types import CompletionRequest
@@ -56,8 +56,8 @@ def refusal(make, **fields):
         ({"stop": [""]}, ("invalid_value", "stop[0]")),
         ({"stop_token_ids": [-1]}, ("invalid_value", "stop_token_ids[0]")),
         ({"n": 0}, ("invalid_value", "n")),
-        ({"n": 2}, ("unsupported_value", "n")),
-        ({"n": 10_000}, ("unsupported_value", "n")),
+        ({"n": 1 << 30}, ("invalid_value", "n")),
+        ({"best_of": 2}, ("unsupported_parameter", "best_of")),
         ({"stream": "yes"}, ("invalid_type", "stream")),
         ({"stream_options": {"include_usage": True}}, ("invalid_value", "stream_options")),
         ({"stream": True, "stream_options": {"x": 1}}, ("unknown_parameter", "stream_options.x")),
@@ -82,19 +82,19 @@ def test_what_is_out_of_bounds_is_refused_by_name(fields, expected):
     assert refusal(chat, **fields) == expected
 
 
+@pytest.mark.parametrize("make", [chat, completion])
 @pytest.mark.parametrize("field", sorted(UNSERVED))
-def test_a_field_that_is_not_served_is_neutral_or_refused(field):
+def test_a_field_that_is_not_served_is_neutral_or_refused(field, make):
     """No field of OpenAI's API is ignored in silence."""
     for neutral in UNSERVED[field]:
-        chat(**{field: neutral})
-        completion(**{field: neutral})
-    assert refusal(chat, **{field: {"something": 1}}) == ("unsupported_parameter", field)
+        make(**{field: neutral})
+    if field not in {chat: ChatCompletionRequest, completion: CompletionRequest}[make].__struct_fields__:
+        assert refusal(make, **{field: {"something": 1}}) == ("unsupported_parameter", field)
 
 
 def test_served_and_unserved_fields_are_different_ones():
-    """A field in both places would never be read."""
-    served = set(ChatCompletionRequest.__struct_fields__) | set(CompletionRequest.__struct_fields__)
-    assert not served & UNSERVED.keys()
+    """What no endpoint refuses has no place among the unserved."""
+    assert not set(ChatCompletionRequest.__struct_fields__) & set(CompletionRequest.__struct_fields__) & UNSERVED.keys()
     assert not set(ChatMessage.__struct_fields__) & UNSERVED_IN_MESSAGES.keys()
 
 
@@ -120,18 +120,36 @@ def test_parts_are_joined_and_developers_are_systems():
     assert request.messages[0].for_template() == {"role": "system", "content": "be brief"}
 
 
-def test_a_completion_has_one_prompt():
-    """Text, token ids, or a list of one text; of several, the message says what to do."""
-    assert completion(prompt="hi").single_prompt() == "hi"
-    assert completion(prompt=["hi"]).single_prompt() == "hi"
-    assert completion(prompt=[5, 6]).single_prompt() == [5, 6]
-    for prompt in (["a", "b"], [5, "b"]):
-        assert refusal(lambda prompt=prompt: completion(prompt=prompt).single_prompt()) == (
-            "unsupported_value",
-            "prompt",
-        )
-    for prompt in ([], [[5, 6]], [True], [-1], {"a": 1}):
+def test_prompts_are_texts_or_token_ids_one_or_several():
+    """A list of token ids is one prompt; where they stand among prompts, the message says how to write them."""
+    assert completion(prompt="hi").prompts == ["hi"]
+    assert completion(prompt=["hi"]).prompts == ["hi"]
+    assert completion(prompt=["a", "b"]).prompts == ["a", "b"]
+    assert completion(prompt=[5, 6]).prompts == [[5, 6]]
+    assert completion(prompt=[[5, 6], [7]]).prompts == [[5, 6], [7]]
+    assert refusal(lambda: completion(prompt=[5, "b"]).prompts) == ("invalid_value", "prompt")
+    assert refusal(completion, prompt=[[5], [-1]]) == ("invalid_value", "prompt[1][0]")
+    for prompt in ([], [[]], [[[5]]], [True], [-1], {"a": 1}):
         assert refusal(completion, prompt=prompt)[0] in ("invalid_value", "invalid_type")
+
+
+def test_a_suffix_is_refused_with_the_reason():
+    """And with what can be done instead."""
+    with pytest.raises(ApiError, match="fill-in-the-middle"):
+        completion(suffix="end")
+
+
+@pytest.mark.parametrize(
+    "fields", [{"n": 3, "best_of": 2}, {"best_of": 0}, {"n": 1, "best_of": 2, "stream": True}, {"best_of": 1 << 30}]
+)
+def test_a_best_of_without_sense_is_refused(fields):
+    """Fewer candidates than choices, none, or a stream of what is known at the end."""
+    assert refusal(completion, **fields) == ("invalid_value", "best_of")
+
+
+def test_no_more_candidates_than_choices_ask_for_nothing():
+    """As clients send it that always send the field."""
+    assert completion(n=2, best_of=2, stream=True).best_of == 2
 
 
 @pytest.mark.parametrize(

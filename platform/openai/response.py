@@ -1,0 +1,91 @@
+"""The response to a request with all its choices, in one piece or as events that are sent when their text is certain.
+
+Knows when what is written. The endpoint words it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import Any, Protocol
+
+import msgspec
+from litestar import Response
+from litestar.types import Receive
+
+from loraplex.platform.catalog import ResolvedModel
+from loraplex.platform.openai.answer import Answer
+from loraplex.platform.openai.choices import Choices
+from loraplex.platform.openai.connection import while_connected
+from loraplex.platform.openai.generation_types import Usage
+from loraplex.platform.openai.sse import DONE, EventStream, TextFrame, Write, error_frame, frame
+
+
+class Shape(Protocol):
+    """How an endpoint words an answer. index: of the choice."""
+
+    def whole(self, choices: Sequence[tuple[Answer, str]], usage: Usage) -> msgspec.Struct:
+        """The body of an answer in one piece."""
+
+    def opening(self) -> Iterable[msgspec.Struct]:
+        """The chunks of a stream before any text."""
+
+    def piece(self, index: int, text: str) -> msgspec.Struct:
+        """The chunk that adds this text."""
+
+    def finish(self, index: int, answer: Answer) -> msgspec.Struct:
+        """The chunk after all text of a choice."""
+
+    def closing(self, usage: Usage) -> Iterable[msgspec.Struct]:
+        """The chunks after all choices."""
+
+
+async def respond(
+    receive: Receive, choices: Choices, shape: Shape, *, stream: bool, model: ResolvedModel
+) -> Response[Any]:
+    """Wait for the whole answer or, of a stream, for the first token: what fails until then has its own HTTP status."""
+    try:
+        if stream:
+            await while_connected(receive, choices.begin())
+            produce = partial(_stream, choices, shape)
+            return EventStream(produce, on_close=choices.close, headers=_headers(choices.first, model))
+        texts = await while_connected(receive, choices.texts())
+    except BaseException:
+        choices.close()
+        raise
+    choices.close()
+    return Response(shape.whole(texts, choices.usage), headers=_headers(choices.first, model))
+
+
+async def _stream(choices: Choices, shape: Shape, write: Write) -> None:
+    """Write chunks as their text becomes certain, those that are due at the same time together: a write costs most."""
+    pieces = [TextFrame(partial(shape.piece, index)) for index, _ in choices.running]
+    due = b"".join(map(frame, shape.opening()))
+    try:
+        while choices.running:
+            for index, answer, text in await choices.news():
+                if text:
+                    due += pieces[index].of(text)
+                if answer.finish_reason is not None:
+                    due += frame(shape.finish(index, answer))
+            if due and choices.running:
+                await write(due, more=True)
+                due = b""
+        due += b"".join(map(frame, shape.closing(choices.usage)))
+    except Exception as error:
+        due += error_frame(error)
+    await write(due + DONE, more=False)
+
+
+def _headers(first: Answer, model: ResolvedModel) -> dict[str, str]:
+    """Which version answers; if it acts on the first prompt, whether it was on the device when the request came to the
+    engine, and in milliseconds how long the first choice waited for it, and for the rest until its first step."""
+    if not model.adapters:
+        return {}
+    headers = {"x-adapter-version": model.name}
+    if (started := first.started) is not None and first.has_adapter:
+        headers["x-loraplex-adapter-state"] = "cold" if started.loads else "warm"
+        headers["x-loraplex-load-ms"] = str(math.ceil(started.load_seconds * 1000))
+        headers["x-loraplex-queue-ms"] = str(round(started.queue_seconds * 1000))
+    return headers
