@@ -24,9 +24,9 @@ MAX_LOADS = 4
 
 
 class Loads:
-    """A finished load becomes evictable at the end of a step, or when another lacks room, and then not before the next
-    call: so of two that need the same room and ask at every step, the one that asks first is served and the other
-    waits for it; they never evict each other unused for ever.
+    """A finished load becomes evictable at the end of a step, unless it is asked for before. So what has just come for
+    one sequence cannot be taken by a younger one, which asks later in the same step; of two that need the same room the
+    one that asks first is served and the other waits for it; they never evict each other unused for ever.
     """
 
     def __init__(
@@ -104,13 +104,11 @@ class Loads:
         if not ahead and len(self._jobs) >= MAX_LOADS and (read_ahead := self._jobs.last_read()) is not None:
             self.settle(read_ahead)  # which gives its slot to one whose turn it is
         if len(self._jobs) >= MAX_LOADS:
-            self.settle_all()
-        elif read is None:
+            return
+        if read is None:
             self._jobs.read(digest, lambda: self._read(digest))
         elif self._room.claim(digest, read.packed.weights.numel(), ahead=ahead):
             self._jobs.copy(digest, self._pool.begin_copy(digest, read.packed), read)
-        else:
-            self.settle_all()
 
     def _publish(self, digest: str, read: Read, copy_seconds: float) -> None:
         self._pool.publish(digest, read.packed)
