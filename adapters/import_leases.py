@@ -12,17 +12,14 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from loraplex.adapters.database import Database
-from loraplex.adapters.errors import LeaseLost
 from loraplex.adapters.import_jobs import OPEN, ImportInfo, Progress, find_import, select_imports
 from loraplex.adapters.lookup import VersionInfo
-from loraplex.adapters.schema import Adapter, BaseModel, ImportJob, new_id, now, storable
-
-LEASE = timedelta(seconds=30)
-"""How long after the last sign of life of its server another one takes a job up."""
+from loraplex.adapters.row_leases import LEASE, taken_up, write_held
+from loraplex.adapters.schema import Adapter, BaseModel, ImportJob, now, storable
 
 MAX_ATTEMPTS = 5
 
@@ -49,25 +46,21 @@ class ImportLeases:
 
     async def claim(self, base_model: str) -> Lease | None:
         """Take up, for LEASE, the job on a base that has been due longest; None where there is none."""
-        is_due = ImportJob.state.in_(OPEN), ImportJob.due_at <= self._clock(), BaseModel.name == base_model
-        on_base = select(ImportJob).join(Adapter).join(BaseModel, BaseModel.id == Adapter.base_model_id)
-        longest_due = on_base.where(*is_due).order_by(ImportJob.due_at).limit(1)
-        async with self._database.read() as session:  # servers look often and find something seldom
-            if await session.scalar(longest_due) is None:
+        jobs = select(ImportJob).join(Adapter).join(BaseModel, BaseModel.id == Adapter.base_model_id)
+        open_jobs = jobs.where(ImportJob.state.in_(OPEN), BaseModel.name == base_model)
+        async with taken_up(self._database, ImportJob, open_jobs, self._clock()) as taken:
+            if taken is None:
                 return None
-        async with self._database.transaction() as session:
-            row = await session.scalar(longest_due.with_for_update(of=ImportJob, skip_locked=True))
-            if row is None:
-                return None
+            session, row = taken
             if row.attempt >= MAX_ATTEMPTS:
                 row.state, row.lease_owner, row.error, row.finished_at = "failed", None, ABANDONED, self._clock()
                 return None
-            owner = new_id()
-            row.state, row.lease_owner, row.attempt = "running", owner, row.attempt + 1
-            row.started_at, row.due_at = row.started_at or self._clock(), self._clock() + LEASE
+            row.state, row.attempt, row.started_at = "running", row.attempt + 1, row.started_at or self._clock()
             row.file, row.bytes_done, row.bytes_total = None, 0, None
             await session.flush()
-            return Lease(await find_import(session, select_imports().where(ImportJob.id == row.id)), owner)
+            assert row.lease_owner is not None
+            job = await find_import(session, select_imports().where(ImportJob.id == row.id))
+            return Lease(job, row.lease_owner)
 
     async def renew(self, lease: Lease, progress: Progress) -> None:
         """Hold the job for LEASE from now on, and tell how far it is."""
@@ -113,7 +106,4 @@ class ImportLeases:
 
 
 async def _write(session: AsyncSession, lease: Lease, **values: Any) -> None:
-    held = ImportJob.id == lease.job.id, ImportJob.lease_owner == lease.owner, ImportJob.state == "running"
-    written = await session.execute(update(ImportJob).where(*held).values(**values).returning(ImportJob.id))
-    if written.first() is None:
-        raise LeaseLost("this import was cancelled, or another server has taken it up")
+    await write_held(session, ImportJob, lease.job.id, lease.owner, **values)

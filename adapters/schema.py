@@ -218,24 +218,31 @@ class AliasMove(Base):
     moved_by: Mapped[str | None] = mapped_column(String(12))
 
 
-class ImportJob(Base):
+class JobRow(Base):
+    """What every table of jobs has. `due_at`: when a server may take a job up; one that is held, whose server renews
+    it, when its lease has ended. `lease_owner`: another one each time that it is taken up; none while nobody has it."""
+
+    __abstract__ = True
+
+    id: Mapped[str] = mapped_column(Name(32), primary_key=True, default=new_id)
+    due_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    lease_owner: Mapped[str | None] = mapped_column(RowId)
+    attempt: Mapped[int] = mapped_column(default=0)
+
+
+class ImportJob(JobRow):
     """Files that a server is to fetch and publish as a version. `state`: see `import_jobs.ImportState`.
 
-    `due_at`: when a server may take it up; a running one, whose server renews it, when its lease has ended.
-    `lease_owner`: another one each time that it is taken up. `version`: its number, written when it is published.
-    `error`: {code, message, details} of the last attempt. `created_by`: the id of the API key.
+    `version`: its number, written when it is published. `error`: {code, message, details} of the last attempt.
+    `created_by`: the id of the API key.
     """
 
     __tablename__ = "import_jobs"
     __table_args__ = (Index(None, "state", "due_at"),)
 
-    id: Mapped[str] = mapped_column(Name(32), primary_key=True, default=new_id)
     adapter_id: Mapped[str] = mapped_column(ForeignKey("adapters.id"), index=True)
     source: Mapped[str] = mapped_column(Text)
     state: Mapped[str] = mapped_column(String(16))
-    due_at: Mapped[datetime] = mapped_column(UtcDateTime)
-    lease_owner: Mapped[str | None] = mapped_column(RowId)
-    attempt: Mapped[int] = mapped_column(default=0)
     file: Mapped[str | None] = mapped_column(String(64))
     bytes_done: Mapped[int] = mapped_column(BigInteger, default=0)
     bytes_total: Mapped[int | None] = mapped_column(BigInteger)

@@ -26,6 +26,9 @@ from loraplex.platform.tenants import SCOPES, InvalidKey, Principal, TenantDirec
 MAX_SECRET_CHARS = 256
 CHALLENGE = {"www-authenticate": "Bearer"}
 
+ON_BEHALF_OF = "loraplex.principal"
+"""The key in an ASGI scope of who is calling, where the server makes a request itself. No HTTP client can set it."""
+
 
 @dataclass(frozen=True)
 class _Entry:
@@ -90,7 +93,9 @@ def make_guard(authenticator: Authenticator) -> Guard:
     async def guard(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
         if handler.opt.get("public"):
             return
-        principal = await _authenticate(authenticator, connection.headers.get("authorization", ""))
+        principal: Any = connection.scope.get(ON_BEHALF_OF)
+        if principal is None:
+            principal = await _authenticate(authenticator, connection.headers.get("authorization", ""))
         scope = handler.opt.get("scope")
         if scope not in principal.scopes or (scope != "admin" and principal.tenant_id is None):
             raise ApiError(403, "insufficient_permissions", _why_forbidden(principal, scope))

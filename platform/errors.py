@@ -49,6 +49,14 @@ from loraplex.adapters.errors import (
     VersionNotReady,
 )
 from loraplex.engine.client import EngineUnavailable, GenerationFailed
+from loraplex.platform.batches.errors import (
+    BatchEnded,
+    FileInUse,
+    FileLimitReached,
+    NoSuchBatch,
+    NoSuchFile,
+    TooManyBatches,
+)
 from loraplex.platform.idempotency_keys import IdempotencyKeyInUse, IdempotencyKeyReused, TooManyIdempotencyKeys
 from loraplex.platform.logging import request_id
 from loraplex.platform.tenants import InvalidKeyRequest, KeyNotFound, TenantError, TenantExists, TenantNotFound
@@ -211,6 +219,13 @@ TRANSLATIONS: dict[type[Exception], Callable[[Any], ApiError]] = {
     UploadBusy: lambda e: ApiError(409, "upload_busy", str(e), headers=_SOON),
     UploadIncomplete: lambda e: ApiError(409, "upload_incomplete", str(e), headers=_NO_RETRY),
     ChecksumMismatch: lambda e: ApiError(400, "checksum_mismatch", str(e)),
+    # files and batches
+    NoSuchFile: lambda e: ApiError(404, "file_not_found", str(e), param=e.field),
+    FileInUse: lambda e: ApiError(409, "file_in_use", str(e), param="file_id", headers=_NO_RETRY),
+    FileLimitReached: lambda e: ApiError(429, "too_many_files", str(e), type="requests", headers=_NO_RETRY),
+    NoSuchBatch: lambda e: ApiError(404, "batch_not_found", str(e), param="batch_id"),
+    BatchEnded: lambda e: ApiError(409, "batch_ended", str(e), param="batch_id", headers=_NO_RETRY),
+    TooManyBatches: lambda e: ApiError(429, "too_many_batches", str(e), type="requests", headers=_NO_RETRY),
     # requests that clients named
     IdempotencyKeyInUse: lambda e: ApiError(409, "idempotency_key_in_use", str(e), headers=_SOON),
     IdempotencyKeyReused: lambda e: ApiError(422, "idempotency_key_reused", str(e)),

@@ -1,4 +1,4 @@
-"""Clean up after what was begun and not ended: uploads, names of requests, files that no version refers to.
+"""Clean up after what was begun and not ended: uploads, names of requests, files that nothing refers to.
 
 Of the servers that share a database one does it at a time. Each step may be done twice and beside any request, and
 takes nothing that somebody may still come back for. The list of changes bounds itself (`changes`).
@@ -46,6 +46,9 @@ async def clean_up(services: Services) -> None:
     await services.uploads.drop_expired()
     await services.idempotency.drop_expired()
     await _sweep_upload_files(services)
+    await services.files.drop_expired()
+    live_files = await services.files.live_ids()
+    await to_thread.run_sync(services.file_store.sweep, live_files, services.settings.orphan_blob_seconds)
     live = await services.registry.live_digests()
     removed = await to_thread.run_sync(services.blobs.sweep, live, services.settings.orphan_blob_seconds)
     logger.debug("swept adapter files", removed=len(removed))

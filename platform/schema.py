@@ -1,4 +1,4 @@
-"""The tables of tenants, API keys, and the names that clients gave to requests.
+"""The tables of tenants, API keys, the names that clients gave to requests, tenants' files, and batches of requests.
 
 Knows columns and constraints, on the metadata of the adapter registry. Knows no query.
 """
@@ -7,11 +7,16 @@ from __future__ import annotations
 
 import secrets
 from datetime import datetime
+from typing import Any
 
-from sqlalchemy import ForeignKey, LargeBinary, String
+from sqlalchemy import BigInteger, ForeignKey, Index, LargeBinary, String
 from sqlalchemy.orm import Mapped, mapped_column
 
-from loraplex.adapters.schema import Base, Json, Name, RowId, Slug, UtcDateTime, new_id, now
+from loraplex.adapters.names import MAX_BASE_NAME_LENGTH
+from loraplex.adapters.schema import Base, JobRow, Json, JsonOrNull, Name, RowId, Slug, UtcDateTime, new_id, now
+
+FileId = Name(40)
+BatchId = Name(40)
 
 
 def new_salt() -> bytes:
@@ -60,3 +65,69 @@ class ApiKey(Base):
     expires_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     revoked_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     last_used_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+
+class StoredFile(Base):
+    """A tenant's file; its bytes are where `FileStore` keeps them, under the same id. `created_by`: an API key's id."""
+
+    __tablename__ = "files"
+    __table_args__ = (Index(None, "tenant_id", "created_at"),)
+
+    id: Mapped[str] = mapped_column(FileId, primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id"))
+    filename: Mapped[str] = mapped_column(String(255))
+    purpose: Mapped[str] = mapped_column(String(32))
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    sha256: Mapped[str] = mapped_column(String(64))
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now)
+    created_by: Mapped[str | None] = mapped_column(String(12))
+    expires_at: Mapped[datetime] = mapped_column(UtcDateTime, index=True)
+
+
+class Batch(JobRow):
+    """Requests in a file, to be answered in a file. `status`: see `batches.rows.BatchStatus`; beside it the moment of
+    each that it has had. `api_key_id`: of the key that asked for it, as which its requests run.
+
+    `base_model`: of the servers that work on it. `input_file_id` and the others may be of files that are gone.
+    `errors`: what is wrong with lines of the input: {code, line, message, param} of each. `output_seconds`: how long
+    its output is kept. `total`, `completed` and `failed` count requests.
+    """
+
+    __tablename__ = "batches"
+    __table_args__ = (Index(None, "tenant_id", "created_at"), Index(None, "status", "due_at"))
+
+    id: Mapped[str] = mapped_column(BatchId, primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id"))
+    api_key_id: Mapped[str] = mapped_column(ForeignKey("api_keys.id"))
+    base_model: Mapped[str] = mapped_column(Name(MAX_BASE_NAME_LENGTH))
+    endpoint: Mapped[str] = mapped_column(String(64))
+    input_file_id: Mapped[str] = mapped_column(FileId, index=True)
+    output_file_id: Mapped[str | None] = mapped_column(FileId)
+    error_file_id: Mapped[str | None] = mapped_column(FileId)
+    output_seconds: Mapped[int]
+    labels: Mapped[dict[str, str] | None] = mapped_column(JsonOrNull)
+    status: Mapped[str] = mapped_column(String(16))
+    errors: Mapped[list[dict[str, Any]] | None] = mapped_column(JsonOrNull)
+    total: Mapped[int] = mapped_column(default=0)
+    completed: Mapped[int] = mapped_column(default=0)
+    failed: Mapped[int] = mapped_column(default=0)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now)
+    expires_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    in_progress_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    finalizing_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    completed_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    failed_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    expired_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    cancelling_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    cancelled_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+
+class BatchAnswer(Base):
+    """The answer to a line of a batch that has not ended: a line of its output or, where `is_error`, of its errors."""
+
+    __tablename__ = "batch_answers"
+
+    batch_id: Mapped[str] = mapped_column(ForeignKey("batches.id"), primary_key=True)
+    line: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    is_error: Mapped[bool]
+    content: Mapped[bytes] = mapped_column(LargeBinary)

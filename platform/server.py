@@ -15,11 +15,13 @@ from pathlib import Path
 
 import structlog
 import uvicorn
+from litestar import Litestar
 
 from loraplex.adapters.base_models import register_base_model
 from loraplex.adapters.database import Database
 from loraplex.engine.client import EngineClient
 from loraplex.platform.app import create_app
+from loraplex.platform.batches.worker import run_batches
 from loraplex.platform.deletions import Deletions
 from loraplex.platform.http_protocol import BoundedHttpToolsProtocol
 from loraplex.platform.imports.worker import run_imports
@@ -64,7 +66,8 @@ async def run_server(
     async with open_services(settings, model_path) as services:
         await publish_lora_modules(services)
         drain = asyncio.Event()
-        server = _Server(_uvicorn_config(services, drain), lambda: announce(services))
+        app = create_app(services, drain)
+        server = _Server(_uvicorn_config(app), lambda: announce(services))
         async with asyncio.TaskGroup() as tasks:
             watchers = [
                 tasks.create_task(_drain_then_exit(server, services.engine, drain, settings.drain_seconds)),
@@ -75,6 +78,7 @@ async def run_server(
                 tasks.create_task(Deletions(services.changes, services.registry, services.engine).follow()),
                 tasks.create_task(validate_abandoned(services)),
                 tasks.create_task(run_imports(services, drain)),
+                tasks.create_task(run_batches(services, app, drain)),
                 tasks.create_task(quarantine_crashers(services)),
             ]
             with _signals(server, drain):
@@ -115,9 +119,9 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _uvicorn_config(services: Services, drain: asyncio.Event) -> uvicorn.Config:
+def _uvicorn_config(app: Litestar) -> uvicorn.Config:
     return uvicorn.Config(
-        create_app(services, drain),
+        app,
         http=BoundedHttpToolsProtocol,
         ws="none",
         log_config=None,

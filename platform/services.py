@@ -24,6 +24,10 @@ from loraplex.engine.client import EngineClient
 from loraplex.engine.messages import Ready
 from loraplex.engine.text import TextCodec
 from loraplex.engine.untrusted_templates import UntrustedTemplates
+from loraplex.platform.batches.file_store import FileStore
+from loraplex.platform.batches.files import FileLimits, Files
+from loraplex.platform.batches.leases import BatchLeases
+from loraplex.platform.batches.rows import Batches
 from loraplex.platform.catalog import Catalog
 from loraplex.platform.idempotency_keys import IdempotencyKeys
 from loraplex.platform.metrics import Metrics
@@ -58,6 +62,10 @@ class Services:
     blobs: BlobStore
     uploads: UploadSessions
     upload_files: UploadFiles
+    files: Files
+    file_store: FileStore
+    batches: Batches
+    batch_leases: BatchLeases
     idempotency: IdempotencyKeys
     leases: Leases
     catalog: Catalog
@@ -95,6 +103,10 @@ def assemble(settings: Settings, database: Database, engine: EngineClient, model
         blobs=blobs,
         uploads=UploadSessions(database, _upload_limits(settings)),
         upload_files=UploadFiles(settings.adapters_dir),
+        files=Files(database, FileLimits(settings.max_files_per_tenant, settings.max_file_bytes_per_tenant)),
+        file_store=FileStore(settings.files_dir),
+        batches=Batches(database),
+        batch_leases=BatchLeases(database),
         idempotency=IdempotencyKeys(database),
         leases=Leases(database),
         catalog=Catalog(registry, changes, settings.base_model_name),

@@ -187,6 +187,18 @@ class Settings(BaseSettings):
         None, validate_default=True, description="The secret that belongs to `s3_access_key_id`."
     )
 
+    max_file_bytes: Bytes = Field(200 << 20, description="Largest file that batches may read.")
+    max_file_bytes_per_tenant: Bytes = Field(4 << 30, description="Sum of the sizes of a tenant's files.")
+    max_files_per_tenant: int = Field(10_000, ge=1, le=1 << 20, description="Files that a tenant may have.")
+    file_expiry_seconds: float = Field(
+        30 * 24 * 3600, ge=3600, le=365 * 24 * 3600, description="How long a file is kept that does not say."
+    )
+    max_batches_per_tenant: int = Field(100, ge=1, le=10_000, description="Batches of one tenant that have not ended.")
+    max_running_batches: int = Field(4, ge=1, le=100, description="Batches that this server works on at the same time.")
+    batch_concurrency: int = Field(
+        16, ge=1, le=4096, description="Most requests of batches in flight; less while live traffic needs the room."
+    )
+
     engine_stall_seconds: float = Field(30, ge=1, le=3600, description="Silence of the engine that fails /readyz.")
     drain_seconds: float = Field(30, ge=0, le=3600, description="How long running streams may finish after SIGTERM.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe line logged.")
@@ -235,6 +247,11 @@ class Settings(BaseSettings):
     def adapters_dir(self) -> Path:
         """Root of the blob store."""
         return self.data_dir / "adapters"
+
+    @property
+    def files_dir(self) -> Path:
+        """Root of tenants' files."""
+        return self.data_dir / "files"
 
     @property
     def base_model_name(self) -> str:

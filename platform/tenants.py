@@ -187,15 +187,16 @@ class TenantDirectory:
         matches = hmac.compare_digest(stored, fingerprint(secret))
         if not (matches and found and _is_valid(*found)):
             raise InvalidKey
-        key, tenant = found
-        await self._note_use(key)
-        return Principal(
-            key_id=key.id,
-            tenant_id=key.tenant_id,
-            tenant=_slug(tenant),
-            scopes=frozenset(key.scopes),
-            salt=tenant.cache_salt if tenant else b"",
-        )
+        await self._note_use(found[0])
+        return _principal(*found)
+
+    async def principal_of(self, key_id: str) -> Principal:
+        """Who a key speaks for that has asked for work which goes on without it. Raises InvalidKey."""
+        async with self._database.read() as session:
+            found = (await session.execute(_keys().where(ApiKey.id == key_id))).first()
+        if not (found and _is_valid(*found)):
+            raise InvalidKey
+        return _principal(*found)
 
     async def _note_use(self, key: ApiKey) -> None:
         """Write the time of use unless the last one is recent. It is a hint: a busy or full disk refuses nobody."""
@@ -222,6 +223,16 @@ def _is_valid(key: ApiKey, tenant: Tenant | None) -> bool:
     expired = key.expires_at is not None and key.expires_at <= now()
     suspended = tenant is not None and tenant.suspended_at is not None
     return key.revoked_at is None and not expired and not suspended
+
+
+def _principal(key: ApiKey, tenant: Tenant | None) -> Principal:
+    return Principal(
+        key_id=key.id,
+        tenant_id=key.tenant_id,
+        tenant=_slug(tenant),
+        scopes=frozenset(key.scopes),
+        salt=tenant.cache_salt if tenant else b"",
+    )
 
 
 def _keys() -> Select[ApiKey, Tenant | None]:

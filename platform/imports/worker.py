@@ -24,13 +24,10 @@ from loraplex.platform.imports.bucket import open_bucket
 from loraplex.platform.imports.download import Download, Source
 from loraplex.platform.imports.hub import open_hub
 from loraplex.platform.imports.source_names import HubRepo, SourceName, parse_source, require_allowed
+from loraplex.platform.job_workers import while_held, work_until
 from loraplex.platform.publishing import max_file_bytes, publish_staged, require_served, validate_now
 from loraplex.platform.services import Services
 from loraplex.platform.settings import Settings
-
-LOOK_SECONDS = 1.0
-RENEW_SECONDS = 2.0
-"""Between signs of life. Each also tells how far the job is, and whether it was cancelled."""
 
 ATTEMPT_SECONDS = 3600
 BACKOFF_SECONDS = 5
@@ -43,22 +40,7 @@ async def run_imports(services: Services, drain: asyncio.Event) -> None:
     """Work on jobs, some at a time, until the server drains; those that run then go back to the queue."""
     if not services.settings.import_sources:
         return
-    async with asyncio.TaskGroup() as tasks:
-        workers = [tasks.create_task(_work(services)) for _ in range(services.settings.max_running_imports)]
-        await drain.wait()
-        for worker in workers:
-            worker.cancel()
-
-
-async def _work(services: Services) -> None:
-    while True:
-        try:
-            found = await run_next(services)
-        except (OSError, SQLAlchemyError) as error:
-            logger.warning("the jobs of imports cannot be reached; trying again", error=str(error))
-            found = False
-        if not found:
-            await asyncio.sleep(LOOK_SECONDS)
+    await work_until(drain, services.settings.max_running_imports, partial(run_next, services))
 
 
 async def run_next(services: Services) -> bool:
@@ -87,31 +69,13 @@ async def run_next(services: Services) -> bool:
 
 
 async def _attempt_held(services: Services, lease: Lease) -> ApiError | None:
-    """Work while the lease is renewed. Raises LeaseLost as soon as that is lost."""
+    """Work while the lease is renewed, which also tells how far it is. Raises LeaseLost as soon as that is lost."""
     downloads: list[Download] = []
-    ended = asyncio.Event()
-    work = asyncio.create_task(_attempt(services, lease, downloads))
-    renewal = asyncio.create_task(_renew(services, lease, downloads, ended))
-    try:
-        await asyncio.wait((work, renewal), return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        ended.set()
-        work.cancel()
-        await asyncio.gather(work, renewal, return_exceptions=True)
-    renewal.result()
-    return work.result()
 
+    async def renew() -> None:
+        await services.import_leases.renew(lease, _progress(downloads))
 
-async def _renew(services: Services, lease: Lease, downloads: Sequence[Download], ended: asyncio.Event) -> None:
-    """At intervals. While the database is away the work goes on: without the lease it publishes nothing."""
-    while not ended.is_set():
-        try:
-            await services.import_leases.renew(lease, _progress(downloads))
-        except (OSError, SQLAlchemyError) as error:
-            logger.warning("an import cannot be renewed; trying again", import_id=lease.job.id, error=str(error))
-        with suppress(TimeoutError):
-            async with asyncio.timeout(RENEW_SECONDS):
-                await ended.wait()
+    return await while_held(_attempt(services, lease, downloads), renew)
 
 
 async def _attempt(services: Services, lease: Lease, downloads: list[Download]) -> ApiError | None:

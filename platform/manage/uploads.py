@@ -1,4 +1,4 @@
-"""Receive an adapter's files from a multipart request, straight to disk, hashed and bounded on the way.
+"""Receive files from a multipart request, straight to disk, hashed and bounded on the way.
 
 Nothing is held in memory beyond one block, nothing is written twice, and no name that the client sent becomes a path.
 """
@@ -31,6 +31,7 @@ FRAMING_BYTES = 64 << 10
 BLOCK_BYTES = 1 << 20
 IDLE_SECONDS = 60
 CLOSE = {"connection": "close"}
+ADAPTER_FORM = "two files: `config` (adapter_config.json) and `weights` (adapter_model.safetensors)"
 
 
 @dataclass(frozen=True)
@@ -44,18 +45,26 @@ class PartTarget:
 
 @dataclass(frozen=True)
 class ReceivedPart:
+    """`filename`: as the client has it; it means nothing here."""
+
     size_bytes: int
     sha256: str
+    filename: str | None = None
 
 
 class UploadSink:
-    """Feed it the body block by block; it writes each part to its target. A context manager that closes the files."""
+    """Feed it the body block by block; it writes each part to its target. A context manager that closes the files.
 
-    def __init__(self, boundary: str, targets: dict[str, PartTarget]) -> None:
+    form: what is to be sent, for messages.
+    """
+
+    def __init__(self, boundary: str, targets: dict[str, PartTarget], form: str = ADAPTER_FORM) -> None:
         self.received: dict[str, ReceivedPart] = {}
         self._targets = targets
+        self._form = form
         self._parser = PushMultipartParser(boundary, max_segment_count=len(targets))
         self._part = ""
+        self._filename: str | None = None
         self._file: BinaryIO | None = None
         self._hash = hashlib.sha256()
         self._size_bytes = 0
@@ -73,6 +82,7 @@ class UploadSink:
             for event in self._parser.parse(block):
                 if isinstance(event, MultipartSegment):
                     self._open_part(event.name)
+                    self._filename = event.filename
                 elif event is None:
                     self._finish_part()
                 else:
@@ -90,8 +100,7 @@ class UploadSink:
             raise _malformed("it ended too early; send it again") from error
         for name, target in self._targets.items():
             if target.required and name not in self.received:
-                files = "`config` (adapter_config.json) and `weights` (adapter_model.safetensors)"
-                message = f"The upload has no part `{name}`. Send two files: {files}."
+                message = f"The upload has no part `{name}`. Send {self._form}."
                 raise ApiError(400, "missing_required_parameter", message, param=name)
         return self.received
 
@@ -118,7 +127,7 @@ class UploadSink:
     def _finish_part(self) -> None:
         assert self._file is not None
         self._file.close()
-        self.received[self._part] = ReceivedPart(self._size_bytes, self._hash.hexdigest())
+        self.received[self._part] = ReceivedPart(self._size_bytes, self._hash.hexdigest(), self._filename)
 
 
 class UploadSlots:
@@ -143,8 +152,10 @@ class UploadSlots:
                 del self._taken[tenant_id]
 
 
-async def receive_parts(request: Request[Any, Any, Any], targets: dict[str, PartTarget]) -> dict[str, ReceivedPart]:
-    """Stream the request's parts to their targets.
+async def receive_parts(
+    request: Request[Any, Any, Any], targets: dict[str, PartTarget], form: str = ADAPTER_FORM
+) -> dict[str, ReceivedPart]:
+    """Stream the request's parts to their targets. form: what is to be sent, for messages.
 
     Raises ApiError: 413 when too large (before reading, where Content-Length tells), 415 when not multipart, 400 when
     malformed, cut off, or not the parts that were asked for. Files that were begun stay for the caller to drop.
@@ -152,7 +163,7 @@ async def receive_parts(request: Request[Any, Any, Any], targets: dict[str, Part
     limit = FRAMING_BYTES + sum(target.max_bytes for target in targets.values())
     if (content_length(request) or 0) > limit:
         raise _too_large("upload", limit)
-    with UploadSink(_boundary(request), targets) as sink:
+    with UploadSink(_boundary(request, form), targets, form) as sink:
         received_bytes = 0
         async for block in blocks(request):
             received_bytes += len(block)
@@ -201,11 +212,11 @@ def content_length(request: Request[Any, Any, Any]) -> int | None:
         return None
 
 
-def _boundary(request: Request[Any, Any, Any]) -> str:
+def _boundary(request: Request[Any, Any, Any], form: str) -> str:
     kind, options = parse_options_header(request.headers.get("content-type", ""))
     boundary = str(options.get("boundary", ""))
     if kind != "multipart/form-data" or not 0 < len(boundary) <= 70:
-        message = "Send the adapter as multipart/form-data with the parts `config` and `weights`."
+        message = f"Send multipart/form-data with {form}."
         raise ApiError(415, "unsupported_media_type", message, headers=CLOSE)
     return boundary
 

@@ -26,7 +26,7 @@ from loraplex.adapters.database import Database
 from loraplex.adapters.errors import LeaseLost
 from loraplex.adapters.import_leases import ImportLeases
 from loraplex.adapters.schema import now
-from loraplex.platform import publishing
+from loraplex.platform import job_workers, publishing
 from loraplex.platform.app import create_app
 from loraplex.platform.imports import worker
 from loraplex.platform.logging import configure_logging
@@ -265,7 +265,7 @@ async def halfway(
 
 async def test_a_cancelled_import_stops(api: Api, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     """While it runs as well as before; no version appears and no file stays."""
-    monkeypatch.setattr(worker, "RENEW_SECONDS", 0.01)
+    monkeypatch.setattr(job_workers, "RENEW_SECONDS", 0.01)
     async with halfway(api, hub, lambda: worker.run_next(api.services)) as (job, task):
         cancelled = await api.client.delete(f"{IMPORTS}/{job['id']}", headers=api.auth("acme"))
         assert (cancelled.status_code, cancelled.json()["state"]) == (200, "cancelled")

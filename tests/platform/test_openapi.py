@@ -77,6 +77,7 @@ async def test_bodies_are_documented(document: dict[str, Any]) -> None:
         ("post", "/api/v1/adapters/{name}/versions/{number}/warm"),
         ("post", "/api/v1/adapters/{name}/versions/{number}/evict"),
         ("post", "/api/v1/uploads/{upload_id}/complete"),
+        ("post", "/v1/batches/{batch_id}/cancel"),
     }
     upload = document["paths"]["/api/v1/adapters/{name}/versions"]["post"]["requestBody"]["content"]
     assert set(upload["multipart/form-data"]["schema"]["properties"]) == {"config", "weights", *OPTIONAL_PARTS}

@@ -1,0 +1,54 @@
+"""Requests that the server makes itself, as a tenant's key, through the whole application: what a line of a batch is
+answered is what the same request over HTTP would have been. Knows ASGI; knows no batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import TracebackType
+from typing import cast
+
+import httpx
+from litestar import Litestar
+from litestar.types import Receive, Scope, Send
+
+from loraplex.platform.auth import ON_BEHALF_OF
+from loraplex.platform.tenants import Principal
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """`retry_after_seconds`: after which the same request may be answered otherwise; None where it would not."""
+
+    status: int
+    request_id: str
+    body: bytes
+    retry_after_seconds: float | None
+
+
+class OwnRequests:
+    """Makes requests as one key. To be closed, as a context manager."""
+
+    def __init__(self, app: Litestar, principal: Principal) -> None:
+        async def as_principal(scope: Scope, receive: Receive, send: Send) -> None:
+            await app(cast("Scope", {**scope, ON_BEHALF_OF: principal}), receive, send)
+
+        transport = httpx.ASGITransport(as_principal, raise_app_exceptions=False)  # type: ignore[arg-type]  # untyped
+        self._client = httpx.AsyncClient(transport=transport, base_url="http://batches")
+
+    async def __aenter__(self) -> OwnRequests:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._client.aclose()
+
+    async def post(self, path: str, body: bytes) -> Response:
+        response = await self._client.post(path, content=body, headers={"content-type": "application/json"})
+        passing = response.status_code in (429, 503)
+        return Response(
+            response.status_code,
+            response.headers["x-request-id"],
+            response.content,
+            float(response.headers.get("retry-after", 1)) if passing else None,
+        )
