@@ -32,6 +32,7 @@ __all__ = [
     "Abort",
     "AdapterUse",
     "Decision",
+    "Embed",
     "EngineSettings",
     "Evict",
     "Fatal",
@@ -84,6 +85,14 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     sampling: SamplingParams
     adapters: tuple[AdapterUse, ...] = ()
     salt: bytes = b""
+
+
+class Embed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Run a prompt with the sum of the given adapters; its only chunk has the embedding. See engine.pooling."""
+
+    request_id: str
+    prompt: list[int]
+    adapters: tuple[AdapterUse, ...] = ()
 
 
 class Abort(msgspec.Struct, frozen=True, tag=True):
@@ -152,6 +161,7 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     model_digest: str
     architecture: str
     vocab_size: int
+    hidden_size: int
     num_layers: int
     sites: tuple[Site, ...]
     max_model_len: int
@@ -206,7 +216,7 @@ class Fatal(msgspec.Struct, frozen=True, tag=True):
     message: str
 
 
-ToEngine = Start | Generate | Abort | Warm | Pin | Unpin | Evict | Locate | Inspect | Shutdown
+ToEngine = Start | Generate | Embed | Abort | Warm | Pin | Unpin | Evict | Locate | Inspect | Shutdown
 FromEngine = Ready | StepOutput | Heartbeat | Decision | Located | Inspection | Fatal
 
 
