@@ -16,6 +16,7 @@ from loraplex.engine.generation import EngineUnavailable, Generation, Generation
 from loraplex.engine.messages import (
     Abort,
     Decision,
+    Embed,
     EngineSettings,
     Evict,
     Fatal,
@@ -112,7 +113,7 @@ class EngineClient:
         """How long ago the step loop last showed that it runs."""
         return time.monotonic() - self._engine.progress_at
 
-    def generate(self, request: Generate) -> Generation:
+    def generate(self, request: Generate | Embed) -> Generation:
         """Submit a request. Raises EngineUnavailable at once when it cannot be taken, GenerationFailed when its adapter
         is quarantined."""
         if self.given_up.is_set():
@@ -256,7 +257,7 @@ class EngineClient:
             return GenerationFailed("engine_restarted", "the engine was restarted; send the request again")
         return None
 
-    def _is_quarantined(self, request: Generate) -> bool:
+    def _is_quarantined(self, request: Generate | Embed) -> bool:
         return any(self._crashed_with[use.digest] >= QUARANTINE_CRASHES for use in request.adapters)
 
     def _fail_all(self, error: GenerationFailed) -> None:

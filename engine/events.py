@@ -52,7 +52,7 @@ class TokenChunk(NamedTuple):
     """New tokens of one sequence. The last chunk of a sequence has a finish reason; it may have no tokens.
 
     A stop token ends the sequence and is not among its tokens. `cached_tokens`: prompt tokens whose keys and values
-    came from the prefix cache.
+    came from the prefix cache. `embedding`: of a prompt that was to be embedded, its only chunk; fp32, little-endian.
     """
 
     request_id: str
@@ -60,6 +60,7 @@ class TokenChunk(NamedTuple):
     logprobs: list[float] | None = None
     finish_reason: FinishReason | None = None
     cached_tokens: int = 0
+    embedding: bytes | None = None
 
 
 class Started(NamedTuple):

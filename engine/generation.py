@@ -9,7 +9,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from loraplex.engine.messages import Generate, Started, TokenChunk
+from loraplex.engine.messages import Embed, Generate, Started, TokenChunk
 
 
 class EngineUnavailable(Exception):
@@ -35,7 +35,7 @@ class Generation:
     raises GenerationFailed when the request fails. started: what it waited for, known before its first token is.
     """
 
-    def __init__(self, request: Generate, on_abort: Callable[[str], None]) -> None:
+    def __init__(self, request: Generate | Embed, on_abort: Callable[[str], None]) -> None:
         self.request = request
         self.has_output = False
         self.started: Started | None = None

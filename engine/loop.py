@@ -24,6 +24,7 @@ from loraplex.engine.events import (
     StepRecord,
     TokenChunk,
 )
+from loraplex.engine.pooling import Pooling
 from loraplex.engine.runner import Runner
 from loraplex.engine.scheduler import Scheduler, StepPlan
 from loraplex.engine.sequence import Sequence
@@ -68,6 +69,11 @@ class Engine:
         """Queue a request. A request that cannot run is told in the result of the next step. after: see Generate."""
         seed = self._seeds.getrandbits(63) if sampling.seed is None else sampling.seed
         self._scheduler.add(Sequence(request_id, prompt, sampling, adapters, salt, seed), after)
+
+    def embed(self, request_id: str, prompt: list[int], *, adapters: tuple[AdapterUse, ...] = ()) -> None:
+        """Queue a prompt that is to be embedded, beside those that generate."""
+        nothing = SamplingParams(max_tokens=0)
+        self._scheduler.add(Sequence(request_id, prompt, nothing, adapters, salt=b"", seed=0, pooling=Pooling()))
 
     def abort(self, request_id: str) -> None:
         """End a request without another word; its pages and its adapter's lease are free at once."""

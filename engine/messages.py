@@ -32,6 +32,7 @@ __all__ = [
     "Abort",
     "AdapterUse",
     "Decision",
+    "Embed",
     "EngineSettings",
     "Evict",
     "Fatal",
@@ -89,6 +90,14 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     adapters: tuple[AdapterUse, ...] = ()
     salt: bytes = b""
     after: str | None = None
+
+
+class Embed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Run a prompt with the sum of the given adapters; its only chunk has the embedding. See engine.pooling."""
+
+    request_id: str
+    prompt: list[int]
+    adapters: tuple[AdapterUse, ...] = ()
 
 
 class Abort(msgspec.Struct, frozen=True, tag=True):
@@ -157,6 +166,7 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     model_digest: str
     architecture: str
     vocab_size: int
+    hidden_size: int
     num_layers: int
     sites: tuple[Site, ...]
     max_model_len: int
@@ -211,7 +221,7 @@ class Fatal(msgspec.Struct, frozen=True, tag=True):
     message: str
 
 
-ToEngine = Start | Generate | Abort | Warm | Pin | Unpin | Evict | Locate | Inspect | Shutdown
+ToEngine = Start | Generate | Embed | Abort | Warm | Pin | Unpin | Evict | Locate | Inspect | Shutdown
 FromEngine = Ready | StepOutput | Heartbeat | Decision | Located | Inspection | Fatal
 
 

@@ -40,9 +40,11 @@ class Runner:
     def _run(self, plan: StepPlan) -> tuple[BatchInputs, Tensor]:
         shape = self.graphs.shape_of(plan) if self.graphs else None
         inputs = self.builder.build(plan, shape)
-        if self.graphs is None or shape is None:
-            return inputs, self.forward(inputs)
-        return inputs, self.graphs.logits(shape, inputs)
+        if self.graphs is not None and shape is not None:
+            return inputs, self.graphs.logits(shape, inputs)
+        hidden = self._decoder.hidden_states(inputs, self._cache)
+        _pool(plan, hidden)
+        return inputs, self._decoder.logits(hidden, inputs)
 
     def _logprobs(self, plan: StepPlan, inputs: BatchInputs, logits: Tensor, tokens: Tensor) -> list[float | None]:
         """log softmax(logits)[token] of the rows that want it: of the model's own distribution, before temperature."""
@@ -53,3 +55,15 @@ class Runner:
         chosen = torch.log_softmax(logits[rows].float(), dim=-1).gather(1, tokens[rows].unsqueeze(1)).flatten()
         values = iter(chosen.tolist())
         return [next(values) if wants else None for wants in wanted]
+
+
+def _pool(plan: StepPlan, hidden: Tensor) -> None:
+    """Add the step's hidden states to what prompts that are to be embedded have already."""
+    poolings, sums, first = [], [], 0
+    for chunk in plan.chunks:
+        if (pooling := chunk.sequence.pooling) is not None:
+            poolings.append((pooling, chunk.start))
+            sums.append(hidden[first : first + chunk.count].sum(0, dtype=torch.float32))
+        first += chunk.count
+    for (pooling, start), total in zip(poolings, torch.stack(sums).cpu().numpy() if sums else (), strict=True):
+        pooling.add(start, total)

@@ -17,6 +17,7 @@ from loraplex.adapters.residency import AdapterResidency
 from loraplex.engine.adapter_leases import AdapterLeases
 from loraplex.engine.events import RequestFailed, Started, TokenChunk
 from loraplex.engine.kv_cache import PagePool, page_hash, root_hash
+from loraplex.engine.pooling import Pooling
 from loraplex.engine.sequence import Sequence
 
 MAX_OVERTAKEN = 64
@@ -35,7 +36,8 @@ class SchedulerLimits:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Tokens [start, start + count) of a sequence run in this step; `samples`: the last of them gives a new token."""
+    """Tokens [start, start + count) of a sequence run in this step; `samples`: the last of them gives a new token. A
+    prompt that is to be embedded has no chunk that samples."""
 
     sequence: Sequence
     start: int
@@ -88,7 +90,8 @@ class Scheduler:
 
         One that can never run fails at the next `take_failures`.
         """
-        if len(sequence.prompt) >= self._limits.max_model_len:
+        new_tokens = 0 if sequence.pooling else 1
+        if len(sequence.prompt) + new_tokens > self._limits.max_model_len:
             self._fail(sequence, "context_length_exceeded", f"the context is {self._limits.max_model_len} tokens")
             return
         older = None if after is None else self._find(after)
@@ -128,6 +131,10 @@ class Scheduler:
         output: list[TokenChunk] = []
         for chunk in plan.chunks:
             chunk.sequence.computed += chunk.count
+            if (pooling := chunk.sequence.pooling) is not None:
+                if not chunk.sequence.remaining:
+                    self._finish_embedding(chunk.sequence, pooling, output)
+                continue
             self._register_pages(chunk.sequence)
             if chunk.samples:
                 output.append(self._append(chunk.sequence, *next(results)))
@@ -239,12 +246,7 @@ class Scheduler:
 
     def _claim_pages(self, sequence: Sequence) -> bool:
         """Cached pages of its prefix and new ones for the rest of its tokens, or none at all."""
-        if not sequence.page_hashes:
-            if sequence.after is not None:
-                sequence.page_hashes = sequence.after.page_hashes[: len(sequence.prompt) // self.pages.page_tokens]
-            self._extend_hashes(sequence)
-        reusable = self.pages.shareable(len(sequence.tokens))
-        sequence.pages = self.pages.find_prefix(sequence.page_hashes[:reusable])
+        sequence.pages = self._cached_prefix(sequence)
         fresh = self.pages.allocate(self.pages.pages_for(len(sequence.tokens)) - len(sequence.pages))
         if fresh is None:
             self._free(sequence)
@@ -256,6 +258,17 @@ class Scheduler:
             self.prompt_tokens += len(sequence.prompt)
             self.cached_prompt_tokens += sequence.computed
         return True
+
+    def _cached_prefix(self, sequence: Sequence) -> list[int]:
+        """None for a prompt that is to be embedded: pages hold no hidden states. Its own are not to be found either,
+        since prompts that are embedded are seldom continued."""
+        if sequence.pooling is not None:
+            return []
+        if not sequence.page_hashes:
+            if sequence.after is not None:
+                sequence.page_hashes = sequence.after.page_hashes[: len(sequence.prompt) // self.pages.page_tokens]
+            self._extend_hashes(sequence)
+        return self.pages.find_prefix(sequence.page_hashes[: self.pages.shareable(len(sequence.tokens))])
 
     def _extend_hashes(self, sequence: Sequence) -> None:
         """Hash every page of tokens that is full and has no hash yet."""
@@ -293,6 +306,15 @@ class Scheduler:
             cached_tokens=sequence.cached_tokens,
         )
 
+    def _finish_embedding(self, sequence: Sequence, pooling: Pooling, output: list[TokenChunk]) -> None:
+        self._running.remove(sequence)
+        self._free(sequence)
+        embedding = pooling.embedding()
+        if embedding is None:
+            self._fail(sequence, "embedding_not_finite", "the hidden states of this prompt are not finite numbers")
+        else:
+            output.append(TokenChunk(sequence.request_id, [], finish_reason="stop", embedding=embedding))
+
     def _free(self, sequence: Sequence) -> None:
         self.pages.release(sequence.pages)
         sequence.pages = []
@@ -311,4 +333,5 @@ class Scheduler:
 
 
 def _chunk(sequence: Sequence, count: int) -> Chunk:
-    return Chunk(sequence, sequence.computed, count, samples=count == sequence.remaining)
+    samples = count == sequence.remaining and sequence.pooling is None
+    return Chunk(sequence, sequence.computed, count, samples)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from loraplex.adapters.device_adapter import DeviceAdapter
 from loraplex.engine.events import AdapterUse, FinishReason, SamplingParams
+from loraplex.engine.pooling import Pooling
 
 
 @dataclass(slots=True, eq=False)
@@ -13,6 +14,7 @@ class Sequence:
     """State of a request from its arrival to its end; the scheduler owns it.
 
     tokens [0, computed) have keys and values in `pages`; [computed, len(tokens)) are still to be run.
+    pooling: of a prompt that is to be embedded; it is run once, and nothing is sampled.
     pages [0, registered) can be found by others through their hash.
     group: names its adapters, in a string because that sorts fastest: chunks of one group stand together in a step.
     leases: of the first of its adapters; once it runs, of all.
@@ -41,6 +43,7 @@ class Sequence:
     owed_room_after: int | None = None
     after: Sequence | None = None
     has_ended: bool = False
+    pooling: Pooling | None = None
 
     def __post_init__(self) -> None:
         self.tokens = list(self.prompt)

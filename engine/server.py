@@ -22,6 +22,7 @@ from loraplex.engine.messages import (
     FRAME_HEADER,
     Abort,
     Decision,
+    Embed,
     Evict,
     Fatal,
     FromEngine,
@@ -123,6 +124,8 @@ def _handle(engine: Engine, connection: socket.socket, message: ToEngine | Wake)
                 salt=message.salt,
                 after=message.after,
             )
+        case Embed():
+            engine.embed(message.request_id, message.prompt, adapters=message.adapters)
         case Abort(request_id):
             engine.abort(request_id)
         case Warm(digest):
@@ -159,6 +162,7 @@ def _ready(built: BuiltEngine) -> Ready:
         model_digest=built.model_digest,
         architecture=shape.architecture,
         vocab_size=shape.vocab_size,
+        hidden_size=built.config.hidden_size,
         num_layers=shape.num_layers,
         sites=tuple(
             Site(s.name, s.in_features, tuple((p.module, p.out_features) for p in s.slices)) for s in shape.sites

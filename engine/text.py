@@ -81,10 +81,14 @@ class TextCodec:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
-    def decode(self, token_ids: list[int]) -> str:
-        """The text of token ids, special tokens as they are written."""
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of tokens, special ones included. What is no token has no text."""
         text: str = self._tokenizer.decode(token_ids, skip_special_tokens=False)
         return text
+
+    def spell(self, token_ids: Sequence[int]) -> list[str]:
+        """Each token as the vocabulary has it; "" for what is no token."""
+        return [self._tokenizer.id_to_token(token_id) or "" for token_id in token_ids]
 
     def detokenizer(self) -> Detokenizer:
         return Detokenizer(self._tokenizer)

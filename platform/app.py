@@ -8,12 +8,13 @@ from __future__ import annotations
 import asyncio
 
 from litestar import Litestar
+from litestar.datastructures import State
 from litestar.di import Provide
 
 from loraplex.platform.auth import Authenticator, make_guard, provide_principal, provide_tenant_id, require_closed
 from loraplex.platform.errors import EXCEPTION_HANDLERS
 from loraplex.platform.health import HEALTH_ROUTES, make_drain_guard
-from loraplex.platform.logging import response_hook
+from loraplex.platform.logging import note_arrival, response_hook
 from loraplex.platform.manage.adapters import ADAPTER_ROUTES
 from loraplex.platform.manage.admin import ADMIN_ROUTES
 from loraplex.platform.manage.aliases import ALIAS_ROUTES
@@ -27,6 +28,7 @@ from loraplex.platform.manage.uploads import UploadSlots
 from loraplex.platform.manage.versions import VERSION_ROUTES
 from loraplex.platform.openai.body import JsonRequest
 from loraplex.platform.openai.routes import OPENAI_ROUTES
+from loraplex.platform.openai.sse import PING_SECONDS
 from loraplex.platform.openapi import openapi_config, openapi_json
 from loraplex.platform.services import Services
 
@@ -64,9 +66,11 @@ def create_app(services: Services, drain: asyncio.Event | None = None) -> Litest
         guards=[make_guard(authenticator), make_drain_guard(draining)],
         exception_handlers=EXCEPTION_HANDLERS,
         request_class=JsonRequest,
+        middleware=[note_arrival],
         before_send=[response_hook(services.metrics)],
         request_max_body_size=services.settings.max_body_bytes,
         openapi_config=openapi_config(),
+        state=State({PING_SECONDS: services.settings.stream_ping_seconds}),
         logging_config=None,
     )
     require_closed(app)

@@ -102,12 +102,17 @@ class Catalog:
         _require_additive(adapters, field)
         return ResolvedModel("+".join(adapter.name for adapter in adapters) or self.base_model_name, adapters)
 
-    async def _version(self, principal: Principal, model: str, user: str | None, field: str) -> VersionInfo:
+    def own_name(self, principal: Principal, model: str, field: str = "model") -> tuple[str, ModelName]:
+        """The caller's tenant, and a name in it that may mean nothing there; a 404 ApiError for any other name."""
         name = _parse(without_base(model, self.base_model_name))
         if name is None or principal.tenant_id is None or name.tenant not in (None, principal.tenant):
             raise model_not_found(model, field)
+        return principal.tenant_id, name
+
+    async def _version(self, principal: Principal, model: str, user: str | None, field: str) -> VersionInfo:
+        tenant_id, name = self.own_name(principal, model, field)
         try:
-            targets = await self._targets(principal.tenant_id, name.adapter, name.selector)
+            targets = await self._targets(tenant_id, name.adapter, name.selector)
         except AdapterNotFound:
             raise model_not_found(model, field) from None
         version = choose(targets, f"key {principal.key_id}" if user is None else f"user {user}")

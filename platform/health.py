@@ -1,4 +1,5 @@
-"""What operators' tools poll: is the server alive, should it be sent requests, its metrics. Also what draining refuses.
+"""What operators' tools poll: is the server alive, should it be sent requests, its metrics, its version. Also what
+draining refuses.
 
 `/livez` answers as long as the event loop turns and never asks the engine: restarting the API does not mend an engine.
 """
@@ -9,13 +10,14 @@ import asyncio
 from typing import Any, Literal
 
 import msgspec
-from litestar import Response, get
+from litestar import Response, get, post
 from litestar.connection import ASGIConnection
 from litestar.di import NamedDependency
 from litestar.handlers import BaseRouteHandler
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.types import Guard
 
+from loraplex import __version__
 from loraplex.engine.client import EngineClient
 from loraplex.platform.errors import unavailable
 from loraplex.platform.metrics import CONTENT_TYPE
@@ -31,24 +33,34 @@ class Health(msgspec.Struct, frozen=True):
     reason: str | None = None
 
 
+class Version(msgspec.Struct, frozen=True):
+    version: str
+
+
 @get("/livez", opt={"public": True}, tags=["health"])
 async def livez() -> Health:
     """The process answers."""
     return Health("ok")
 
 
-@get(
-    ["/readyz", "/health"],
-    opt={"public": True},
-    tags=["health"],
-    responses={503: ResponseSpec(Health, description="Send no requests now", generate_examples=False)},
-)
+UNAVAILABLE = {503: ResponseSpec(Health, description="Send no requests now", generate_examples=False)}
+
+
+@get(["/readyz", "/health", "/ping"], opt={"public": True}, tags=["health"], responses=UNAVAILABLE)
 async def readyz(services: NamedDependency[Services], drain: NamedDependency[asyncio.Event]) -> Response[Health]:
     """Requests can be served: not draining, the engine is up and its step loop makes progress."""
+    return _readiness(services, drain)
+
+
+@post("/ping", status_code=200, opt={"public": True}, tags=["health"], responses=UNAVAILABLE)
+async def ping(services: NamedDependency[Services], drain: NamedDependency[asyncio.Event]) -> Response[Health]:
+    """As /readyz, for SageMaker, whose containers are asked by GET or POST; a body is not read."""
+    return _readiness(services, drain)
+
+
+def _readiness(services: Services, drain: asyncio.Event) -> Response[Health]:
     reason = why_not_ready(services.engine, drain, services.settings.engine_stall_seconds)
-    if reason is not None:
-        return Response(Health("unavailable", reason), status_code=503)
-    return Response(Health("ok"))
+    return Response(Health("ok")) if reason is None else Response(Health("unavailable", reason), status_code=503)
 
 
 def why_not_ready(engine: EngineClient, drain: asyncio.Event, stall_seconds: float) -> str | None:
@@ -78,4 +90,10 @@ async def metrics(services: NamedDependency[Services]) -> Response[bytes]:
     return Response(services.metrics.render(), media_type=CONTENT_TYPE)
 
 
-HEALTH_ROUTES = [livez, readyz, metrics]
+@get("/version", opt={"public": True}, tags=["health"])
+async def version() -> Version:
+    """Which Loraplex this is."""
+    return Version(__version__)
+
+
+HEALTH_ROUTES = [livez, readyz, ping, metrics, version]

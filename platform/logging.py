@@ -6,13 +6,14 @@ import logging
 import re
 import secrets
 import sys
+import time
 from collections.abc import Callable, MutableMapping
 from typing import Any, Literal
 
 import structlog
 from litestar.datastructures import Headers
 from litestar.enums import ScopeType
-from litestar.types import Message, Scope
+from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 from loraplex.platform.metrics import Metrics
 
@@ -71,14 +72,33 @@ def request_id(scope: Scope) -> str:
     return str(state["request_id"])
 
 
+def note_arrival(app: ASGIApp) -> ASGIApp:
+    """Middleware: from here on a request is being processed."""
+
+    async def handle(scope: Scope, receive: Receive, send: Send) -> None:
+        scope["state"]["arrived_at"] = time.monotonic()
+        await app(scope, receive, send)
+
+    return handle
+
+
+def _stamps(scope: Scope) -> list[tuple[bytes, bytes]]:
+    """Headers of every response; of inference also the time until it begins, in milliseconds, as OpenAI tells it."""
+    headers = [(b"x-request-id", request_id(scope).encode())]
+    arrived_at = scope["state"].get("arrived_at")
+    if arrived_at is not None and scope["route_handler"].opt.get("scope") == "inference":
+        milliseconds = round((time.monotonic() - arrived_at) * 1000)
+        headers.append((b"openai-processing-ms", str(milliseconds).encode()))
+    return headers
+
+
 def response_hook(metrics: Metrics) -> Callable[[Message, Scope], Any]:
     """Litestar's `before_send`: stamp, count and log every response when it begins, whatever made it."""
 
     async def before_send(message: Message, scope: Scope) -> None:
         if message["type"] != "http.response.start" or scope["type"] == ScopeType.WEBSOCKET:
             return
-        message.setdefault("headers", [])
-        message["headers"] = [*message["headers"], (b"x-request-id", request_id(scope).encode())]
+        message["headers"] = [*message.get("headers", []), *_stamps(scope)]
         # Paths that match no route have no end: they count as one.
         route = scope.get("path_template") or "unmatched"
         metrics.http_response(scope["method"], route, message["status"])

@@ -49,6 +49,7 @@ ERRORS = {
 ERRORS_OF_CHANGES = {
     "409": "The change conflicts with what is there",
     "413": "The body is too large",
+    "415": "The body comes in a form that is not read here",
 }
 
 

@@ -153,6 +153,9 @@ class Settings(BaseSettings):
         24 * 3600, ge=60, le=30 * 24 * 3600, description="Age at which an upload in pieces is dropped."
     )
     max_body_bytes: Bytes = Field(4 << 20, description="Largest JSON body.")
+    stream_ping_seconds: float = Field(
+        15, ge=0.05, le=3600, description="Silence of a stream of events after which it sends a comment."
+    )
     auth_cache_seconds: float = Field(10, ge=0, le=300, description="How long a checked key is trusted unasked.")
     orphan_blob_seconds: float = Field(24 * 3600, ge=60, description="Age at which unreferenced adapter files go.")
     sweep_seconds: float = Field(600, ge=10, le=24 * 3600, description="Time between two looks for what is to go.")

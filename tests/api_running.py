@@ -229,7 +229,8 @@ def ready_of(shape: BaseShape) -> Ready:
     sites = tuple(Site(s.name, s.in_features, tuple((p.module, p.out_features) for p in s.slices)) for s in shape.sites)
     return Ready(
         model_digest="0" * 64, architecture=shape.architecture, vocab_size=shape.vocab_size,
-        num_layers=shape.num_layers, sites=sites, max_model_len=512, eos_token_ids=(2,), device="cpu", dtype="float32",
+        hidden_size=64, num_layers=shape.num_layers, sites=sites,
+        max_model_len=512, eos_token_ids=(2,), device="cpu", dtype="float32",
         kernels="none", num_pages=64, page_tokens=16, kv_cache_bytes=1 << 20,
         adapter_device_bytes=1 << 20,
     )  # fmt: skip

@@ -28,6 +28,7 @@ class Outcome:
     finish_reason: str | None = None
     cached_tokens: int = 0
     failure: tuple[str, str] | None = None
+    embedding: bytes | None = None
 
     @property
     def ended(self) -> bool:
@@ -80,5 +81,6 @@ def take(engine: Engine, outcomes: dict[str, Outcome]) -> None:
         outcome.logprobs.extend(chunk.logprobs or [])
         outcome.finish_reason = chunk.finish_reason
         outcome.cached_tokens = chunk.cached_tokens
+        outcome.embedding = chunk.embedding
     for failure in result.failures:
         outcomes.setdefault(failure.request_id, Outcome()).failure = (failure.code, failure.message)

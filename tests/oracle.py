@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -92,18 +93,26 @@ class Oracle:
         """Compare a greedy answer, position by position, feeding the oracle the engine's own tokens."""
         return verdict(self.logits(answer.prompt + answer.tokens, adapter), answer, epsilon)
 
-    @torch.inference_mode()
     def logits(self, tokens: list[int], adapter: Path | Weighted | None) -> torch.Tensor:
         """[len(tokens), vocab] fp32."""
+        return self._run(tokens, adapter).logits[0]
+
+    def embedding(self, tokens: list[int], adapter: Path | Weighted | None) -> torch.Tensor:
+        """[hidden] fp32, of length 1: the mean of what the head reads."""
+        hidden = self._run(tokens, adapter, output_hidden_states=True).hidden_states[-1][0]
+        return torch.nn.functional.normalize(hidden.mean(0), dim=0)
+
+    @torch.inference_mode()
+    def _run(self, tokens: list[int], adapter: Path | Weighted | None, **options: Any) -> Any:
         ids = torch.tensor([tokens])
         if adapter is None and self._peft is None:
-            return self._base(ids).logits[0]
+            return self._base(ids, **options)
         if adapter is None:
             assert self._peft is not None
             with self._peft.disable_adapter():
-                return self._peft(ids).logits[0]
+                return self._peft(ids, **options)
         model = self._with_adapter(adapter) if isinstance(adapter, Path) else self._with_sum(adapter)
-        return model(ids).logits[0]
+        return model(ids, **options)
 
     def _with_sum(self, parts: Weighted) -> PeftModel:
         """PEFT's `cat`: the factors side by side, whose product is the sum of the weighted deltas."""

@@ -5,6 +5,7 @@ Knows which fields of OpenAI's API, and of other servers' versions of it, are no
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -12,6 +13,7 @@ import msgspec
 from litestar import Request
 from litestar.exceptions import InternalServerException
 
+from loraplex.platform.content_encoding import content_encoding, decompress
 from loraplex.platform.errors import ApiError, malformed_json
 from loraplex.platform.openai.generation_types import GenerationRequest
 
@@ -113,13 +115,19 @@ def _drop_unserved(
 
 
 class JsonRequest(Request[Any, Any, Any]):
-    """Reads a handler's `data: JSONBody[...]` with `read_body`; Litestar's own way turns "1" into 1."""
+    """Reads a handler's `data: JSONBody[...]` with `read_body`; Litestar's own way turns "1" into 1. The bound on
+    bodies holds for what was sent and, where that is compressed, for what is in it."""
 
     async def json(self) -> Any:
         data_field = self.route_handler.parsed_data_field
         assert data_field is not None
+        encoding = content_encoding(self.headers.getall("content-encoding", []))
         try:
-            body = await self.body()
+            if encoding is None:
+                body = await self.body()
+            else:
+                most = self.route_handler.resolve_request_max_body_size()
+                body = await decompress(self.stream(), encoding, sys.maxsize if most is None else most)
         except InternalServerException as error:
             raise ApiError(499, "client_closed_request", "The client went away before its request was read.") from error
         return read_body(body, data_field.annotation)

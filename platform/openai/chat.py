@@ -58,7 +58,7 @@ async def create_chat_completion(
     asked = prepare(
         data,
         request_id=f"chatcmpl-{uuid.uuid4().hex}",
-        prompt=await _render(services, principal, profile, text, data.messages),
+        prompt=await render_conversation(services, principal, profile, text, data.messages),
         prompt_field="messages",
         max_tokens=data.token_limit,
         default_max_tokens=profile.max_tokens,
@@ -79,7 +79,7 @@ async def create_chat_completion(
     return await respond(request.receive, choices, shape, stream=bool(data.stream), model=model)
 
 
-async def _render(
+async def render_conversation(
     services: Services, principal: Principal, profile: ServingProfile, text: TextCodec, messages: list[ChatMessage]
 ) -> list[int]:
     """By the version's template, begun with its system prompt where the conversation has no system message."""

@@ -1,4 +1,4 @@
-"""GET /v1/models and /v1/models/{model}: the base, and the caller's own adapters. Nothing of anybody else's."""
+"""/v1/models and /v1/models/{model}: the base, and the caller's own adapters. Nothing of anybody else's."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ from datetime import datetime
 from typing import Annotated, Literal
 
 import msgspec
-from litestar import get
+from litestar import delete, get
 from litestar.di import NamedDependency
 from litestar.params import FromPath, QueryParameter
 
+from loraplex.adapters.errors import AdapterNotFound
 from loraplex.adapters.lookup import DEFAULT_ALIAS
 from loraplex.adapters.registry import MAX_PAGE, AdapterInfo
+from loraplex.platform.catalog import model_not_found
+from loraplex.platform.errors import ApiError
 from loraplex.platform.services import Services
 from loraplex.platform.tenants import Principal
 
@@ -26,6 +29,12 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     owned_by: str
     root: str
     parent: str | None = None
+
+
+class DeletedModel(msgspec.Struct, frozen=True, kw_only=True):
+    id: str
+    object: Literal["model"] = "model"
+    deleted: bool = True
 
 
 class ModelList(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,6 +79,28 @@ async def get_model(
         root=found.name,
         parent=version.base_model,
     )
+
+
+@delete("/models/{model:path}", status_code=200, opt={"scope": "adapters"}, tags=["openai"])
+async def delete_model(
+    model: FromPath[str], services: NamedDependency[Services], principal: NamedDependency[Principal]
+) -> DeletedModel:
+    """Delete one of your adapters with all its versions, by its name. Requests that run finish; new ones get 404."""
+    name = model.removeprefix("/")
+    if name == services.base_model_name:
+        raise ApiError(403, "insufficient_permissions", f"`{name}` is the server's base model; it cannot be deleted.")
+    tenant_id, own = services.catalog.own_name(principal, name)
+    if own.selector is not None:
+        message = (
+            f"`{name}` names a version or an alias, and this deletes whole adapters. Name the adapter without @; "
+            f"DELETE /api/v1/adapters/{own.adapter}/versions/NUMBER deletes one version."
+        )
+        raise ApiError(400, "invalid_value", message, param="model")
+    try:
+        await services.registry.delete_adapter(tenant_id, own.adapter)
+    except AdapterNotFound:
+        raise model_not_found(name, "model") from None
+    return DeletedModel(id=name)
 
 
 def _base(services: Services) -> Model:

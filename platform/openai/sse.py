@@ -1,10 +1,13 @@
 """Server-sent events as OpenAI sends them, and a response that always closes what it streams from.
 
-Frames are `data: {json}` and an empty line; the last is `data: [DONE]`. Knows no field of any chunk.
+Frames are `data: {json}` and an empty line; the last is `data: [DONE]`. While a stream is silent, comments keep proxies
+from taking it for dead. Knows no field of any chunk.
 """
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any, Protocol
@@ -19,6 +22,14 @@ from loraplex.platform.errors import to_api_error
 from loraplex.platform.openai.connection import ClientGone, while_connected
 
 DONE = b"data: [DONE]\n\n"
+
+PING = b": ping\n\n"
+"""A comment, which clients pass over."""
+
+PING_SECONDS = "stream_ping_seconds"
+"""Of the application's state: how long a stream may be silent."""
+
+DEFAULT_PING_SECONDS = 15.0
 
 HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
@@ -79,6 +90,7 @@ class EventStream(Response[None]):
         return _EventResponse(
             self._produce,
             self._on_close,
+            request.app.state.get(PING_SECONDS, DEFAULT_PING_SECONDS),
             headers={**(headers or {}), **self.headers},
             media_type=self.media_type,
             status_code=200,
@@ -89,11 +101,16 @@ class _EventResponse(ASGIResponse):
     _should_set_content_length = False
 
     def __init__(
-        self, produce: Callable[[Write], Coroutine[Any, Any, None]], on_close: Callable[[], None], **options: Any
+        self,
+        produce: Callable[[Write], Coroutine[Any, Any, None]],
+        on_close: Callable[[], None],
+        ping_seconds: float,
+        **options: Any,
     ) -> None:
         super().__init__(**options)
         self._produce = produce
         self._on_close = on_close
+        self._ping_seconds = ping_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -102,11 +119,29 @@ class _EventResponse(ASGIResponse):
             self._on_close()
 
     async def send_body(self, send: Send, receive: Receive) -> None:
-        async def write(frames: bytes, *, more: bool) -> None:
-            await send({"type": "http.response.body", "body": frames, "more_body": more})
+        written_at = time.monotonic()
 
-        with suppress(ClientGone):
-            await while_connected(receive, self._produce(write))
+        async def write(frames: bytes, *, more: bool) -> None:
+            nonlocal written_at
+            if not more:
+                pings.cancel()
+            await send({"type": "http.response.body", "body": frames, "more_body": more})
+            written_at = time.monotonic()
+
+        async def ping() -> None:
+            while True:
+                silent_seconds = time.monotonic() - written_at
+                if silent_seconds >= self._ping_seconds:
+                    await write(PING, more=True)
+                else:
+                    await asyncio.sleep(self._ping_seconds - silent_seconds)
+
+        pings = asyncio.create_task(ping())
+        try:
+            with suppress(ClientGone):
+                await while_connected(receive, self._produce(write))
+        finally:
+            pings.cancel()
 
 
 def _json(value: Any) -> bytes:

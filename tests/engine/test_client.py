@@ -13,7 +13,7 @@ import pytest
 from engine_running import greedy, start_engine, store_adapter
 
 from loraplex.engine.client import EngineClient, EngineStartFailed, EngineUnavailable, Generation, GenerationFailed
-from loraplex.engine.messages import EngineSettings, Generate, only
+from loraplex.engine.messages import Embed, EngineSettings, Generate, only
 
 pytestmark = pytest.mark.anyio
 DEADLINE_SECONDS = 60
@@ -142,9 +142,12 @@ async def test_a_request_without_output_is_sent_again(client):
     patient = msgspec.structs.replace(request("patient"), prompt=prompt)
     sibling = msgspec.structs.replace(request("sibling"), prompt=prompt, after="patient")
     generations = client.generate(patient), client.generate(sibling)
+    embedding = client.generate(Embed(request_id="embedding", prompt=[5, 6, 7]))
     os.kill(client.pid, signal.SIGKILL)
 
     assert [len(await tokens_of(generation)) for generation in generations] == [8, 8]
+    [chunk] = [chunk async for chunk in embedding]
+    assert len(chunk.embedding) == 4 * client.ready.hidden_size
 
 
 async def test_a_warmed_adapter_is_on_the_device_unasked(shared, tiny_model_dir, make_adapter, tmp_path, blobs):

@@ -17,7 +17,7 @@ from loraplex.platform.tenants import InvalidKey, Principal, TenantDirectory
 
 pytestmark = pytest.mark.anyio
 
-PUBLIC = {"/livez", "/readyz", "/health", "/metrics", "/openapi.json"}
+PUBLIC = {"/livez", "/readyz", "/health", "/ping", "/metrics", "/version", "/openapi.json"}
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def closed_routes(app: Litestar) -> list[tuple[str, str, str]]:
 
 
 async def test_public_routes_are_a_short_list(api: Api) -> None:
-    """Nothing but health, metrics and the document is open."""
+    """Nothing but health, metrics, the version and the document is open."""
     public = {r.path for r in api.app.routes for h in r.route_handlers if h.opt.get("public")}
     assert public == PUBLIC
 

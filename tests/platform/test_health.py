@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from api_running import Api, StandingEngine, run_api
 
+from loraplex import __version__
 from loraplex.adapters.database import Database
 from loraplex.platform.logging import redact
 from loraplex.platform.metrics import Metrics
@@ -28,14 +29,17 @@ def engine_of(api: Api) -> StandingEngine:
 
 async def test_a_server_with_a_running_engine_is_ready(api: Api) -> None:
     """Live and ready, without a key; /health is the name that others use."""
-    for path in ("/livez", "/readyz", "/health"):
+    for path in ("/livez", "/readyz", "/health", "/ping"):
         response = await api.client.get(path)
         assert (response.status_code, response.json()) == (200, {"status": "ok", "reason": None})
+    assert (await api.client.post("/ping", content=b"anything")).status_code == 200
+    assert (await api.client.get("/version")).json() == {"version": __version__}
 
 
 async def test_a_dead_engine_makes_unready_but_not_dead(api: Api) -> None:
     """While the engine restarts, requests go elsewhere and nobody kills the API for it."""
     engine_of(api).is_alive = False
+    assert (await api.client.post("/ping")).status_code == 503
     response = await api.client.get("/readyz")
     assert (response.status_code, response.json()["reason"]) == (503, "the engine is restarting")
     assert (await api.client.get("/livez")).status_code == 200

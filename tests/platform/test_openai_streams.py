@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loraplex.platform.openai.connection import ClientGone, while_connected
-from loraplex.platform.openai.sse import EventStream, TextFrame, frame
+from loraplex.platform.openai.sse import PING, PING_SECONDS, EventStream, TextFrame, frame
 
 DISCONNECT = {"type": "http.disconnect"}
 
@@ -119,6 +120,34 @@ async def test_a_stream_whose_client_leaves_is_closed():
     assert closed == [True]
 
 
-async def respond(client, stream):
-    response = stream.to_asgi_response(None, None)
+@pytest.mark.anyio
+async def test_a_silent_stream_says_that_it_lives():
+    """Comments come in between while nothing else does, none inside of a frame and none after the end."""
+    client, pinged = Client(), asyncio.Event()
+
+    async def send(message):
+        client.sent.append(message)
+        if [message.get("body") for message in client.sent].count(PING) == 2:
+            pinged.set()
+
+    async def produce(write):
+        await write(b"data: 1\n\n", more=True)
+        await pinged.wait()
+        await write(b"data: 2\n\n", more=False)
+
+    client.send = send
+    before = asyncio.all_tasks()
+    await respond(client, EventStream(produce, on_close=lambda: None, headers={}), ping_seconds=0.001)
+
+    _, first, *pings, last = [message.get("body") for message in client.sent]
+    assert (first, last) == (b"data: 1\n\n", b"data: 2\n\n")
+    assert len(pings) >= 2
+    assert set(pings) == {PING} == {b": ping\n\n"}
+    await asyncio.sleep(0)
+    assert asyncio.all_tasks() == before
+
+
+async def respond(client, stream, ping_seconds=60.0):
+    request = SimpleNamespace(app=SimpleNamespace(state={PING_SECONDS: ping_seconds}))
+    response = stream.to_asgi_response(None, request)
     await response({"type": "http"}, client.receive, client.send)

@@ -64,6 +64,10 @@ async def complete(api: Api, prompt: Any, **fields: Any) -> Any:
     return await api.client.post("/v1/completions", json=body, headers=api.auth("acme"))
 
 
+async def post(api: Api, path: str, **body: Any) -> Any:
+    return (await api.client.post(path, json=body, headers=api.auth("acme"))).json()
+
+
 async def test_it_is_served_with_its_tokens(api: Api, trained: Path) -> None:
     """Its words are one token each in prompts and in answers, beside the base that knows none; token ids are bound by
     its own vocabulary. It may be scaled, and not be added to others."""
@@ -79,6 +83,13 @@ async def test_it_is_served_with_its_tokens(api: Api, trained: Path) -> None:
     assert text.count("word") == 4, text
     base = (await complete(api, "word3word4", model="tiny")).json()
     assert base["usage"]["prompt_tokens"] == 10
+
+    for name, count in (("bot", 2), ("tiny", 10)):
+        told = await post(api, "/tokenize", model=name, prompt="word3word4")
+        assert told["count"] == len(told["tokens"]) == count
+        assert (await post(api, "/detokenize", model=name, tokens=told["tokens"]))["prompt"] == "word3word4"
+        embedded = await post(api, "/v1/embeddings", model=name, input="word3word4")
+        assert embedded["usage"]["prompt_tokens"] == count
 
     assert (await complete(api, [VOCAB_SIZE])).status_code == 200
     for model, token in (("bot", VOCAB_SIZE + 3), ("tiny", VOCAB_SIZE)):

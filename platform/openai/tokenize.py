@@ -1,0 +1,73 @@
+"""POST /tokenize and /detokenize, as vLLM has them: what a model's tokenizer makes of text, and of its tokens.
+
+A model with tokens of its own uses them. Unlike vLLM's they need a key, since they tell of a tenant's adapters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from anyio import to_thread
+from litestar import post
+from litestar.di import NamedDependency
+from litestar.params import JSONBody
+
+from loraplex.engine.text import TextCodec
+from loraplex.platform.catalog import ResolvedModel
+from loraplex.platform.errors import ApiError
+from loraplex.platform.openai.chat import render_conversation
+from loraplex.platform.openai.tokenize_types import Detokenized, DetokenizeRequest, Tokenized, TokenizeRequest
+from loraplex.platform.prompts import tokenise
+from loraplex.platform.services import Services
+from loraplex.platform.tenants import Principal
+
+INLINE_TOKENS = 1024
+"""About a millisecond of work. More goes to a thread, so that the event loop turns."""
+
+T = TypeVar("T")
+
+
+@post("/tokenize", status_code=200, opt={"scope": "inference"}, tags=["openai"])
+async def tokenize(
+    data: JSONBody[TokenizeRequest], services: NamedDependency[Services], principal: NamedDependency[Principal]
+) -> Tokenized:
+    """The token ids of a text, or of a conversation as a chat completion would run it."""
+    model, text = await _model(services, principal, data.model)
+    profile = await services.profile_cache.of(model.version)
+    if data.messages is not None:
+        tokens = await render_conversation(services, principal, profile, text, data.messages)
+    else:
+        prompt = data.prompt or ""
+        encode = text.encode_rendered if data.add_special_tokens is False else text.encode
+        tokens = await tokenise(lambda: encode(prompt), len(prompt))
+    limit = services.engine.ready.max_model_len
+    return Tokenized(
+        count=len(tokens),
+        max_model_len=min(limit, profile.context_limit or limit),
+        tokens=tokens,
+        token_strs=await _run(lambda: text.spell(tokens), len(tokens)) if data.return_token_strs else None,
+    )
+
+
+@post("/detokenize", status_code=200, opt={"scope": "inference"}, tags=["openai"])
+async def detokenize(
+    data: JSONBody[DetokenizeRequest], services: NamedDependency[Services], principal: NamedDependency[Principal]
+) -> Detokenized:
+    """The text of token ids."""
+    model, text = await _model(services, principal, data.model)
+    ready = services.engine.ready
+    vocab_size = ready.vocab_size if model.version is None else model.version.vocab_size or ready.vocab_size
+    if max(data.tokens, default=0) >= vocab_size:
+        message = f"'tokens' has a token id outside of the vocabulary of {vocab_size}."
+        raise ApiError(400, "invalid_value", message, param="tokens")
+    return Detokenized(await _run(lambda: text.decode(data.tokens), len(data.tokens)))
+
+
+async def _model(services: Services, principal: Principal, name: str | None) -> tuple[ResolvedModel, TextCodec]:
+    model = await services.catalog.resolve(principal, services.base_model_name if name is None else name)
+    return model, await services.codecs.of(model.version)
+
+
+async def _run(work: Callable[[], T], tokens: int) -> T:
+    return work() if tokens <= INLINE_TOKENS else await to_thread.run_sync(work)
