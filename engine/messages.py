@@ -15,6 +15,7 @@ from loraplex.engine.events import (
     MAX_ADAPTERS,
     AdapterUse,
     FinishReason,
+    Grammar,
     RequestFailed,
     ResidentAdapter,
     RunningSequence,
@@ -38,6 +39,7 @@ __all__ = [
     "FinishReason",
     "FromEngine",
     "Generate",
+    "Grammar",
     "Heartbeat",
     "Inspect",
     "Inspection",
@@ -77,13 +79,17 @@ class Start(msgspec.Struct, frozen=True, tag=True):
 
 
 class Generate(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Run one sequence with the sum of the given adapters, none being the base; `salt` isolates prefixes."""
+    """Run one sequence with the sum of the given adapters, none being the base; `salt` isolates prefixes.
+
+    grammar: one that `grammar_checks` has taken.
+    """
 
     request_id: str
     prompt: list[int]
     sampling: SamplingParams
     adapters: tuple[AdapterUse, ...] = ()
     salt: bytes = b""
+    grammar: Grammar | None = None
 
 
 class Abort(msgspec.Struct, frozen=True, tag=True):

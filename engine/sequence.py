@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from loraplex.adapters.device_adapter import DeviceAdapter
 from loraplex.engine.events import AdapterUse, FinishReason, SamplingParams
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher
 
 
 @dataclass(slots=True, eq=False)
@@ -19,6 +23,7 @@ class Sequence:
     arrived_at: on the scheduler's clock; has_started: whether it has run before.
     owed_room_after: the number of admissions from which on no younger sequence is admitted before this one; None while
     it has not been found to lack room for its adapters.
+    matcher: where its tokens are in the grammar that they have to follow; stays with it through preemptions.
     """
 
     request_id: str
@@ -38,6 +43,7 @@ class Sequence:
     page_hashes: list[bytes] = field(default_factory=list)
     leases: tuple[DeviceAdapter, ...] = ()
     owed_room_after: int | None = None
+    matcher: LLMatcher | None = None
 
     def __post_init__(self) -> None:
         self.tokens = list(self.prompt)
@@ -53,10 +59,13 @@ class Sequence:
         return len(self.tokens) - len(self.prompt)
 
     def finish_after(self, token: int, eos_token_ids: frozenset[int], max_model_len: int) -> FinishReason | None:
-        """Whether this newly sampled token ends the sequence. A stop token is not appended, any other is."""
+        """Whether this newly sampled token ends the sequence. A stop token is not appended, any other is. One after
+        which its grammar allows no more ends it too."""
         if token in self.sampling.stop_token_ids or (token in eos_token_ids and not self.sampling.ignore_eos):
             return "stop"
         self.tokens.append(token)
+        if self.matcher is not None and self.matcher.consume_token(token) and self.matcher.is_stopped():
+            return "stop"
         if self.generated >= self.sampling.max_tokens or len(self.tokens) >= max_model_len:
             return "length"
         return None

@@ -47,7 +47,7 @@ HEARTBEAT_SECONDS = 0.25
 
 
 class Wake:
-    """Put into the inbox by a loader thread: an adapter load has made progress, look again."""
+    """Put into the inbox by a worker thread: an adapter load has made progress or a grammar is compiled, look again."""
 
 
 Inbox = queue.SimpleQueue[ToEngine | Wake]
@@ -73,7 +73,7 @@ def _start(connection: socket.socket, inbox: Inbox) -> BuiltEngine:
     first = inbox.get()
     assert isinstance(first, Start), "the first message is Start"
     try:
-        built = build_engine(first.settings, on_adapter_progress=lambda: inbox.put(Wake()))
+        built = build_engine(first.settings, on_progress=lambda: inbox.put(Wake()))
     except USER_ERRORS as error:
         _send(connection, Fatal(str(error)))
         sys.exit(1)
@@ -116,7 +116,12 @@ def _handle(engine: Engine, connection: socket.socket, message: ToEngine | Wake)
     match message:
         case Generate():
             engine.submit(
-                message.request_id, message.prompt, message.sampling, adapters=message.adapters, salt=message.salt
+                message.request_id,
+                message.prompt,
+                message.sampling,
+                adapters=message.adapters,
+                salt=message.salt,
+                grammar=message.grammar,
             )
         case Abort(request_id):
             engine.abort(request_id)

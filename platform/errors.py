@@ -156,7 +156,7 @@ def _from_litestar_validation(error: ValidationException) -> ApiError:
 
 def _from_generation_failure(error: GenerationFailed) -> ApiError:
     """The engine's codes. One that is not known here is the engine's own fault, and its text stays in the log."""
-    if error.code in ("context_length_exceeded", "adapter_quarantined"):
+    if error.code in ("context_length_exceeded", "adapter_quarantined", "grammar_too_complex", "invalid_grammar"):
         return ApiError(400, error.code, str(error))
     if error.code in ("adapter_load_failed", "engine_restarted", "engine_stopped", "engine_unavailable"):
         return unavailable(error.code, str(error), retry_after_seconds=5)

@@ -29,6 +29,7 @@ from loraplex.platform.openai.chat_types import (
 )
 from loraplex.platform.openai.generation import choose_model, heading, prepare, respond, stop_strings
 from loraplex.platform.openai.generation_types import FinishReason, Heading
+from loraplex.platform.openai.structured_output import grammar_of
 from loraplex.platform.prompts import chat_prompt
 from loraplex.platform.services import Services
 from loraplex.platform.tenants import Principal
@@ -63,6 +64,7 @@ async def create_chat_completion(
         text=text,
         principal=principal,
         ready=ready,
+        grammar=await grammar_of(services.grammars, principal, data.response_format, data.structured_outputs),
     )
     shape = ChatShape(heading(asked, model, ready), data.include_usage)
     answer = Answer(services, "chat", asked, stop_strings(data, profile), principal.tenant_id, text)

@@ -17,6 +17,7 @@ from loraplex.platform.openai.answer import Answer
 from loraplex.platform.openai.completion_types import Completion, CompletionRequest, TextChoice
 from loraplex.platform.openai.generation import choose_model, heading, prepare, respond, stop_strings
 from loraplex.platform.openai.generation_types import FinishReason, Heading
+from loraplex.platform.openai.structured_output import grammar_of
 from loraplex.platform.prompts import tokenise
 from loraplex.platform.services import Services
 from loraplex.platform.tenants import Principal
@@ -55,6 +56,7 @@ async def create_completion(
         text=text,
         principal=principal,
         ready=ready,
+        grammar=await grammar_of(services.grammars, principal, data.response_format, data.structured_outputs),
     )
     shape = CompletionShape(heading(asked, model, ready), data.include_usage)
     answer = Answer(services, "completions", asked, stop_strings(data, profile), principal.tenant_id, text)
