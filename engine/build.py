@@ -16,6 +16,7 @@ from loraplex.adapters.residency import AdapterResidency
 from loraplex.adapters.types import BaseShape
 from loraplex.engine.batch import BatchBuilder, StepLimits
 from loraplex.engine.decode_shapes import DecodeShapes
+from loraplex.engine.grammar_masks import Grammars
 from loraplex.engine.graphs import CudaRecorder, DecodeGraphs
 from loraplex.engine.kv_cache import PagePool
 from loraplex.engine.loop import Engine
@@ -60,9 +61,9 @@ class BuiltEngine:
     kernels: str
 
 
-def build_engine(settings: EngineSettings, *, on_adapter_progress: Callable[[], None] = lambda: None) -> BuiltEngine:
-    """Load the model and allocate all memory. `on_adapter_progress` is called from a worker thread when an adapter
-    load has made progress.
+def build_engine(settings: EngineSettings, *, on_progress: Callable[[], None] = lambda: None) -> BuiltEngine:
+    """Load the model and allocate all memory. `on_progress` is called from a worker thread when an adapter load has
+    made progress or a grammar is compiled.
 
     Raises one of USER_ERRORS when a setting or a file is wrong.
     """
@@ -94,7 +95,7 @@ def build_engine(settings: EngineSettings, *, on_adapter_progress: Callable[[], 
         HostCache(settings.adapter_host_bytes),
         base=_base_weights(settings, config, dtype, device),
         pin_limits=PinLimits(settings.pinned_share, settings.pinned_share_per_tenant),
-        on_loaded=on_adapter_progress,
+        on_loaded=on_progress,
     )
     limits = SchedulerLimits(
         settings.max_num_seqs, settings.max_step_tokens, max_len, frozenset(config.eos_token_ids), digest
@@ -102,11 +103,13 @@ def build_engine(settings: EngineSettings, *, on_adapter_progress: Callable[[], 
     pages = PagePool(num_pages, PAGE_TOKENS, prefix_cache=settings.enable_prefix_cache)
     step_limits = StepLimits(settings.max_num_seqs, settings.max_step_tokens, pages.pages_for(max_len))
     builder = BatchBuilder(device, PAGE_TOKENS, num_pages, pool.pool, shape.num_sites + 1, step_limits)
-    runner = Runner(Decoder(config, weights, kernels), cache, builder, kernels)
+    tokenizer = folder / "tokenizer.json"
+    grammars = Grammars(tokenizer, config.vocab_size, config.eos_token_ids, device, on_progress)
+    runner = Runner(Decoder(config, weights, kernels), cache, builder, kernels, grammars.masks)
     if settings.cuda_graphs and kernels.name == "triton":  # the reference asks the device for values as it goes
         shapes = DecodeShapes(step_limits.max_num_seqs, step_limits.max_pages)
         runner.graphs = DecodeGraphs(runner.forward, shapes, CudaRecorder())
-    engine = Engine(Scheduler(pages, residency, limits), runner, residency, settings.seed)
+    engine = Engine(Scheduler(pages, residency, limits), runner, residency, grammars, settings.seed)
     return BuiltEngine(
         engine,
         runner,

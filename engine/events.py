@@ -30,6 +30,15 @@ class SamplingParams:
     logprobs: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """What the text of an answer has to follow: a JSON schema as JSON text, a regular expression, or a grammar in
+    Lark's notation."""
+
+    kind: Literal["json_schema", "regex", "lark"]
+    source: str
+
+
 class AdapterUse(NamedTuple):
     """What one adapter version adds to a request: `scale` times its part of every sum, from the token at position
     `start` on."""

@@ -9,12 +9,15 @@ import random
 import time
 from collections import deque
 from collections.abc import Iterable
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from loraplex.adapters.residency import AdapterResidency
 from loraplex.adapters.whereabouts import Refusal, Whereabouts
 from loraplex.engine.events import (
     AdapterUse,
+    Grammar,
     RequestFailed,
     ResidentAdapter,
     RunningSequence,
@@ -24,10 +27,14 @@ from loraplex.engine.events import (
     StepRecord,
     TokenChunk,
 )
+from loraplex.engine.grammar_masks import Grammars
 from loraplex.engine.pooling import Pooling
 from loraplex.engine.runner import Runner
 from loraplex.engine.scheduler import Scheduler, StepPlan
 from loraplex.engine.sequence import Sequence
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher
 
 RECENT_STEPS = 512
 
@@ -43,18 +50,27 @@ class StepResult:
 class Engine:
     """Continuous batching over one model. Not thread-safe: one thread calls it."""
 
-    def __init__(self, scheduler: Scheduler, runner: Runner, residency: AdapterResidency, seed: int = 0) -> None:
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        runner: Runner,
+        residency: AdapterResidency,
+        grammars: Grammars,
+        seed: int = 0,
+    ) -> None:
         self.recent_steps: deque[StepRecord] = deque(maxlen=RECENT_STEPS)
         self._scheduler = scheduler
         self._runner = runner
         self._residency = residency
+        self._grammars = grammars
+        self._compiling: dict[str, tuple[Sequence, str | None, Future[LLMatcher]]] = {}
         self._seeds = random.Random(seed)  # noqa: S311 - sampling, not secrets
         self._steps = 0
         self._generated_tokens = 0
 
     @property
     def has_work(self) -> bool:
-        return bool(self._scheduler.running) or self._scheduler.num_waiting > 0
+        return bool(self._scheduler.running) or self._num_waiting > 0
 
     def submit(
         self,
@@ -65,10 +81,16 @@ class Engine:
         adapters: tuple[AdapterUse, ...] = (),
         salt: bytes = b"",
         after: str | None = None,
+        grammar: Grammar | None = None,
     ) -> None:
-        """Queue a request. A request that cannot run is told in the result of the next step. after: see Generate."""
+        """Queue a request, one with a grammar once that is compiled. A request that cannot run is told in the result of
+        a later step. after: see Generate."""
         seed = self._seeds.getrandbits(63) if sampling.seed is None else sampling.seed
-        self._scheduler.add(Sequence(request_id, prompt, sampling, adapters, salt, seed), after)
+        sequence = Sequence(request_id, prompt, sampling, adapters, salt, seed)
+        if grammar is None:
+            self._scheduler.add(sequence, after)
+        else:
+            self._compiling[request_id] = sequence, after, self._grammars.begin(grammar)
 
     def embed(self, request_id: str, prompt: list[int], *, adapters: tuple[AdapterUse, ...] = ()) -> None:
         """Queue a prompt that is to be embedded, beside those that generate."""
@@ -77,7 +99,8 @@ class Engine:
 
     def abort(self, request_id: str) -> None:
         """End a request without another word; its pages and its adapter's lease are free at once."""
-        self._scheduler.abort(request_id)
+        if self._compiling.pop(request_id, None) is None:
+            self._scheduler.abort(request_id)
 
     def warm(self, digest: str) -> None:
         """Bring an adapter to the device before anyone asks for it, beside the steps and at no sequence's cost."""
@@ -104,8 +127,9 @@ class Engine:
 
     def step(self) -> StepResult:
         """Run one batch. `ran` is False when nothing could run: no work, or its adapters are still loading."""
+        failures = self._take_compiled() if self._compiling else []
         plan = self._scheduler.schedule()
-        failures = self._scheduler.take_failures()
+        failures += self._scheduler.take_failures()
         if not plan.chunks:
             return StepResult(failures=failures)
         started = time.perf_counter()
@@ -115,15 +139,18 @@ class Engine:
         return StepResult(chunks, failures, self._scheduler.take_started(), ran=True)
 
     def wait(self, timeout_seconds: float) -> None:
-        """After a step that did not run: sleep until an adapter load has made progress."""
-        self._residency.wait(timeout_seconds)
+        """After a step that did not run: sleep until an adapter load has made progress or a grammar is compiled."""
+        if self._compiling:
+            wait([matcher for _, _, matcher in self._compiling.values()], timeout_seconds, FIRST_COMPLETED)
+        else:
+            self._residency.wait(timeout_seconds)
 
     def status(self) -> Status:
         pages, residency = self._scheduler.pages, self._residency
         return Status(
             steps=self._steps,
             running=len(self._scheduler.running),
-            waiting=self._scheduler.num_waiting,
+            waiting=self._num_waiting,
             pages_total=pages.num_pages,
             pages_used=pages.num_used,
             pages_cached=pages.num_cached,
@@ -153,6 +180,24 @@ class Engine:
 
     def close(self) -> None:
         self._residency.close()
+
+    @property
+    def _num_waiting(self) -> int:
+        return self._scheduler.num_waiting + len(self._compiling)
+
+    def _take_compiled(self) -> list[RequestFailed]:
+        """Queue sequences whose grammars have been compiled; those that could not be."""
+        failures = []
+        for request_id, (sequence, after, matcher) in list(self._compiling.items()):
+            if not matcher.done():
+                continue
+            del self._compiling[request_id]
+            if (error := matcher.exception()) is not None:
+                failures.append(RequestFailed(request_id, "invalid_grammar", f"The grammar is not valid: {error}."))
+            else:
+                sequence.matcher = matcher.result()
+                self._scheduler.add(sequence, after)
+        return failures
 
     def _record(self, plan: StepPlan, seconds: float, sampled: int) -> None:
         self._steps += 1

@@ -15,6 +15,7 @@ from loraplex.engine.events import (
     MAX_ADAPTERS,
     AdapterUse,
     FinishReason,
+    Grammar,
     RequestFailed,
     ResidentAdapter,
     RunningSequence,
@@ -39,6 +40,7 @@ __all__ = [
     "FinishReason",
     "FromEngine",
     "Generate",
+    "Grammar",
     "Heartbeat",
     "Inspect",
     "Inspection",
@@ -82,6 +84,7 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
     after: a request with the same prompt, adapters and salt that was sent before and computes the prompt for both:
     this one waits until it has, or has ended. One that is not known any more is not waited for.
+    grammar: one that `grammar_checks` has taken.
     """
 
     request_id: str
@@ -90,6 +93,7 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     adapters: tuple[AdapterUse, ...] = ()
     salt: bytes = b""
     after: str | None = None
+    grammar: Grammar | None = None
 
 
 class Embed(msgspec.Struct, frozen=True, kw_only=True, tag=True):

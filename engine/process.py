@@ -17,9 +17,10 @@ from loraplex.engine.messages import FRAME_HEADER, EngineSettings, Fatal, FromEn
 
 STOP_GRACE_SECONDS = 10.0
 
-ENVIRONMENT = {"GOMP_SPINCOUNT": "5000"}
+ENVIRONMENT = {"GOMP_SPINCOUNT": "5000", "RUST_MIN_STACK": str(8 << 20)}
 """Defaults for the engine. OpenMP's own default is to spin long: when the API process holds a core, a parallel region
-can lose a scheduler tick of about 8 ms. With a fifth of this the second thread falls asleep between operations."""
+can lose a scheduler tick of about 8 ms. With a fifth of this the second thread falls asleep between operations.
+Grammars are checked on a stack that is an eighth of what threads have that match them."""
 
 
 class EngineStartFailed(Exception):

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from loraplex.engine.batch import BatchBuilder, BatchInputs
+from loraplex.engine.grammar_masks import GrammarMasks
 from loraplex.engine.graphs import DecodeGraphs
 from loraplex.engine.models.decoder import Decoder, KVCache
 from loraplex.engine.scheduler import StepPlan
@@ -16,10 +17,14 @@ Sampled = tuple[int, float | None]
 
 
 class Runner:
-    """One model on one device, with its KV cache. graphs: what replays decode steps; None: every step is launched."""
+    """One model on one device, with its KV cache. graphs: what replays decode steps; None: every step is launched.
+    masks: for sequences with a grammar."""
 
-    def __init__(self, decoder: Decoder, cache: KVCache, builder: BatchBuilder, kernels: Kernels) -> None:
+    def __init__(
+        self, decoder: Decoder, cache: KVCache, builder: BatchBuilder, kernels: Kernels, masks: GrammarMasks
+    ) -> None:
         self.builder = builder
+        self._masks = masks
         self.graphs: DecodeGraphs | None = None
         self._decoder = decoder
         self._cache = cache
@@ -28,9 +33,10 @@ class Runner:
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> list[Sampled]:
         """The next token of every chunk that samples, in the plan's order."""
+        masks = self._masks.begin(plan)
         inputs, logits = self._run(plan)
         logits = logits[: inputs.sampling.temperature.shape[0]]  # without the rows of padding
-        tokens = self._kernels.sample(logits, inputs.sampling)
+        tokens = self._kernels.sample(logits if masks is None else masks.applied(logits), inputs.sampling)
         return list(zip(tokens.tolist(), self._logprobs(plan, inputs, logits, tokens), strict=True))
 
     def forward(self, inputs: BatchInputs) -> Tensor:

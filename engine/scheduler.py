@@ -25,6 +25,12 @@ MAX_OVERTAKEN = 64
 several. Then those that run are the last before it: a popular adapter cannot keep a rare one waiting for ever."""
 
 
+GRAMMAR_TOO_COMPLEX = (
+    "After the text so far, the grammar of this request takes more time or memory than it may. Make it simpler: fewer "
+    "alternatives that begin alike, and no rule that can be read in many ways."
+)
+
+
 @dataclass(frozen=True, slots=True)
 class SchedulerLimits:
     max_num_seqs: int
@@ -136,8 +142,8 @@ class Scheduler:
                     self._finish_embedding(chunk.sequence, pooling, output)
                 continue
             self._register_pages(chunk.sequence)
-            if chunk.samples:
-                output.append(self._append(chunk.sequence, *next(results)))
+            if chunk.samples and (told := self._append(chunk.sequence, *next(results))) is not None:
+                output.append(told)
         return output
 
     def take_failures(self) -> list[RequestFailed]:
@@ -290,13 +296,18 @@ class Scheduler:
                 self.pages.register(sequence.pages[index], sequence.page_hashes[index])
             sequence.registered = full
 
-    def _append(self, sequence: Sequence, token: int, logprob: float | None) -> TokenChunk:
+    def _append(self, sequence: Sequence, token: int, logprob: float | None) -> TokenChunk | None:
+        """None: its grammar cannot be followed any further, and the sequence has failed."""
         before = sequence.generated
         finish_reason = sequence.finish_after(token, self._limits.eos_token_ids, self._limits.max_model_len)
-        if finish_reason is not None:
+        has_failed = sequence.matcher is not None and sequence.matcher.is_error()
+        if has_failed or finish_reason is not None:
             sequence.has_ended = True
             self._running.remove(sequence)
             self._free(sequence)
+        if has_failed:
+            self._fail(sequence, "grammar_too_complex", GRAMMAR_TOO_COMPLEX)
+            return None
         appended = sequence.generated > before
         return TokenChunk(
             request_id=sequence.request_id,

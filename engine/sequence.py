@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from loraplex.adapters.device_adapter import DeviceAdapter
 from loraplex.engine.events import AdapterUse, FinishReason, SamplingParams
 from loraplex.engine.pooling import Pooling
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher
 
 
 @dataclass(slots=True, eq=False)
@@ -22,6 +26,7 @@ class Sequence:
     owed_room_after: the number of admissions from which on no younger sequence is admitted before this one; None while
     it has not been found to lack room for its adapters.
     after: an older one with the same pages, whose prompt it waits for instead of computing it too; None once it runs.
+    matcher: where its tokens are in the grammar that they have to follow; stays with it through preemptions.
     """
 
     request_id: str
@@ -44,6 +49,7 @@ class Sequence:
     after: Sequence | None = None
     has_ended: bool = False
     pooling: Pooling | None = None
+    matcher: LLMatcher | None = None
 
     def __post_init__(self) -> None:
         self.tokens = list(self.prompt)
@@ -68,10 +74,13 @@ class Sequence:
         return (self.salt, self.adapters, self.prompt) == (other.salt, other.adapters, other.prompt)
 
     def finish_after(self, token: int, eos_token_ids: frozenset[int], max_model_len: int) -> FinishReason | None:
-        """Whether this newly sampled token ends the sequence. A stop token is not appended, any other is."""
+        """Whether this newly sampled token ends the sequence. A stop token is not appended, any other is. One after
+        which its grammar allows no more ends it too."""
         if token in self.sampling.stop_token_ids or (token in eos_token_ids and not self.sampling.ignore_eos):
             return "stop"
         self.tokens.append(token)
+        if self.matcher is not None and self.matcher.consume_token(token) and self.matcher.is_stopped():
+            return "stop"
         if self.generated >= self.sampling.max_tokens or len(self.tokens) >= max_model_len:
             return "length"
         return None

@@ -48,7 +48,7 @@ HEARTBEAT_SECONDS = 0.25
 
 
 class Wake:
-    """Put into the inbox by a loader thread: an adapter load has made progress, look again."""
+    """Put into the inbox by a worker thread: an adapter load has made progress or a grammar is compiled, look again."""
 
 
 Inbox = queue.SimpleQueue[ToEngine | Wake]
@@ -74,7 +74,7 @@ def _start(connection: socket.socket, inbox: Inbox) -> BuiltEngine:
     first = inbox.get()
     assert isinstance(first, Start), "the first message is Start"
     try:
-        built = build_engine(first.settings, on_adapter_progress=lambda: inbox.put(Wake()))
+        built = build_engine(first.settings, on_progress=lambda: inbox.put(Wake()))
     except USER_ERRORS as error:
         _send(connection, Fatal(str(error)))
         sys.exit(1)
@@ -123,6 +123,7 @@ def _handle(engine: Engine, connection: socket.socket, message: ToEngine | Wake)
                 adapters=message.adapters,
                 salt=message.salt,
                 after=message.after,
+                grammar=message.grammar,
             )
         case Embed():
             engine.embed(message.request_id, message.prompt, adapters=message.adapters)

@@ -7,10 +7,6 @@ time, and refuses it memory, files and sockets, whatever the template made it do
 
 from __future__ import annotations
 
-import os
-import resource
-import signal
-import struct
 import sys
 from collections import OrderedDict
 from contextlib import suppress
@@ -18,6 +14,7 @@ from contextlib import suppress
 import msgspec
 from jinja2 import Template
 
+from loraplex.engine.bounded_work import answer_jobs, give_up_rights
 from loraplex.engine.templates import TemplateError, compile_template, render
 
 MEMORY_BYTES = 384 << 20
@@ -25,8 +22,6 @@ MEMORY_BYTES = 384 << 20
 
 KEPT_CHARS = 1 << 20
 """Source of the templates that are kept compiled: hundreds of usual ones, or 16 of the longest."""
-
-LENGTH = struct.Struct("<I")
 
 LATE_IMPORTS = (
     "{{ lipsum(n=1) | striptags | wordwrap }}{{ messages | pprint }}{{ strftime_now('%c') }}{{ raise_exception('') }}"
@@ -82,32 +77,12 @@ class Compiled:
 
 def main() -> None:
     """Answer one job after the other, until standard input ends."""
-    cpu_seconds = float(sys.argv[1])
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the API process decides
-    _give_up_rights()
-    compiled = Compiled()
-    decoder = msgspec.msgpack.Decoder(Render)
-    while len(header := sys.stdin.buffer.read(LENGTH.size)) == LENGTH.size:
-        (length,) = LENGTH.unpack(header)
-        job = decoder.decode(sys.stdin.buffer.read(length))
-        signal.setitimer(signal.ITIMER_PROF, cpu_seconds)  # SIGPROF, which nobody handles, ends the process
-        outcome = _run(job, compiled)
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        sys.stdout.buffer.write(LENGTH.pack(len(outcome)) + outcome)
-        sys.stdout.buffer.flush()
-    os._exit(0)  # nothing that runs at an exit could write what it has
-
-
-def _give_up_rights() -> None:
-    """For good. What is open stays open."""
     with suppress(TemplateError):
         render(compile_template(LATE_IMPORTS), [], {})
-    for what, limit in (
-        (resource.RLIMIT_AS, MEMORY_BYTES),
-        (resource.RLIMIT_NOFILE, 0),
-        (resource.RLIMIT_CORE, 0),
-    ):
-        resource.setrlimit(what, (limit, limit))
+    give_up_rights(MEMORY_BYTES)
+    compiled = Compiled()
+    decoder = msgspec.msgpack.Decoder(Render)
+    answer_jobs(float(sys.argv[1]), lambda job: _run(decoder.decode(job), compiled))
 
 
 def _run(job: Render, compiled: Compiled) -> bytes:

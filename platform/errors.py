@@ -162,9 +162,21 @@ def _from_litestar_validation(error: ValidationException) -> ApiError:
     return validation_error(message, "" if key == "data" else key)
 
 
+REQUEST_ERRORS = frozenset(
+    {
+        "adapter_quarantined",
+        "context_length_exceeded",
+        "embedding_not_finite",
+        "grammar_too_complex",
+        "invalid_grammar",
+    }
+)
+"""The engine's codes for what is the client's to mend."""
+
+
 def _from_generation_failure(error: GenerationFailed) -> ApiError:
     """The engine's codes. One that is not known here is the engine's own fault, and its text stays in the log."""
-    if error.code in ("context_length_exceeded", "adapter_quarantined", "embedding_not_finite"):
+    if error.code in REQUEST_ERRORS:
         return ApiError(400, error.code, str(error))
     if error.code in ("adapter_load_failed", "engine_restarted", "engine_stopped", "engine_unavailable"):
         return unavailable(error.code, str(error), retry_after_seconds=5)

@@ -100,6 +100,7 @@ async def open_services(settings: Settings, model_path: Path) -> AsyncIterator[S
         opened.push_async_callback(engine.stop)
         services = assemble(settings, database, engine, model_path)
         opened.push_async_callback(services.templates.close)
+        opened.push_async_callback(services.grammars.close)
         shape_digest = services.base_shape.digest
         await register_base_model(database, settings.base_model_name, shape_digest, settings.model)
         forgive_released(services.changes, engine)

@@ -21,6 +21,7 @@ from loraplex.adapters.types import BaseShape, LoraSite, LoraSlice
 from loraplex.adapters.upload_files import UploadFiles
 from loraplex.adapters.upload_sessions import UploadLimits, UploadSessions
 from loraplex.engine.client import EngineClient
+from loraplex.engine.grammar_checks import GrammarChecks
 from loraplex.engine.messages import Ready
 from loraplex.engine.text import TextCodec
 from loraplex.engine.untrusted_templates import UntrustedTemplates
@@ -51,6 +52,7 @@ class Services:
     codecs: TextCodecs
     tokenizer_checks: TokenizerChecks
     templates: UntrustedTemplates
+    grammars: GrammarChecks
     tenants: TenantDirectory
     registry: AdapterRegistry
     aliases: AdapterAliases
@@ -80,7 +82,7 @@ class Services:
 
 def assemble(settings: Settings, database: Database, engine: EngineClient, model_path: Path) -> Services:
     """The parts over a database, whose tables are there, and a running engine. Whoever asks for them closes
-    `templates`."""
+    `templates` and `grammars`."""
     registry, changes, metrics = AdapterRegistry(database), ChangeFeed(database), Metrics()
     text, templates, profiles = TextCodec(model_path), UntrustedTemplates(), ProfileStore(database)
     blobs = BlobStore(settings.adapters_dir)
@@ -92,6 +94,7 @@ def assemble(settings: Settings, database: Database, engine: EngineClient, model
         codecs=TextCodecs(text, blobs),
         tokenizer_checks=TokenizerChecks(text),
         templates=templates,
+        grammars=GrammarChecks(text.tokenizer_path, engine.ready.vocab_size, engine.ready.eos_token_ids),
         tenants=TenantDirectory(database),
         registry=registry,
         aliases=AdapterAliases(database),

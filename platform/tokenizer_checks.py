@@ -19,8 +19,8 @@ from loraplex.adapters.blobs import TOKENIZER_FILE, Staging
 from loraplex.adapters.errors import AdapterInvalid
 from loraplex.adapters.tokenizer_file import REFUSED, TokenizerDifference, refused
 from loraplex.adapters.untrusted_json import CheckFailed, CheckFailure
+from loraplex.engine.bounded_processes import inherited_environment
 from loraplex.engine.text import TextCodec
-from loraplex.engine.untrusted_templates import inherited_environment
 
 COMPARE_SECONDS = 60
 FOLLOWED = ("bos_token", "eos_token", "unk_token")

@@ -199,6 +199,7 @@ async def run_api(
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://api") as client:
         yield Api(app, client, services, drain, keys)
     await services.templates.close()
+    await services.grammars.close()
 
 
 async def make_services(

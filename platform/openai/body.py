@@ -35,6 +35,10 @@ UNSERVED: Mapping[str, tuple[Any, ...]] = {
     "frequency_penalty": (None, 0),
     "function_call": (None, "none", "auto"),
     "functions": (None, []),
+    "guided_choice": (None,),
+    "guided_grammar": (None,),
+    "guided_json": (None,),
+    "guided_regex": (None,),
     "include_stop_str_in_output": (None, False),
     "logit_bias": (None, {}),
     "logprobs": (None, False),
@@ -51,7 +55,6 @@ UNSERVED: Mapping[str, tuple[Any, ...]] = {
     "prompt_logprobs": (None,),
     "reasoning_effort": (None, "none"),
     "repetition_penalty": (None, 1),
-    "response_format": (None, {"type": "text"}),
     "safety_identifier": (None,),
     "service_tier": (None, "auto", "default"),
     "skip_special_tokens": (None, True),
@@ -81,6 +84,10 @@ INSTEAD: Mapping[str, str] = {
     "prompt and suffix into 'prompt' with the fill-in-the-middle tokens of a model that has them.",
     "adapter_source": "Nothing is fetched from elsewhere for a request: publish the adapter here, then name it.",
     "api_token": "Your key goes in the header `Authorization: Bearer`, and no other is handed on.",
+    "guided_choice": 'It is vLLM\'s old name: send `structured_outputs: {"choice": [...]}`.',
+    "guided_grammar": 'It is vLLM\'s old name: send `structured_outputs: {"grammar": "..."}`.',
+    "guided_json": 'It is vLLM\'s old name: send `structured_outputs: {"json": {...}}`, or `response_format`.',
+    "guided_regex": 'It is vLLM\'s old name: send `structured_outputs: {"regex": "..."}`.',
 }
 """What to do about an unserved field, where leaving it out is not all."""
 

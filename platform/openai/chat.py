@@ -32,6 +32,7 @@ from loraplex.platform.openai.choices import Choices, check_count, sequences_of
 from loraplex.platform.openai.generation import choose_model, heading, prepare, stop_strings
 from loraplex.platform.openai.generation_types import FinishReason, Heading, Usage
 from loraplex.platform.openai.response import respond
+from loraplex.platform.openai.structured_output import grammar_of
 from loraplex.platform.prompts import chat_prompt
 from loraplex.platform.services import Services
 from loraplex.platform.tenants import Principal
@@ -67,6 +68,7 @@ async def create_chat_completion(
         text=text,
         principal=principal,
         ready=ready,
+        grammar=await grammar_of(services.grammars, principal, data.response_format, data.structured_outputs),
     )
     shape = ChatShape(heading(asked, model, ready), data.include_usage, data.choices)
     stops = stop_strings(data, profile)

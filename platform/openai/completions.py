@@ -24,6 +24,7 @@ from loraplex.platform.openai.completion_types import Completion, CompletionRequ
 from loraplex.platform.openai.generation import choose_model, heading, prepare, stop_strings
 from loraplex.platform.openai.generation_types import FinishReason, Heading, Usage
 from loraplex.platform.openai.response import respond
+from loraplex.platform.openai.structured_output import grammar_of
 from loraplex.platform.prompts import tokenise
 from loraplex.platform.services import Services
 from loraplex.platform.tenants import Principal
@@ -50,6 +51,7 @@ async def create_completion(
     principal, ready = request.auth, services.engine.ready
     model = await choose_model(services.catalog, principal, data)
     profile, text = await services.profile_cache.of(model.version), await services.codecs.of(model.version)
+    grammar = await grammar_of(services.grammars, principal, data.response_format, data.structured_outputs)
     request_id = f"cmpl-{uuid.uuid4().hex}"
     asked = [
         prepare(
@@ -64,6 +66,7 @@ async def create_completion(
             text=text,
             principal=principal,
             ready=ready,
+            grammar=grammar,
         )
         for field, token_ids in await _encoded(text, prompts)
     ]

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from loraplex.adapters.names import WeightedName
 from loraplex.adapters.profile import ServingProfile
-from loraplex.engine.messages import Generate, Ready, SamplingParams
+from loraplex.engine.messages import Generate, Grammar, Ready, SamplingParams
 from loraplex.engine.text import TextCodec
 from loraplex.platform.catalog import Catalog, ResolvedModel
 from loraplex.platform.errors import ApiError
@@ -64,10 +64,11 @@ def prepare(
     text: TextCodec,
     principal: Principal,
     ready: Ready,
+    grammar: Grammar | None = None,
 ) -> Generate:
     """What the engine is asked. Without `max_tokens`, the default or as many as fit; a default is cut to what fits.
 
-    profile, text: of the model. Raises ApiError for a prompt that cannot run.
+    profile, text: of the model. grammar: one that was checked. Raises ApiError for a prompt that cannot run.
     """
     if not prompt:
         raise ApiError(400, "invalid_value", f"'{prompt_field}' has no tokens; send some text.", param=prompt_field)
@@ -90,6 +91,7 @@ def prepare(
         sampling=_sampling(request, profile, text, max_tokens or min(default_max_tokens or room, room)),
         adapters=uses_of(model.adapters, prompt),
         salt=_salt(principal, request.cache_salt),
+        grammar=grammar,
     )
 
 

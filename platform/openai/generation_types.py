@@ -14,6 +14,7 @@ from loraplex.adapters.names import MAX_WEIGHT
 from loraplex.adapters.profile import MinP, StopString, Temperature, TokenCount, TokenId, TopK, TopP
 from loraplex.engine.messages import MAX_ADAPTERS
 from loraplex.platform.errors import ApiError
+from loraplex.platform.openai.structured_output import ResponseFormat, StructuredOutputs
 
 # -- what is read --------------------------------------------------------------------------------------------------
 
@@ -59,6 +60,8 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     stop: StopString | Annotated[list[StopString], Meta(max_length=4)] | None = None
     stop_token_ids: Annotated[list[TokenId], Meta(max_length=64)] | None = None
     ignore_eos: bool | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
     n: ChoiceCount | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from loraplex.engine import untrusted_templates
+from loraplex.engine import bounded_processes
 from loraplex.engine.generation import EngineUnavailable
 from loraplex.engine.template_process import Compiled
 from loraplex.engine.templates import TemplateError, TokenizerConfig, compile_template, render
@@ -102,7 +102,7 @@ async def test_nobody_waits_for_another_owners_template():
 
 async def test_an_owner_may_have_so_many_waiting(templates, monkeypatch):
     """The next one is told to try again; other owners are not."""
-    monkeypatch.setattr(untrusted_templates, "MAX_WAITING", 2)
+    monkeypatch.setattr(bounded_processes, "MAX_WAITING", 2)
     asked = [templates.render(owner, GOOD, MESSAGES, TOKENS) for owner in ("a", "a", "a", "b")]
 
     *served, turned_away, other = await asyncio.gather(*asked, return_exceptions=True)
@@ -114,11 +114,11 @@ async def test_an_owner_may_have_so_many_waiting(templates, monkeypatch):
 async def test_a_process_that_dies_or_hangs_is_replaced(templates, monkeypatch):
     """One that died while it was idle is not asked; one that is not given its time is ended."""
     await templates.render("a", GOOD, MESSAGES, TOKENS)
-    idle = templates._idle[0].process
+    idle = templates._processes._idle[0].process
     idle.kill()
     await idle.wait()
     assert await templates.render("a", GOOD, MESSAGES, TOKENS) == WRITTEN
-    monkeypatch.setattr(untrusted_templates, "WALL_SECONDS", 0.0)
+    monkeypatch.setattr(bounded_processes, "WALL_SECONDS", 0.0)
     with pytest.raises(TemplateError, match="more time or memory"):
         await templates.render("a", GOOD, MESSAGES, TOKENS)
     monkeypatch.undo()
