@@ -155,6 +155,8 @@ class Api:
             dependencies={
                 "services": Provide(lambda: services, sync_to_thread=False),
                 "principal": Provide(lambda: ACME, sync_to_thread=False),
+                "tenant_id": Provide(lambda: ACME.tenant_id, sync_to_thread=False),
+                "upload_slots": Provide(lambda: None, sync_to_thread=False),
             },
             guards=[lambda connection, _handler: connection.scope.update(auth=ACME)],
             exception_handlers=EXCEPTION_HANDLERS,
