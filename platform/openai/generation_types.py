@@ -19,6 +19,8 @@ from loraplex.platform.openai.structured_output import ResponseFormat, Structure
 # -- what is read --------------------------------------------------------------------------------------------------
 
 MAX_TEXT_CHARS = 8 << 20
+MAX_STOP_STRINGS = 32
+"""OpenAI takes 4. vLLM takes any number, and evaluation harnesses send what a task names, which is often more."""
 
 Text = Annotated[str, Meta(max_length=MAX_TEXT_CHARS)]
 ModelRef = Annotated[str, Meta(max_length=16384)]
@@ -28,10 +30,12 @@ Seed = Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
 
 
 class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`include_obfuscation` is a permission to pad, not a demand; nothing is padded."""
+    """`include_obfuscation` is a permission to pad, not a demand; nothing is padded. `continuous_usage_stats` is vLLM's
+    wish for usage in every chunk, which load generators send with `include_usage`: the last chunk tells it, for all."""
 
     include_usage: bool = False
     include_obfuscation: bool = False
+    continuous_usage_stats: bool = False
 
 
 class WeightedAdapter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -57,7 +61,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     top_k: TopK | None = None
     min_p: MinP | None = None
     seed: Seed | None = None
-    stop: StopString | Annotated[list[StopString], Meta(max_length=4)] | None = None
+    stop: StopString | Annotated[list[StopString], Meta(max_length=MAX_STOP_STRINGS)] | None = None
     stop_token_ids: Annotated[list[TokenId], Meta(max_length=64)] | None = None
     ignore_eos: bool | None = None
     response_format: ResponseFormat | None = None

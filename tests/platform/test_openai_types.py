@@ -51,7 +51,7 @@ def refusal(make, **fields):
         ({"min_p": 2}, ("invalid_value", "min_p")),
         ({"top_k": -2}, ("invalid_value", "top_k")),
         ({"seed": 1 << 70}, ("invalid_value", "seed")),
-        ({"stop": ["a"] * 5}, ("invalid_value", "stop")),
+        ({"stop": ["a"] * 33}, ("invalid_value", "stop")),
         ({"stop": ""}, ("invalid_value", "stop")),
         ({"stop": [""]}, ("invalid_value", "stop[0]")),
         ({"stop_token_ids": [-1]}, ("invalid_value", "stop_token_ids[0]")),

@@ -1,0 +1,66 @@
+"""What a client's script tells the runner: one line of JSON for each feature that it tried, on standard output.
+
+Runs in the environments of all clients, so it knows the standard library alone. A script ends with `finish()`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+URL = os.environ["OPENAI_BASE_URL"]
+KEY = os.environ["OPENAI_API_KEY"]
+BASE = os.environ["BASE_MODEL"]
+ADAPTER = os.environ["ADAPTER_MODEL"]
+MODELS = (BASE, ADAPTER)
+MODEL_FOLDER = os.environ["MODEL_FOLDER"]
+"""Where the base model's tokenizer is: some clients count tokens themselves."""
+
+DESKS = ("billing", "delivery", "returns", "account", "technical", "sales")
+"""What the adapter answers a ticket with."""
+TICKET = "I was charged twice for the tent I bought on Monday."
+DESK = "billing"
+
+REFUSALS = ("is not supported by this server", "unsupported_value", "unsupported_parameter", "Unknown request URL")
+"""In the errors of a server that says that it does not serve something."""
+
+DETAIL_CHARS = 2000
+
+_defects: list[str] = []
+
+
+class Refused(Exception):
+    """What was asked for is not there, and no error of the server says so."""
+
+
+@contextmanager
+def feature(name: str, model: str = "", *, needs: str = "") -> Iterator[None]:
+    """One row of the table. needs: what of the API it stands on, where a server might not serve that yet."""
+    outcome, detail = "ok", ""
+    try:
+        yield
+    except Exception as error:  # whatever a client does with an answer that it cannot read
+        detail = f"{type(error).__name__}: {error} {getattr(error, 'code', None) or ''}".strip()
+        refused = isinstance(error, Refused) or any(mark in detail for mark in REFUSALS)
+        outcome = "refused" if refused else "defect"
+        if outcome == "defect":
+            _defects.append(name)
+    row = {"feature": name, "model": model, "needs": needs, "outcome": outcome, "detail": detail[-DETAIL_CHARS:]}
+    print(json.dumps(row), flush=True)
+
+
+def same(found: object, expected: object) -> None:
+    if found != expected:
+        raise AssertionError(f"{found!r} instead of {expected!r}")
+
+
+def holds(condition: object, otherwise: object) -> None:
+    if not condition:
+        raise AssertionError(f"not so: {otherwise!r}")
+
+
+def finish() -> None:
+    sys.exit(1 if _defects else 0)
