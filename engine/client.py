@@ -123,6 +123,8 @@ class EngineClient:
             raise _quarantined()
         generation = self._generations[request.request_id] = Generation(request, on_abort=self._forget)
         self._engine.send(request)
+        if (seconds := request.timeout_seconds) is not None:
+            generation.expires = asyncio.get_running_loop().call_later(seconds, self._expire, request)
         return generation
 
     def warm(self, digest: str) -> None:
@@ -232,6 +234,12 @@ class EngineClient:
     def _forget(self, request_id: str) -> None:
         if self._generations.pop(request_id, None) is not None:
             self._engine.send(Abort(request_id))
+
+    def _expire(self, request: Generate) -> None:
+        if generation := self._generations.get(request.request_id):
+            self._forget(request.request_id)
+            message = f"the request was not done within the {request.timeout_seconds} seconds that it gave itself"
+            generation.fail(GenerationFailed("deadline_exceeded", message))
 
     def _deliver(self, output: StepOutput) -> None:
         for started in output.started:

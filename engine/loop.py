@@ -63,10 +63,12 @@ class Engine:
         *,
         adapters: tuple[AdapterUse, ...] = (),
         salt: bytes = b"",
+        priority: int = 0,
     ) -> None:
-        """Queue a request. A request that cannot run is told in the result of the next step."""
+        """Queue a request: of those that wait, the lowest `priority` is first. A request that cannot run is told in the
+        result of the next step."""
         seed = self._seeds.getrandbits(63) if sampling.seed is None else sampling.seed
-        self._scheduler.add(Sequence(request_id, prompt, sampling, adapters, salt, seed))
+        self._scheduler.add(Sequence(request_id, prompt, sampling, adapters, salt, seed, priority))
 
     def abort(self, request_id: str) -> None:
         """End a request without another word; its pages and its adapter's lease are free at once."""

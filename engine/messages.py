@@ -15,6 +15,7 @@ from loraplex.engine.events import (
     MAX_ADAPTERS,
     AdapterUse,
     FinishReason,
+    LogitRules,
     RequestFailed,
     ResidentAdapter,
     RunningSequence,
@@ -23,6 +24,7 @@ from loraplex.engine.events import (
     Status,
     StepRecord,
     TokenChunk,
+    TokenScore,
     only,
 )
 from loraplex.engine.settings import EngineSettings
@@ -44,6 +46,7 @@ __all__ = [
     "LoadTimes",
     "Locate",
     "Located",
+    "LogitRules",
     "Pin",
     "Ready",
     "Refusal",
@@ -60,6 +63,7 @@ __all__ = [
     "StepRecord",
     "ToEngine",
     "TokenChunk",
+    "TokenScore",
     "Unpin",
     "Warm",
     "Whereabouts",
@@ -77,13 +81,19 @@ class Start(msgspec.Struct, frozen=True, tag=True):
 
 
 class Generate(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Run one sequence with the sum of the given adapters, none being the base; `salt` isolates prefixes."""
+    """Run one sequence with the sum of the given adapters, none being the base; `salt` isolates prefixes.
+
+    priority: of those that wait, the lowest number is first. timeout_seconds: the client ends the request then,
+    wherever it is; the engine does not look at it.
+    """
 
     request_id: str
     prompt: list[int]
     sampling: SamplingParams
     adapters: tuple[AdapterUse, ...] = ()
     salt: bytes = b""
+    priority: int = 0
+    timeout_seconds: float | None = None
 
 
 class Abort(msgspec.Struct, frozen=True, tag=True):

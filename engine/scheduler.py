@@ -15,13 +15,15 @@ from dataclasses import dataclass
 from loraplex.adapters.errors import AdapterUnavailable
 from loraplex.adapters.residency import AdapterResidency
 from loraplex.engine.adapter_leases import AdapterLeases
-from loraplex.engine.events import RequestFailed, Started, TokenChunk
+from loraplex.engine.events import RequestFailed, Started, TokenChunk, TokenScore
 from loraplex.engine.kv_cache import PagePool, page_hash, root_hash
+from loraplex.engine.logit_edits import LogitEdits
 from loraplex.engine.sequence import Sequence
 
 MAX_OVERTAKEN = 64
 """Sequences that may be admitted while an older one finds no room for its adapters, or waits for its turn to gather
-several. Then those that run are the last before it: a popular adapter cannot keep a rare one waiting for ever."""
+several. Then those that run are the last before it: a popular adapter cannot keep a rare one waiting for ever. And of
+those that have a higher priority, so many are put before an older one at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +91,18 @@ class Scheduler:
             self._fail(sequence, "context_length_exceeded", f"the context is {self._limits.max_model_len} tokens")
             return
         sequence.arrived_at = self._clock()
+        if (rules := sequence.sampling.rules) is not None:
+            sequence.edits = LogitEdits(rules, sequence.prompt, sequence.ends(self._limits.eos_token_ids))
         self._adapters.want(sequence)
-        self._waiting.append(sequence)
+        self._enqueue(sequence)
+
+    def _enqueue(self, sequence: Sequence) -> None:
+        """Behind all that wait, but for those of lower priority that have not given way too often."""
+        place = len(self._waiting)
+        while place and _gives_way(other := self._waiting[place - 1], sequence):
+            other.overtaken += 1
+            place -= 1
+        self._waiting.insert(place, sequence)
 
     def abort(self, request_id: str) -> None:
         """Forget a sequence and free what it holds. An unknown id is one that has ended already."""
@@ -114,8 +126,8 @@ class Scheduler:
         chunks.sort(key=lambda chunk: chunk.sequence.group)
         return StepPlan(tuple(chunks))
 
-    def commit(self, plan: StepPlan, sampled: Tokens[tuple[int, float | None]]) -> list[TokenChunk]:
-        """Take in the results of a step: (token, log-probability) of each chunk that samples, in the plan's order."""
+    def commit(self, plan: StepPlan, sampled: Tokens[tuple[int, TokenScore | None]]) -> list[TokenChunk]:
+        """Take in the results of a step: (token, its score) of each chunk that samples, in the plan's order."""
         results = iter(sampled)
         output: list[TokenChunk] = []
         for chunk in plan.chunks:
@@ -230,6 +242,8 @@ class Scheduler:
             self._extend_hashes(sequence)
         # at least one token must run, for its logits
         reusable = (len(sequence.tokens) - 1) // self.pages.page_tokens
+        if sequence.awaits_scores:  # which come with the hidden states, and these are in no page
+            reusable = len(sequence.prompt_scores) // self.pages.page_tokens
         sequence.pages = self.pages.find_prefix(sequence.page_hashes[:reusable])
         fresh = self.pages.allocate(self.pages.pages_for(len(sequence.tokens)) - len(sequence.pages))
         if fresh is None:
@@ -263,7 +277,7 @@ class Scheduler:
                 self.pages.register(sequence.pages[index], sequence.page_hashes[index])
             sequence.registered = full
 
-    def _append(self, sequence: Sequence, token: int, logprob: float | None) -> TokenChunk:
+    def _append(self, sequence: Sequence, token: int, score: TokenScore | None) -> TokenChunk:
         before = sequence.generated
         finish_reason = sequence.finish_after(token, self._limits.eos_token_ids, self._limits.max_model_len)
         if finish_reason is not None:
@@ -273,9 +287,12 @@ class Scheduler:
         return TokenChunk(
             request_id=sequence.request_id,
             token_ids=[token] if appended else [],
-            logprobs=[logprob] if appended and logprob is not None else None,
+            logprobs=[score.logprob] if appended and score is not None else None,
             finish_reason=finish_reason,
             cached_tokens=sequence.cached_tokens,
+            scores=[score] if appended and score is not None else None,
+            stopped_by=score if finish_reason == "stop" else None,
+            prompt_scores=sequence.prompt_scores if before == 0 and sequence.prompt_scores else None,
         )
 
     def _free(self, sequence: Sequence) -> None:
@@ -287,6 +304,11 @@ class Scheduler:
 
     def _fail(self, sequence: Sequence, code: str, message: str) -> None:
         self._failures.append(RequestFailed(sequence.request_id, code, message))
+
+
+def _gives_way(waiting: Sequence, other: Sequence) -> bool:
+    """Whether a sequence that waits lets a younger one pass. One that is owed room is owed it whatever comes."""
+    return waiting.priority > other.priority and waiting.owed_room_after is None and waiting.overtaken < MAX_OVERTAKEN
 
 
 def _chunk(sequence: Sequence, count: int) -> Chunk:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from loraplex.adapters.device_adapter import DeviceAdapter
-from loraplex.engine.events import AdapterUse, FinishReason, SamplingParams
+from loraplex.engine.events import AdapterUse, FinishReason, SamplingParams, TokenScore
+from loraplex.engine.logit_edits import LogitEdits
 
 
 @dataclass(slots=True, eq=False)
@@ -19,6 +20,9 @@ class Sequence:
     arrived_at: on the scheduler's clock; has_started: whether it has run before.
     owed_room_after: the number of admissions from which on no younger sequence is admitted before this one; None while
     it has not been found to lack room for its adapters.
+    overtaken: how many younger sequences of higher priority were put before it while it waited.
+    edits: what its rules do to its logits; None where it has none.
+    prompt_scores: of the prompt's tokens from the second on, as far as they were asked for and are computed.
     """
 
     request_id: str
@@ -27,6 +31,7 @@ class Sequence:
     adapters: tuple[AdapterUse, ...]
     salt: bytes
     seed: int
+    priority: int = 0
     arrived_at: float = 0.0
     has_started: bool = False
     tokens: list[int] = field(init=False)
@@ -38,6 +43,9 @@ class Sequence:
     page_hashes: list[bytes] = field(default_factory=list)
     leases: tuple[DeviceAdapter, ...] = ()
     owed_room_after: int | None = None
+    overtaken: int = 0
+    edits: LogitEdits | None = None
+    prompt_scores: list[TokenScore] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.tokens = list(self.prompt)
@@ -52,8 +60,21 @@ class Sequence:
     def generated(self) -> int:
         return len(self.tokens) - len(self.prompt)
 
+    @property
+    def awaits_scores(self) -> bool:
+        """Whether tokens of the prompt are still to be scored."""
+        return self.sampling.prompt_logprobs is not None and len(self.prompt_scores) < len(self.prompt) - 1
+
+    def ends(self, eos_token_ids: frozenset[int]) -> frozenset[int]:
+        """Tokens that end it."""
+        stops = frozenset(self.sampling.stop_token_ids)
+        return stops if self.sampling.ignore_eos else stops | eos_token_ids
+
     def finish_after(self, token: int, eos_token_ids: frozenset[int], max_model_len: int) -> FinishReason | None:
-        """Whether this newly sampled token ends the sequence. A stop token is not appended, any other is."""
+        """Whether this newly sampled token ends the sequence. A stop token is not appended, any other is, unless none
+        was asked for."""
+        if self.sampling.max_tokens == 0:
+            return "length"
         if token in self.sampling.stop_token_ids or (token in eos_token_ids and not self.sampling.ignore_eos):
             return "stop"
         self.tokens.append(token)

@@ -116,7 +116,12 @@ def _handle(engine: Engine, connection: socket.socket, message: ToEngine | Wake)
     match message:
         case Generate():
             engine.submit(
-                message.request_id, message.prompt, message.sampling, adapters=message.adapters, salt=message.salt
+                message.request_id,
+                message.prompt,
+                message.sampling,
+                adapters=message.adapters,
+                salt=message.salt,
+                priority=message.priority,
             )
         case Abort(request_id):
             engine.abort(request_id)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from loraplex.engine.batch import BatchInputs
+from loraplex.engine.end_uses import EndUses
 from loraplex.engine.models.config import ModelConfig
 from loraplex.engine.models.vocabulary import change_embedded, change_logits
 from loraplex.kernels.ops import Kernels, Linear, LoraBatch
@@ -79,10 +80,11 @@ class Decoder:
         }
 
     def forward(self, inputs: BatchInputs, cache: KVCache) -> Tensor:
-        """Logits [rows, vocab] of the tokens in `inputs.sample_rows`; the step's keys and values go to the cache.
+        """Logits [rows, vocab] of the tokens in `inputs.sample_rows`; the step's keys and values go to the cache."""
+        return self.logits(self.hidden_states(inputs, cache)[inputs.sample_rows], inputs.ends)
 
-        vocab: the base's, or the largest one of an adapter in `inputs`.
-        """
+    def hidden_states(self, inputs: BatchInputs, cache: KVCache) -> Tensor:
+        """[tokens, hidden] after the final norm; the step's keys and values go to the cache."""
         kernels, eps = self._kernels, self._config.rms_norm_eps
         residual = self._embedded(inputs)
         hidden = kernels.rms_norm(residual, self._weights.layers[0].input_norm, eps)
@@ -92,7 +94,17 @@ class Decoder:
             hidden = kernels.add_rms_norm(attended, residual, layer.post_attention_norm, eps)
             hidden = self._mlp(index, layer, hidden, inputs)
             hidden = kernels.add_rms_norm(hidden, residual, next_norm, eps)
-        return self._logits(hidden[inputs.sample_rows], inputs)
+        return hidden
+
+    def logits(self, x: Tensor, ends: EndUses) -> Tensor:
+        """[rows, vocab] of x [rows, hidden], with what `ends` has for the head.
+
+        vocab: the base's, or the largest one of an adapter in `ends`.
+        """
+        logits = self._weights.lm_head(x)
+        head = self._config.num_layers * SITES_PER_LAYER
+        self._adapt(logits, x, ends.head_lora, head, (logits.shape[1],))
+        return change_logits(logits, x, ends.head)
 
     def _embedded(self, inputs: BatchInputs) -> Tensor:
         """[tokens, hidden]"""
@@ -100,12 +112,6 @@ class Decoder:
         embedded = self._weights.embedding[token_ids.clamp(max=vocab - 1) if uses else token_ids]
         change_embedded(embedded, token_ids, uses, vocab)
         return embedded
-
-    def _logits(self, x: Tensor, inputs: BatchInputs) -> Tensor:
-        logits = self._weights.lm_head(x)
-        head = self._config.num_layers * SITES_PER_LAYER
-        self._adapt(logits, x, inputs.ends.head_lora, head, (logits.shape[1],))
-        return change_logits(logits, x, inputs.ends.head)
 
     def _attention(
         self, index: int, layer: LayerWeights, hidden: Tensor, inputs: BatchInputs, cache: KVCache

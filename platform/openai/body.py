@@ -16,48 +16,36 @@ from loraplex.platform.errors import ApiError, malformed_json
 from loraplex.platform.openai.generation_types import GenerationRequest
 
 UNSERVED: Mapping[str, tuple[Any, ...]] = {
-    # field of OpenAI's, vLLM's or LoRAX's API -> the values that ask for nothing; any other is refused
+    # field of OpenAI's, vLLM's or LoRAX's API -> the values that ask for nothing; any other is refused, by an endpoint
+    # whose body does not have it
     "adapter_source": (None, "local"),
     "add_generation_prompt": (None, True),
     "add_special_tokens": (None,),
-    "allowed_token_ids": (None,),
     "api_token": (None,),
     "audio": (None,),
-    "bad_words": (None, []),
     "best_of": (None, 1),
     "chat_template": (None,),
     "chat_template_kwargs": (None, {}),
     "continue_final_message": (None, False),
     "echo": (None, False),
-    "frequency_penalty": (None, 0),
     "function_call": (None, "none", "auto"),
     "functions": (None, []),
-    "include_stop_str_in_output": (None, False),
-    "logit_bias": (None, {}),
-    "logprobs": (None, False),
     "metadata": (None, {}),
-    "min_tokens": (None, 0),
     "modalities": (None, ["text"]),
     "moderation": (None,),
     "parallel_tool_calls": (None, True, False),
     "prediction": (None,),
-    "presence_penalty": (None, 0),
-    "priority": (None, 0),
     "prompt_cache_key": (None,),
     "prompt_cache_retention": (None,),
-    "prompt_logprobs": (None,),
     "reasoning_effort": (None, "none"),
-    "repetition_penalty": (None, 1),
     "response_format": (None, {"type": "text"}),
     "safety_identifier": (None,),
     "service_tier": (None, "auto", "default"),
-    "skip_special_tokens": (None, True),
     "store": (None, False),
     "suffix": (None, ""),
     "tool_choice": (None, "none", "auto"),
     "tools": (None, []),
     "top_logprobs": (None, 0),
-    "truncate_prompt_tokens": (None,),
     "verbosity": (None, "medium"),
     "web_search_options": (None,),
 }
@@ -90,7 +78,7 @@ def read_body(body: bytes, target: type[T]) -> T:
         nested = isinstance(error, RecursionError)
         raise malformed_json("it is nested too deeply" if nested else "it is not UTF-8") from error
     if isinstance(document, dict) and issubclass(target, GenerationRequest):
-        _drop_unserved(document, UNSERVED, "")
+        _drop_unserved(document, UNSERVED, "", served=target.__struct_fields__)
         messages = document.get("messages")
         for index, message in enumerate(messages if isinstance(messages, list) else ()):
             if isinstance(message, dict):
@@ -98,8 +86,10 @@ def read_body(body: bytes, target: type[T]) -> T:
     return msgspec.convert(document, target, str_keys=True)  # the keys of a JSON object are strings
 
 
-def _drop_unserved(fields: dict[str, Any], unserved: Mapping[str, tuple[Any, ...]], path: str) -> None:
-    for field in fields.keys() & unserved.keys():
+def _drop_unserved(
+    fields: dict[str, Any], unserved: Mapping[str, tuple[Any, ...]], path: str, served: tuple[str, ...] = ()
+) -> None:
+    for field in (fields.keys() & unserved.keys()).difference(served):
         if fields.pop(field) not in unserved[field]:
             param = path + field
             remedy = INSTEAD.get(param, "Leave it out.")

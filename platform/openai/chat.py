@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,8 +28,9 @@ from loraplex.platform.openai.chat_types import (
     ChatDelta,
     ChatMessage,
 )
-from loraplex.platform.openai.generation import choose_model, heading, prepare, respond, stop_strings
+from loraplex.platform.openai.generation import choose_model, heading, prepare, reading, respond, wording
 from loraplex.platform.openai.generation_types import FinishReason, Heading
+from loraplex.platform.openai.logprobs import ChatLogprobs, ScoredToken, Wording, chat_logprobs
 from loraplex.platform.prompts import chat_prompt
 from loraplex.platform.services import Services
 from loraplex.platform.tenants import Principal
@@ -64,8 +66,8 @@ async def create_chat_completion(
         principal=principal,
         ready=ready,
     )
-    shape = ChatShape(heading(asked, model, ready), data.include_usage)
-    answer = Answer(services, "chat", asked, stop_strings(data, profile), principal.tenant_id, text)
+    shape = ChatShape(heading(asked, model, ready), data.include_usage, wording(data, text))
+    answer = Answer(services, "chat", asked, reading(data, profile), principal.tenant_id, text)
     return await respond(request.receive, answer, shape, stream=bool(data.stream), model=model)
 
 
@@ -89,17 +91,24 @@ class ChatShape:
 
     heading: Heading
     include_usage: bool
+    wording: Wording
 
     def whole(self, answer: Answer, text: str) -> ChatCompletion:
         assert answer.finish_reason is not None
-        choice = ChatChoice(AssistantMessage(text), answer.finish_reason)
-        return ChatCompletion(**msgspec.structs.asdict(self.heading), choices=[choice], usage=answer.usage)
+        told = chat_logprobs(answer.take_scores(), self.wording.text) if self.wording.of_answer else None
+        return ChatCompletion(
+            **msgspec.structs.asdict(self.heading),
+            choices=[ChatChoice(AssistantMessage(text), answer.finish_reason, logprobs=told)],
+            usage=answer.usage,
+            prompt_logprobs=self.wording.prompt(answer.prompt_scores),
+        )
 
     def opening(self) -> list[ChatCompletionChunk]:
         return [self._chunk(ChatDelta(role="assistant", content=""))]
 
-    def piece(self, text: str) -> ChatCompletionChunk:
-        return self._chunk(ChatDelta(content=text))
+    def piece(self, text: str, scores: Sequence[ScoredToken] = ()) -> ChatCompletionChunk:
+        told = chat_logprobs(scores, self.wording.text) if scores else None
+        return self._chunk(ChatDelta(content=text), logprobs=told)
 
     def closing(self, answer: Answer) -> list[ChatCompletionChunk]:
         finish = self._chunk(ChatDelta(), answer.finish_reason)
@@ -107,9 +116,11 @@ class ChatShape:
             return [finish]
         return [finish, ChatCompletionChunk(**msgspec.structs.asdict(self.heading), choices=[], usage=answer.usage)]
 
-    def _chunk(self, delta: ChatDelta, finish_reason: FinishReason | None = None) -> ChatCompletionChunk:
+    def _chunk(
+        self, delta: ChatDelta, finish_reason: FinishReason | None = None, logprobs: ChatLogprobs | None = None
+    ) -> ChatCompletionChunk:
         return ChatCompletionChunk(
             **msgspec.structs.asdict(self.heading),
-            choices=[ChatChunkChoice(delta, finish_reason)],
+            choices=[ChatChunkChoice(delta, finish_reason, logprobs=logprobs)],
             usage=None if self.include_usage else msgspec.UNSET,
         )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import uuid
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
@@ -15,8 +16,9 @@ from litestar.params import JSONBody
 from loraplex.engine.text import TextCodec
 from loraplex.platform.openai.answer import Answer
 from loraplex.platform.openai.completion_types import Completion, CompletionRequest, TextChoice
-from loraplex.platform.openai.generation import choose_model, heading, prepare, respond, stop_strings
+from loraplex.platform.openai.generation import choose_model, heading, prepare, reading, respond, wording
 from loraplex.platform.openai.generation_types import FinishReason, Heading
+from loraplex.platform.openai.logprobs import ScoredToken, TextLogprobs, Wording, text_logprobs
 from loraplex.platform.prompts import tokenise
 from loraplex.platform.services import Services
 from loraplex.platform.tenants import Principal
@@ -56,8 +58,13 @@ async def create_completion(
         principal=principal,
         ready=ready,
     )
-    shape = CompletionShape(heading(asked, model, ready), data.include_usage)
-    answer = Answer(services, "completions", asked, stop_strings(data, profile), principal.tenant_id, text)
+    read = reading(data, profile)
+    if data.echo:
+        came_as_text = isinstance(prompt, str) and data.truncate_prompt_tokens is None
+        echo = prompt if isinstance(prompt, str) and came_as_text else text.decode(asked.prompt)
+        read = replace(read, echo=echo, echoes_special_tokens=not came_as_text)
+    shape = CompletionShape(heading(asked, model, ready), data.include_usage, wording(data, text), read.echo or "")
+    answer = Answer(services, "completions", asked, read, principal.tenant_id, text)
     return await respond(request.receive, answer, shape, stream=bool(data.stream), model=model)
 
 
@@ -67,20 +74,30 @@ async def _encode(text: TextCodec, prompt: str | list[int]) -> list[int]:
 
 @dataclass(frozen=True, slots=True)
 class CompletionShape:
-    """Answers as text completions. `include_usage`: a stream tells its usage in a last chunk of its own."""
+    """Answers as text completions. `include_usage`: a stream tells its usage in a last chunk of its own.
+
+    echo: what they begin with.
+    """
 
     heading: Heading
     include_usage: bool
+    wording: Wording
+    echo: str
 
     def whole(self, answer: Answer, text: str) -> Completion:
-        choices = [TextChoice(text, answer.finish_reason)]
-        return Completion(**msgspec.structs.asdict(self.heading), choices=choices, usage=answer.usage)
+        choice = TextChoice(
+            self.echo + text,
+            answer.finish_reason,
+            logprobs=text_logprobs(answer.take_scores(), self.wording.text) if self.wording.of_answer else None,
+            prompt_logprobs=self.wording.prompt(answer.prompt_scores),
+        )
+        return Completion(**msgspec.structs.asdict(self.heading), choices=[choice], usage=answer.usage)
 
     def opening(self) -> list[Completion]:
-        return []
+        return [self.piece(self.echo)] if self.echo else []
 
-    def piece(self, text: str) -> Completion:
-        return self._chunk(text)
+    def piece(self, text: str, scores: Sequence[ScoredToken] = ()) -> Completion:
+        return self._chunk(text, logprobs=text_logprobs(scores, self.wording.text) if scores else None)
 
     def closing(self, answer: Answer) -> list[Completion]:
         finish = self._chunk("", answer.finish_reason)
@@ -88,9 +105,11 @@ class CompletionShape:
             return [finish]
         return [finish, Completion(**msgspec.structs.asdict(self.heading), choices=[], usage=answer.usage)]
 
-    def _chunk(self, text: str, finish_reason: FinishReason | None = None) -> Completion:
+    def _chunk(
+        self, text: str, finish_reason: FinishReason | None = None, logprobs: TextLogprobs | None = None
+    ) -> Completion:
         return Completion(
             **msgspec.structs.asdict(self.heading),
-            choices=[TextChoice(text, finish_reason)],
+            choices=[TextChoice(text, finish_reason, logprobs=logprobs)],
             usage=None if self.include_usage else msgspec.UNSET,
         )

@@ -9,31 +9,37 @@ import hashlib
 import hmac
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
+import anyio.to_thread
 import msgspec
 from litestar import Response
 from litestar.types import Receive
 
 from loraplex.adapters.names import WeightedName
 from loraplex.adapters.profile import ServingProfile
-from loraplex.engine.messages import Generate, Ready, SamplingParams
+from loraplex.engine.messages import Generate, Ready
 from loraplex.engine.text import TextCodec
 from loraplex.platform.catalog import Catalog, ResolvedModel
 from loraplex.platform.errors import ApiError
 from loraplex.platform.openai.answer import Answer
 from loraplex.platform.openai.connection import while_connected
-from loraplex.platform.openai.generation_types import GenerationRequest, Heading
+from loraplex.platform.openai.generation_types import GenerationRequest, Heading, Reading
 from loraplex.platform.openai.invocation import uses_of
+from loraplex.platform.openai.logprobs import ScoredToken, Wording
+from loraplex.platform.openai.sampling import sampling_params
 from loraplex.platform.openai.sse import DONE, EventStream, TextFrame, Write, error_frame, frame
 from loraplex.platform.tenants import Principal
 
-T = TypeVar("T")
-
 ADAPTER_FIELDS = ("adapters", "adapter_id", "lora_path")
 """Fields beside `model` that name adapters."""
+
+
+INLINE_SCORED = 256
+"""Tokens whose log-probabilities are worded in 2 to 20 ms, with those beside them. More are in a thread, so that the
+event loop turns."""
 
 
 class Shape(Protocol):
@@ -45,8 +51,8 @@ class Shape(Protocol):
     def opening(self) -> Iterable[msgspec.Struct]:
         """The chunks of a stream before any text."""
 
-    def piece(self, text: str) -> msgspec.Struct:
-        """The chunk that adds this text."""
+    def piece(self, text: str, scores: Sequence[ScoredToken] = ()) -> msgspec.Struct:
+        """The chunk that adds this text, or tells how likely these tokens were, or both."""
 
     def closing(self, answer: Answer) -> Iterable[msgspec.Struct]:
         """The chunks after all text."""
@@ -102,6 +108,7 @@ def prepare(
         message = f"'{prompt_field}' has a token id outside of the vocabulary of {vocab_size}."
         raise ApiError(400, "invalid_value", message, param=prompt_field)
     limit = min(ready.max_model_len, profile.context_limit or ready.max_model_len)
+    prompt = _truncated(prompt, request.truncate_prompt_tokens, limit - (max_tokens or 1))
     room = limit - len(prompt)
     if room < 1 or (max_tokens is not None and max_tokens > room):
         asked = "" if max_tokens is None else f" and {max_tokens} in the completion"
@@ -110,13 +117,23 @@ def prepare(
             f"{len(prompt)} tokens in the {prompt_field}{asked}. Send less, or ask for less."
         )
         raise ApiError(400, "context_length_exceeded", message, param=prompt_field)
+    most = min(default_max_tokens or room, room) if max_tokens is None else max_tokens
     return Generate(
         request_id=request_id,
         prompt=prompt,
-        sampling=_sampling(request, profile, text, max_tokens or min(default_max_tokens or room, room)),
+        sampling=sampling_params(request, profile, text, most, vocab_size, ready),
         adapters=uses_of(model.adapters, prompt),
         salt=_salt(principal, request.cache_salt),
+        priority=request.priority or 0,
+        timeout_seconds=request.timeout,
     )
+
+
+def _truncated(prompt: list[int], most: int | None, room: int) -> list[int]:
+    """The last `most` tokens, with -1 as many as there is room for."""
+    if most is None:
+        return prompt
+    return prompt[-(most if most > 0 else max(room, 1)) :]
 
 
 def heading(asked: Generate, model: ResolvedModel, ready: Ready) -> Heading:
@@ -153,7 +170,11 @@ async def respond(
         answer.close()
         raise
     answer.close()
-    return Response(shape.whole(answer, text), headers=_headers(answer, model))
+    if answer.num_scored > INLINE_SCORED:
+        whole = await anyio.to_thread.run_sync(shape.whole, answer, text)
+    else:
+        whole = shape.whole(answer, text)
+    return Response(whole, headers=_headers(answer, model))
 
 
 def _headers(answer: Answer, model: ResolvedModel) -> dict[str, str]:
@@ -175,7 +196,10 @@ async def _stream(answer: Answer, shape: Shape, write: Write) -> None:
     due = b"".join(map(frame, shape.opening()))
     try:
         while answer.finish_reason is None:
-            if text := await answer.next_text():
+            text = await answer.next_text()
+            if scores := answer.take_scores():
+                due += frame(shape.piece(text, scores))
+            elif text:
                 due += piece.of(text)
             if due and answer.finish_reason is None:
                 await write(due, more=True)
@@ -186,27 +210,18 @@ async def _stream(answer: Answer, shape: Shape, write: Write) -> None:
     await write(due + DONE, more=False)
 
 
-def stop_strings(request: GenerationRequest, profile: ServingProfile) -> tuple[str, ...]:
-    """The request's and the profile's."""
-    return tuple(dict.fromkeys((*request.stop_strings, *profile.stop)))
-
-
-def _sampling(request: GenerationRequest, profile: ServingProfile, text: TextCodec, max_tokens: int) -> SamplingParams:
-    ends = () if request.ignore_eos or text.end is None else (text.end,)
-    return SamplingParams(
-        max_tokens=max_tokens,
-        temperature=_first_given(request.temperature, profile.temperature, 1.0),
-        top_p=_first_given(request.top_p, profile.top_p, 1.0),
-        top_k=max(_first_given(request.top_k, profile.top_k, 0), 0),
-        min_p=_first_given(request.min_p, profile.min_p, 0.0),
-        seed=None if request.seed is None else request.seed % (1 << 63),
-        stop_token_ids=tuple(dict.fromkeys((*(request.stop_token_ids or ()), *profile.stop_token_ids, *ends))),
-        ignore_eos=bool(request.ignore_eos),
+def reading(request: GenerationRequest, profile: ServingProfile) -> Reading:
+    """Stop strings are the request's and the profile's."""
+    return Reading(
+        stops=tuple(dict.fromkeys((*request.stop_strings, *profile.stop))),
+        includes_stop=bool(request.include_stop_str_in_output),
+        special_tokens=request.skip_special_tokens is False,
     )
 
 
-def _first_given(asked: T | None, profiled: T | None, default: T) -> T:
-    return asked if asked is not None else profiled if profiled is not None else default
+def wording(request: GenerationRequest, text: TextCodec) -> Wording:
+    """What the answer is to tell of log-probabilities. text: of the model that is asked."""
+    return Wording(text, request.scored_tokens is not None, request.prompt_logprobs is not None)
 
 
 def _salt(principal: Principal, cache_salt: str | None) -> bytes:

@@ -78,7 +78,7 @@ class ByteText:
     def render_chat(self, messages):
         return self.encode("".join(message["content"] for message in messages))
 
-    def detokenizer(self):
+    def detokenizer(self, *, special_tokens=False):
         return ByteDetokenizer()
 
 
