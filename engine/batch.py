@@ -5,8 +5,8 @@ Knows sequences and tensors; knows no model. Everything is put together in one b
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from operator import attrgetter
 
 import numpy as np
@@ -18,12 +18,27 @@ from loraplex.engine.adapter_table import AdapterTable
 from loraplex.engine.decode_shapes import DecodeShape
 from loraplex.engine.end_uses import EndUses, vocabulary_uses
 from loraplex.engine.events import MAX_ADAPTERS
-from loraplex.engine.lora_work import PADDING, Run, logit_spans, runs_by_place, token_spans, work_lists
+from loraplex.engine.lora_work import PADDING, Run, Span, logit_spans, runs_by_place, token_spans, work_lists
 from loraplex.engine.page_tables import PageTables
+from loraplex.engine.prompt_scores import MAX_ROWS, ScoredTokens, scored_spans, scored_tokens
 from loraplex.engine.scheduler import Chunk, StepPlan
 from loraplex.engine.sequence import Sequence
 from loraplex.engine.step_buffer import StepBuffer
 from loraplex.kernels.ops import TABLE_COLUMNS, WORK_NUMBERS, WORK_TOKENS, AttentionBatch, LoraBatch, SamplingBatch
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredRows:
+    """Tokens of prompts whose logits are wanted for the tokens after them.
+
+    rows         [rows] int64: of the step's tokens        next_tokens  [rows] int64
+    ends         what adapters do to the head, over these rows
+    """
+
+    tokens: list[ScoredTokens]
+    rows: Tensor
+    next_tokens: Tensor
+    ends: EndUses
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +51,9 @@ class BatchInputs:
     lora                  one for the first adapters of all rows, one for the second ones, and so on; none when no row
                           has an adapter
     ends                  what adapters do before the first layer and after the last one
-    sampling, logprob_rows [rows that want it] int64: of the rows of logits that belong to the plan, in its order
+    sampling, logprob_rows, edited_rows [rows that want it] int64: of the rows of logits that belong to the plan, in its
+                          order
+    scored                nearly always nothing
     """
 
     token_ids: Tensor
@@ -47,6 +64,8 @@ class BatchInputs:
     sample_rows: Tensor
     sampling: SamplingBatch
     logprob_rows: Tensor
+    edited_rows: Tensor
+    scored: tuple[ScoredRows, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,23 +123,40 @@ class BatchBuilder:
         ends = self._ends(chunks, runs)
         sequences = [chunks[row].sequence for row in sampling_chunks]
         sampling = self._sampling(sequences)
-        wanted = [row for row, sequence in enumerate(sequences) if sequence.sampling.logprobs]
-        logprob_rows = self._filled("int64", np.array(wanted, dtype=np.int64))
+        logprob_rows = self._rows(s.sampling.logprobs for s in sequences)
+        edited_rows = self._rows(s.edits is not None for s in sequences)
+        scored = tuple(self._scored(portion) for portion in scored_tokens(chunks, starts.tolist()))
         arrivals = self._adapters.stage(self._buffer)
         self._buffer.copy()
         self._adapters.store(arrivals)
-        return BatchInputs(token_ids, positions, attention, lora, ends, sample_rows, sampling, logprob_rows)
+        return BatchInputs(
+            token_ids, positions, attention, lora, ends, sample_rows, sampling, logprob_rows, edited_rows, scored
+        )
 
     def _ends(self, chunks: tuple[Chunk, ...], runs: list[list[Run]]) -> EndUses:
         """What adapters change at the ends of the model: nothing, but for few kinds of them."""
         if not any(any(_ENDS(run.adapter)) for of_place in runs for run in of_place):
             return EndUses()
-        rows = runs_by_place(logit_spans(chunks))
+        embedding = vocabulary_uses(runs, lambda vocabulary: vocabulary.changes_embedding)
+        return replace(self._head(logit_spans(chunks)), embedding=embedding)
+
+    def _head(self, spans: list[Span]) -> EndUses:
+        """What the adapters of rows of logits change at the head."""
+        rows = runs_by_place(spans)
         return EndUses(
-            embedding=vocabulary_uses(runs, lambda vocabulary: vocabulary.changes_embedding),
             head_lora=self._passes(rows, _HEAD),
             head=vocabulary_uses(rows, lambda vocabulary: vocabulary.changes_head),
         )
+
+    def _scored(self, tokens: list[ScoredTokens]) -> ScoredRows:
+        rows = np.concatenate([np.arange(part.row, part.row + part.size) for part in tokens])
+        next_tokens = np.concatenate([part.next_tokens for part in tokens])
+        ends = self._head(scored_spans(tokens))
+        return ScoredRows(tokens, self._filled("int64", rows), self._filled("int64", next_tokens), ends)
+
+    def _rows(self, wants: Iterable[bool]) -> Tensor:
+        """The rows that want it."""
+        return self._filled("int64", np.array([row for row, wanted in enumerate(wants) if wanted], dtype=np.int64))
 
     def _tokens(
         self, chunks: tuple[Chunk, ...], counts: np.ndarray, starts: np.ndarray, table_width: int | None
@@ -209,9 +245,12 @@ def _capacity_bytes(limits: StepLimits, num_sites: int) -> int:
     tokens = max(limits.max_step_tokens, rows)
     entries = rows + tokens // WORK_TOKENS
     per_token = [("int64", (tokens,))] * 3
-    per_row = [("int64", (rows,))] * 2 + [("int32", (rows + 1,))] * 2 + [("float32", (rows,))] * 5
+    portions = tokens // MAX_ROWS + 1  # of tokens that are scored; an array of each takes up to an entry for its place
+    per_token += [("int64", (tokens + 2 * portions,))] * 2
+    per_row = [("int64", (rows,))] * 3 + [("int32", (rows + 1,))] * 2 + [("float32", (rows,))] * 5
     tables = [("int32", (rows, limits.max_pages))] + [("int64", (num_sites, TABLE_COLUMNS))] * (rows * MAX_ADAPTERS)
     work = [("int32", (entries, WORK_NUMBERS))] * (3 * MAX_ADAPTERS)  # layers, long work, head
+    work += [("int32", (entries + 4 * portions, WORK_NUMBERS))] * (2 * MAX_ADAPTERS)  # head of scored rows
     return StepBuffer.bytes_for(*per_token, *per_row, *tables, *work)
 
 

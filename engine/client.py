@@ -124,6 +124,9 @@ class EngineClient:
             raise _quarantined()
         generation = self._generations[request.request_id] = Generation(request, on_abort=self._forget)
         self._engine.send(request)
+        if isinstance(request, Generate) and request.timeout_seconds is not None:
+            timer = asyncio.get_running_loop().call_later(request.timeout_seconds, self._expire, request)
+            generation.expires = timer
         return generation
 
     def warm(self, digest: str) -> None:
@@ -233,6 +236,12 @@ class EngineClient:
     def _forget(self, request_id: str) -> None:
         if self._generations.pop(request_id, None) is not None:
             self._engine.send(Abort(request_id))
+
+    def _expire(self, request: Generate) -> None:
+        if generation := self._generations.get(request.request_id):
+            self._forget(request.request_id)
+            message = f"the request was not done within the {request.timeout_seconds} seconds that it gave itself"
+            generation.fail(GenerationFailed("deadline_exceeded", message))
 
     def _deliver(self, output: StepOutput) -> None:
         for started in output.started:

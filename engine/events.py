@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from loraplex.adapters.whereabouts import LoadTimes
@@ -12,11 +12,34 @@ FinishReason = Literal["stop", "length", "abort"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LogitRules:
+    """What changes a sequence's logits before a token is chosen from them. `logit_edits` has the formulas.
+
+    Tokens are ids below the model's vocabulary. logit_bias: what is added to a token's logit. allowed_token_ids: no
+    other token is chosen; None is all. bad_words: sequences of tokens that are not generated; each has a token at
+    least. min_tokens: before so many no token that ends the sequence is chosen.
+    """
+
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: dict[int, float] = field(default_factory=dict)
+    allowed_token_ids: tuple[int, ...] | None = None
+    bad_words: tuple[tuple[int, ...], ...] = ()
+    min_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
     """How tokens are chosen and when to stop. Bounds are checked where requests enter, in platform.
 
     temperature 0 is greedy; top_k 0, top_p 1 and min_p 0 are off. With a seed, a request's draws depend on the seed and
-    the position alone, never on what it is batched with. `logprobs` asks for the log-probability of each chosen token.
+    the position alone, never on what it is batched with. max_tokens 0 computes the prompt and chooses nothing.
+    rules: None for nearly all requests, which then pay nothing for them.
+
+    `logprobs` asks for the log-probability of each chosen token, `top_logprobs` for those of so many most likely tokens
+    beside it, and `prompt_logprobs` for both of each token of the prompt but the first; None: not at all. All are of
+    the model's own distribution, before rules, temperature and filters.
     """
 
     max_tokens: int
@@ -28,6 +51,9 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     logprobs: bool = False
+    top_logprobs: int = 0
+    prompt_logprobs: int | None = None
+    rules: LogitRules | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +83,23 @@ MAX_ADAPTERS = 8
 """Most adapters in one request."""
 
 
+class TokenScore(NamedTuple):
+    """How likely the model found a token: its log-probability, its rank among all tokens (1: the most likely), and the
+    most likely ones, best first, as (token, log-probability)."""
+
+    token: int
+    logprob: float
+    rank: int
+    top: list[tuple[int, float]]
+
+
 class TokenChunk(NamedTuple):
     """New tokens of one sequence. The last chunk of a sequence has a finish reason; it may have no tokens.
 
     A stop token ends the sequence and is not among its tokens. `cached_tokens`: prompt tokens whose keys and values
-    came from the prefix cache. `embedding`: of a prompt that was to be embedded, its only chunk; fp32, little-endian.
+    came from the prefix cache. What was asked for of log-probabilities: `scores`, of these tokens; `stopped_by`, of the
+    stop token that ended the sequence; with the first chunk `prompt_scores`, of the prompt's tokens from the second on.
+    `embedding`: of a prompt that was to be embedded, its only chunk; fp32, little-endian.
     """
 
     request_id: str
@@ -69,6 +107,9 @@ class TokenChunk(NamedTuple):
     logprobs: list[float] | None = None
     finish_reason: FinishReason | None = None
     cached_tokens: int = 0
+    scores: list[TokenScore] | None = None
+    stopped_by: TokenScore | None = None
+    prompt_scores: list[TokenScore] | None = None
     embedding: bytes | None = None
 
 

@@ -33,12 +33,14 @@ class Generation:
 
     Chunks that were not fetched in time are handed out together, so a slow reader costs the engine nothing. Iterating
     raises GenerationFailed when the request fails. started: what it waited for, known before its first token is.
+    expires: what will end it then, if it has a time limit.
     """
 
     def __init__(self, request: Generate | Embed, on_abort: Callable[[str], None]) -> None:
         self.request = request
         self.has_output = False
         self.started: Started | None = None
+        self.expires: asyncio.TimerHandle | None = None
         self._on_abort = on_abort
         self._chunks: deque[TokenChunk | GenerationFailed] = deque()
         self._arrival: asyncio.Future[None] | None = None  # what the reader waits on
@@ -75,20 +77,24 @@ class Generation:
     def abort(self) -> None:
         """Stop the sequence and free what it holds. Does nothing once the request has ended."""
         if not self._ended:
-            self._ended = True
-            self._wake()
+            self._end()
             self._on_abort(self.request.request_id)
 
     def deliver(self, chunk: TokenChunk) -> None:
         self.has_output = True
         self._chunks.append(chunk)
         if chunk.finish_reason is not None:
-            self._ended = True
+            self._end()
         self._wake()
 
     def fail(self, error: GenerationFailed) -> None:
         self._chunks.append(error)
+        self._end()
+
+    def _end(self) -> None:
         self._ended = True
+        if self.expires is not None:
+            self.expires.cancel()
         self._wake()
 
     def _wake(self) -> None:
@@ -113,10 +119,14 @@ async def news_of_any(generations: Sequence[Generation]) -> None:
 def _joined(chunks: list[TokenChunk]) -> TokenChunk:
     """`chunks` of one sequence as one chunk. A sequence has log-probabilities for all of its tokens or for none."""
     logprobs = [value for chunk in chunks for value in chunk.logprobs or ()]
+    scores = [score for chunk in chunks for score in chunk.scores or ()]
     return TokenChunk(
         request_id=chunks[0].request_id,
         token_ids=[token_id for chunk in chunks for token_id in chunk.token_ids],
         logprobs=logprobs or None,
         finish_reason=chunks[-1].finish_reason,
         cached_tokens=chunks[0].cached_tokens,
+        scores=scores or None,
+        stopped_by=chunks[-1].stopped_by,
+        prompt_scores=chunks[0].prompt_scores,
     )

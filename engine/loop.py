@@ -82,11 +82,12 @@ class Engine:
         salt: bytes = b"",
         after: str | None = None,
         grammar: Grammar | None = None,
+        priority: int = 0,
     ) -> None:
         """Queue a request, one with a grammar once that is compiled. A request that cannot run is told in the result of
-        a later step. after: see Generate."""
+        a later step. after, priority: see Generate."""
         seed = self._seeds.getrandbits(63) if sampling.seed is None else sampling.seed
-        sequence = Sequence(request_id, prompt, sampling, adapters, salt, seed)
+        sequence = Sequence(request_id, prompt, sampling, adapters, salt, seed, priority)
         if grammar is None:
             self._scheduler.add(sequence, after)
         else:

@@ -16,6 +16,7 @@ from loraplex.engine.events import (
     AdapterUse,
     FinishReason,
     Grammar,
+    LogitRules,
     RequestFailed,
     ResidentAdapter,
     RunningSequence,
@@ -24,6 +25,7 @@ from loraplex.engine.events import (
     Status,
     StepRecord,
     TokenChunk,
+    TokenScore,
     only,
 )
 from loraplex.engine.settings import EngineSettings
@@ -47,6 +49,7 @@ __all__ = [
     "LoadTimes",
     "Locate",
     "Located",
+    "LogitRules",
     "Pin",
     "Ready",
     "Refusal",
@@ -63,6 +66,7 @@ __all__ = [
     "StepRecord",
     "ToEngine",
     "TokenChunk",
+    "TokenScore",
     "Unpin",
     "Warm",
     "Whereabouts",
@@ -85,6 +89,8 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     after: a request with the same prompt, adapters and salt that was sent before and computes the prompt for both:
     this one waits until it has, or has ended. One that is not known any more is not waited for.
     grammar: one that `grammar_checks` has taken.
+    priority: of those that wait, the lowest number is first. timeout_seconds: the client ends the request then,
+    wherever it is; the engine does not look at it.
     """
 
     request_id: str
@@ -94,6 +100,8 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     salt: bytes = b""
     after: str | None = None
     grammar: Grammar | None = None
+    priority: int = 0
+    timeout_seconds: float | None = None
 
 
 class Embed(msgspec.Struct, frozen=True, kw_only=True, tag=True):

@@ -5,15 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from loraplex.engine.batch import BatchBuilder, BatchInputs
+from loraplex.engine.batch import BatchBuilder, BatchInputs, ScoredRows
+from loraplex.engine.events import TokenScore
 from loraplex.engine.grammar_masks import GrammarMasks
 from loraplex.engine.graphs import DecodeGraphs
+from loraplex.engine.logits import edited, scores
 from loraplex.engine.models.decoder import Decoder, KVCache
 from loraplex.engine.scheduler import StepPlan
+from loraplex.engine.sequence import Sequence
 from loraplex.kernels.ops import Kernels
 
-Sampled = tuple[int, float | None]
-"""A new token and, where it was asked for, its log-probability."""
+Sampled = tuple[int, TokenScore | None]
+"""A new token and, where it was asked for, how likely the model found it."""
 
 
 class Runner:
@@ -32,12 +35,15 @@ class Runner:
 
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> list[Sampled]:
-        """The next token of every chunk that samples, in the plan's order."""
+        """The next token of every chunk that samples, in the plan's order. What was asked for of their prompts' tokens
+        is added to the sequences."""
         masks = self._masks.begin(plan)
         inputs, logits = self._run(plan)
-        logits = logits[: inputs.sampling.temperature.shape[0]]  # without the rows of padding
-        tokens = self._kernels.sample(logits if masks is None else masks.applied(logits), inputs.sampling)
-        return list(zip(tokens.tolist(), self._logprobs(plan, inputs, logits, tokens), strict=True))
+        sequences = [chunk.sequence for chunk in plan.chunks if chunk.samples]
+        logits = logits[: len(sequences)]  # without the rows of padding
+        allowed = logits if masks is None else masks.applied(logits)
+        tokens = self._choose(sequences, inputs, allowed)
+        return list(zip(tokens.tolist(), _scores(sequences, inputs, logits, tokens), strict=True))
 
     def forward(self, inputs: BatchInputs) -> Tensor:
         """Logits [rows, vocab] of a step that was built; its keys and values go to the cache."""
@@ -50,17 +56,42 @@ class Runner:
             return inputs, self.graphs.logits(shape, inputs)
         hidden = self._decoder.hidden_states(inputs, self._cache)
         _pool(plan, hidden)
-        return inputs, self._decoder.logits(hidden, inputs)
+        for scored in inputs.scored:
+            self._score(scored, hidden)
+        return inputs, self._decoder.logits(hidden[inputs.sample_rows], inputs.ends)
 
-    def _logprobs(self, plan: StepPlan, inputs: BatchInputs, logits: Tensor, tokens: Tensor) -> list[float | None]:
-        """log softmax(logits)[token] of the rows that want it: of the model's own distribution, before temperature."""
-        wanted = [chunk.sequence.sampling.logprobs for chunk in plan.chunks if chunk.samples]
-        if not any(wanted):
-            return [None] * len(wanted)
-        rows = inputs.logprob_rows
-        chosen = torch.log_softmax(logits[rows].float(), dim=-1).gather(1, tokens[rows].unsqueeze(1)).flatten()
-        values = iter(chosen.tolist())
-        return [next(values) if wants else None for wants in wanted]
+    def _choose(self, sequences: list[Sequence], inputs: BatchInputs, logits: Tensor) -> Tensor:
+        """[rows] int64. Rows with rules are chosen from logits of their own: others' are what they are without them."""
+        edits = [sequence.edits.after(sequence.tokens) for sequence in sequences if sequence.edits is not None]
+        if not edits:
+            return self._kernels.sample(logits, inputs.sampling)
+        rows = inputs.edited_rows
+        own = edited(logits, rows, edits)
+        if any(sequence.matcher is not None for sequence in sequences):  # where rules leave a grammar nothing, it wins
+            own = torch.where(own.amax(1, keepdim=True).isneginf(), logits[rows].to(own.dtype), own)
+        chosen = self._kernels.sample(own, inputs.sampling.of(rows))
+        if len(edits) == len(sequences):
+            return chosen
+        tokens = self._kernels.sample(logits, inputs.sampling)
+        tokens[rows] = chosen
+        return tokens
+
+    def _score(self, scored: ScoredRows, hidden: Tensor) -> None:
+        logits = self._decoder.logits(hidden[scored.rows], scored.ends)
+        most = [part.sequence.sampling.prompt_logprobs or 0 for part in scored.tokens for _ in range(part.size)]
+        found = iter(scores(logits, scored.next_tokens, most))
+        for part in scored.tokens:
+            part.sequence.prompt_scores.extend(next(found) for _ in range(part.size))
+
+
+def _scores(sequences: list[Sequence], inputs: BatchInputs, logits: Tensor, tokens: Tensor) -> list[TokenScore | None]:
+    """Of the rows that want it: of the model's own distribution, before rules, temperature and filters."""
+    most = [sequence.sampling.top_logprobs for sequence in sequences if sequence.sampling.logprobs]
+    if not most:
+        return [None] * len(sequences)
+    rows = inputs.logprob_rows
+    found = iter(scores(logits[rows], tokens[rows], most))
+    return [next(found) if sequence.sampling.logprobs else None for sequence in sequences]
 
 
 def _pool(plan: StepPlan, hidden: Tensor) -> None:

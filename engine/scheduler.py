@@ -15,14 +15,16 @@ from dataclasses import dataclass
 from loraplex.adapters.errors import AdapterUnavailable
 from loraplex.adapters.residency import AdapterResidency
 from loraplex.engine.adapter_leases import AdapterLeases
-from loraplex.engine.events import RequestFailed, Started, TokenChunk
+from loraplex.engine.events import RequestFailed, Started, TokenChunk, TokenScore
 from loraplex.engine.kv_cache import PagePool, page_hash, root_hash
+from loraplex.engine.logit_edits import LogitEdits
 from loraplex.engine.pooling import Pooling
 from loraplex.engine.sequence import Sequence
 
 MAX_OVERTAKEN = 64
 """Sequences that may be admitted while an older one finds no room for its adapters, or waits for its turn to gather
-several. Then those that run are the last before it: a popular adapter cannot keep a rare one waiting for ever."""
+several. Then those that run are the last before it: a popular adapter cannot keep a rare one waiting for ever. And of
+those that have a higher priority, so many are put before an older one at most."""
 
 
 GRAMMAR_TOO_COMPLEX = (
@@ -104,8 +106,18 @@ class Scheduler:
         if older is not None and sequence.has_pages_of(older) and self.pages.shareable(len(sequence.prompt)):
             sequence.after = older
         sequence.arrived_at = self._clock()
+        if (rules := sequence.sampling.rules) is not None:
+            sequence.edits = LogitEdits(rules, sequence.prompt, sequence.ends(self._limits.eos_token_ids))
         self._adapters.want(sequence)
-        self._waiting.append(sequence)
+        self._enqueue(sequence)
+
+    def _enqueue(self, sequence: Sequence) -> None:
+        """Behind all that wait, but for those of lower priority that have not given way too often."""
+        place = len(self._waiting)
+        while place and _gives_way(other := self._waiting[place - 1], sequence):
+            other.overtaken += 1
+            place -= 1
+        self._waiting.insert(place, sequence)
 
     def abort(self, request_id: str) -> None:
         """Forget a sequence and free what it holds. An unknown id is one that has ended already."""
@@ -131,8 +143,8 @@ class Scheduler:
         chunks.sort(key=lambda chunk: chunk.sequence.group)
         return StepPlan(tuple(chunks))
 
-    def commit(self, plan: StepPlan, sampled: Tokens[tuple[int, float | None]]) -> list[TokenChunk]:
-        """Take in the results of a step: (token, log-probability) of each chunk that samples, in the plan's order."""
+    def commit(self, plan: StepPlan, sampled: Tokens[tuple[int, TokenScore | None]]) -> list[TokenChunk]:
+        """Take in the results of a step: (token, its score) of each chunk that samples, in the plan's order."""
         results = iter(sampled)
         output: list[TokenChunk] = []
         for chunk in plan.chunks:
@@ -274,7 +286,10 @@ class Scheduler:
             if sequence.after is not None:
                 sequence.page_hashes = sequence.after.page_hashes[: len(sequence.prompt) // self.pages.page_tokens]
             self._extend_hashes(sequence)
-        return self.pages.find_prefix(sequence.page_hashes[: self.pages.shareable(len(sequence.tokens))])
+        reusable = self.pages.shareable(len(sequence.tokens))
+        if sequence.awaits_scores:  # which come with the hidden states, and these are in no page
+            reusable = len(sequence.prompt_scores) // self.pages.page_tokens
+        return self.pages.find_prefix(sequence.page_hashes[:reusable])
 
     def _extend_hashes(self, sequence: Sequence) -> None:
         """Hash every page of tokens that is full and has no hash yet."""
@@ -296,7 +311,7 @@ class Scheduler:
                 self.pages.register(sequence.pages[index], sequence.page_hashes[index])
             sequence.registered = full
 
-    def _append(self, sequence: Sequence, token: int, logprob: float | None) -> TokenChunk | None:
+    def _append(self, sequence: Sequence, token: int, score: TokenScore | None) -> TokenChunk | None:
         """None: its grammar cannot be followed any further, and the sequence has failed."""
         before = sequence.generated
         finish_reason = sequence.finish_after(token, self._limits.eos_token_ids, self._limits.max_model_len)
@@ -312,9 +327,12 @@ class Scheduler:
         return TokenChunk(
             request_id=sequence.request_id,
             token_ids=[token] if appended else [],
-            logprobs=[logprob] if appended and logprob is not None else None,
+            logprobs=[score.logprob] if appended and score is not None else None,
             finish_reason=finish_reason,
             cached_tokens=sequence.cached_tokens,
+            scores=[score] if appended and score is not None else None,
+            stopped_by=score if finish_reason == "stop" else None,
+            prompt_scores=sequence.prompt_scores if before == 0 and sequence.prompt_scores else None,
         )
 
     def _finish_embedding(self, sequence: Sequence, pooling: Pooling, output: list[TokenChunk]) -> None:
@@ -341,6 +359,11 @@ class Scheduler:
     def _fail(self, sequence: Sequence, code: str, message: str) -> None:
         sequence.has_ended = True
         self._failures.append(RequestFailed(sequence.request_id, code, message))
+
+
+def _gives_way(waiting: Sequence, other: Sequence) -> bool:
+    """Whether a sequence that waits lets a younger one pass. One that is owed room is owed it whatever comes."""
+    return waiting.priority > other.priority and waiting.owed_room_after is None and waiting.overtaken < MAX_OVERTAKEN
 
 
 def _chunk(sequence: Sequence, count: int) -> Chunk:

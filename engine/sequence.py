@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from loraplex.adapters.device_adapter import DeviceAdapter
-from loraplex.engine.events import AdapterUse, FinishReason, SamplingParams
+from loraplex.engine.events import AdapterUse, FinishReason, SamplingParams, TokenScore
+from loraplex.engine.logit_edits import LogitEdits
 from loraplex.engine.pooling import Pooling
 
 if TYPE_CHECKING:
@@ -27,6 +28,9 @@ class Sequence:
     it has not been found to lack room for its adapters.
     after: an older one with the same pages, whose prompt it waits for instead of computing it too; None once it runs.
     matcher: where its tokens are in the grammar that they have to follow; stays with it through preemptions.
+    overtaken: how many younger sequences of higher priority were put before it while it waited.
+    edits: what its rules do to its logits; None where it has none.
+    prompt_scores: of the prompt's tokens from the second on, as far as they were asked for and are computed.
     """
 
     request_id: str
@@ -35,6 +39,7 @@ class Sequence:
     adapters: tuple[AdapterUse, ...]
     salt: bytes
     seed: int
+    priority: int = 0
     arrived_at: float = 0.0
     has_started: bool = False
     tokens: list[int] = field(init=False)
@@ -50,6 +55,9 @@ class Sequence:
     has_ended: bool = False
     pooling: Pooling | None = None
     matcher: LLMatcher | None = None
+    overtaken: int = 0
+    edits: LogitEdits | None = None
+    prompt_scores: list[TokenScore] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.tokens = list(self.prompt)
@@ -73,9 +81,21 @@ class Sequence:
         """Whether the pages of both prompts are the same ones."""
         return (self.salt, self.adapters, self.prompt) == (other.salt, other.adapters, other.prompt)
 
+    @property
+    def awaits_scores(self) -> bool:
+        """Whether tokens of the prompt are still to be scored."""
+        return self.sampling.prompt_logprobs is not None and len(self.prompt_scores) < len(self.prompt) - 1
+
+    def ends(self, eos_token_ids: frozenset[int]) -> frozenset[int]:
+        """Tokens that end it."""
+        stops = frozenset(self.sampling.stop_token_ids)
+        return stops if self.sampling.ignore_eos else stops | eos_token_ids
+
     def finish_after(self, token: int, eos_token_ids: frozenset[int], max_model_len: int) -> FinishReason | None:
-        """Whether this newly sampled token ends the sequence. A stop token is not appended, any other is. One after
-        which its grammar allows no more ends it too."""
+        """Whether this newly sampled token ends the sequence. A stop token is not appended, any other is, unless none
+        was asked for. One after which its grammar allows no more ends it too."""
+        if self.sampling.max_tokens == 0:
+            return "length"
         if token in self.sampling.stop_token_ids or (token in eos_token_ids and not self.sampling.ignore_eos):
             return "stop"
         self.tokens.append(token)

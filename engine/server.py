@@ -124,6 +124,7 @@ def _handle(engine: Engine, connection: socket.socket, message: ToEngine | Wake)
                 salt=message.salt,
                 after=message.after,
                 grammar=message.grammar,
+                priority=message.priority,
             )
         case Embed():
             engine.embed(message.request_id, message.prompt, adapters=message.adapters)

@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 
 from loraplex.adapters.types import AddedToken
 from loraplex.engine.templates import Messages, TemplateError, TokenizerConfig, compile_template, render
+from loraplex.engine.token_bytes import TokenBytes
 
 MAX_RENDERED_CHARS = 8 << 20
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
@@ -37,7 +38,7 @@ class TextCodec:
         self.special_tokens: Mapping[str, str] = config.special_tokens
         self.chat_template = _chat_template(model_path, config)
         self._template = compile_template(self.chat_template) if self.chat_template else None
-
+        self._token_bytes = TokenBytes(self._tokenizer)
         self.end: int | None = None
 
     def with_tokens(self, added: Sequence[AddedToken], special_tokens: Mapping[str, str]) -> TextCodec:
@@ -45,6 +46,7 @@ class TextCodec:
         codec = copy(self)
         codec.special_tokens = {**self.special_tokens, **special_tokens}
         codec._tokenizer = _extended(self._tokenizer, added) if added else self._tokenizer
+        codec._token_bytes = TokenBytes(codec._tokenizer)
         codec.end = codec.token_id(special_tokens["eos_token"]) if "eos_token" in special_tokens else None
         return codec
 
@@ -90,8 +92,13 @@ class TextCodec:
         """Each token as the vocabulary has it; "" for what is no token."""
         return [self._tokenizer.id_to_token(token_id) or "" for token_id in token_ids]
 
-    def detokenizer(self) -> Detokenizer:
-        return Detokenizer(self._tokenizer)
+    def token_bytes(self, token_id: int) -> bytes:
+        """What one token stands for in UTF-8; maybe part of a character."""
+        return self._token_bytes.of(token_id)
+
+    def detokenizer(self, *, special_tokens: bool = False) -> Detokenizer:
+        """special_tokens: they have a text, too."""
+        return Detokenizer(self._tokenizer, special_tokens=special_tokens)
 
 
 class Detokenizer:
@@ -100,15 +107,16 @@ class Detokenizer:
     The text depends on the ids alone, not on how they are divided into pushes.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, *, special_tokens: bool = False) -> None:
         self._tokenizer = tokenizer
+        self._special_tokens = special_tokens
         # [_context, _emitted) was emitted and is decoded again, since a token's text can depend on the one before it
         self._ids: list[int] = []
         self._context = 0
         self._emitted = 0
 
     def push(self, token_ids: Sequence[int]) -> str:
-        """Text that these tokens complete. Special tokens have no text."""
+        """Text that these tokens complete."""
         return "".join(self._push_one(token_id) for token_id in token_ids)
 
     def flush(self) -> str:
@@ -132,7 +140,7 @@ class Detokenizer:
         return text
 
     def _decode(self, ids: Sequence[int]) -> str:
-        text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=not self._special_tokens)
         return text
 
 

@@ -97,6 +97,17 @@ class SamplingBatch:
     uniform: Tensor
     all_greedy: bool
 
+    def of(self, rows: Tensor) -> SamplingBatch:
+        """That of some of its rows, [rows] int64."""
+        return SamplingBatch(
+            temperature=self.temperature[rows],
+            top_k=self.top_k[rows],
+            top_p=self.top_p[rows],
+            min_p=self.min_p[rows],
+            uniform=self.uniform[rows],
+            all_greedy=self.all_greedy,
+        )
+
 
 class Linear(Protocol):
     """y = x @ weight.T + bias, with the weight in whatever form is fastest on the device."""

@@ -114,7 +114,7 @@ def internal_error() -> ApiError:
 
 # -- from msgspec's messages to fields and codes -------------------------------------------------------------------
 
-_AT_PATH = re.compile(r" - at `(?:key in )?\$\.?(.*)`$", re.DOTALL)
+_AT_PATH = re.compile(r" - at `(?:key` in `)?\$\.?(.*)`$", re.DOTALL)
 _MISSING = re.compile(r"Object missing required field `(.+)`$", re.DOTALL)
 _UNKNOWN = re.compile(r"Object contains unknown field `(.+)`$", re.DOTALL)
 _WRONG_TYPE = re.compile(r"Expected `[^`]+`, got `[^`]+`$")
@@ -178,6 +178,8 @@ def _from_generation_failure(error: GenerationFailed) -> ApiError:
     """The engine's codes. One that is not known here is the engine's own fault, and its text stays in the log."""
     if error.code in REQUEST_ERRORS:
         return ApiError(400, error.code, str(error))
+    if error.code == "deadline_exceeded":
+        return ApiError(504, error.code, str(error), type="server_error", headers=_NO_RETRY)
     if error.code in ("adapter_load_failed", "engine_restarted", "engine_stopped", "engine_unavailable"):
         return unavailable(error.code, str(error), retry_after_seconds=5)
     return internal_error()

@@ -12,7 +12,7 @@ from loraplex.adapters.peft_checks import AdapterLimits, check_adapter
 from loraplex.adapters.tokenizer_file import TokenizerDifference
 from loraplex.adapters.types import BaseShape
 from loraplex.engine.build import BuiltEngine, build_engine
-from loraplex.engine.events import SamplingParams
+from loraplex.engine.events import SamplingParams, TokenScore
 from loraplex.engine.loop import Engine
 from loraplex.engine.settings import EngineSettings
 
@@ -25,6 +25,7 @@ class Outcome:
 
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    prompt_scores: list[TokenScore] = field(default_factory=list)
     finish_reason: str | None = None
     cached_tokens: int = 0
     failure: tuple[str, str] | None = None
@@ -79,6 +80,7 @@ def take(engine: Engine, outcomes: dict[str, Outcome]) -> None:
         outcome = outcomes.setdefault(chunk.request_id, Outcome())
         outcome.tokens.extend(chunk.token_ids)
         outcome.logprobs.extend(chunk.logprobs or [])
+        outcome.prompt_scores.extend(chunk.prompt_scores or [])
         outcome.finish_reason = chunk.finish_reason
         outcome.cached_tokens = chunk.cached_tokens
         outcome.embedding = chunk.embedding

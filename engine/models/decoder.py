@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from loraplex.engine.batch import BatchInputs
+from loraplex.engine.end_uses import EndUses
 from loraplex.engine.models.config import ModelConfig
 from loraplex.engine.models.vocabulary import change_embedded, change_logits
 from loraplex.kernels.ops import Kernels, Linear, LoraBatch
@@ -80,7 +81,7 @@ class Decoder:
 
     def forward(self, inputs: BatchInputs, cache: KVCache) -> Tensor:
         """Logits [rows, vocab] of the tokens in `inputs.sample_rows`; the step's keys and values go to the cache."""
-        return self.logits(self.hidden_states(inputs, cache), inputs)
+        return self.logits(self.hidden_states(inputs, cache)[inputs.sample_rows], inputs.ends)
 
     def hidden_states(self, inputs: BatchInputs, cache: KVCache) -> Tensor:
         """[tokens, hidden] after the final norm; the step's keys and values go to the cache."""
@@ -95,14 +96,15 @@ class Decoder:
             hidden = kernels.add_rms_norm(hidden, residual, next_norm, eps)
         return hidden
 
-    def logits(self, hidden: Tensor, inputs: BatchInputs) -> Tensor:
-        """[rows, vocab] of the tokens in `inputs.sample_rows`. vocab: the base's, or the largest one of an adapter in
-        `inputs`."""
-        x = hidden[inputs.sample_rows]
+    def logits(self, x: Tensor, ends: EndUses) -> Tensor:
+        """[rows, vocab] of x [rows, hidden], with what `ends` has for the head.
+
+        vocab: the base's, or the largest one of an adapter in `ends`.
+        """
         logits = self._weights.lm_head(x)
         head = self._config.num_layers * SITES_PER_LAYER
-        self._adapt(logits, x, inputs.ends.head_lora, head, (logits.shape[1],))
-        return change_logits(logits, x, inputs.ends.head)
+        self._adapt(logits, x, ends.head_lora, head, (logits.shape[1],))
+        return change_logits(logits, x, ends.head)
 
     def _embedded(self, inputs: BatchInputs) -> Tensor:
         """[tokens, hidden]"""

@@ -1,4 +1,5 @@
-"""One sequence in the engine, seen from the API: text as it becomes certain, its usage, and a sure end.
+"""One sequence in the engine, seen from the API: text as it becomes certain, how likely its tokens were, its usage, and
+a sure end.
 
 Knows tokens, text and stop strings. Knows no request or response shape.
 """
@@ -12,9 +13,10 @@ from typing import Literal
 
 from loraplex.engine import generation
 from loraplex.engine.client import EngineUnavailable, Generation, GenerationFailed
-from loraplex.engine.messages import Generate, Started, TokenChunk
+from loraplex.engine.messages import Generate, Started, TokenChunk, TokenScore
 from loraplex.engine.text import TextCodec
-from loraplex.platform.openai.generation_types import FinishReason, PromptTokensDetails, Usage
+from loraplex.platform.openai.generation_types import FinishReason, PromptTokensDetails, Reading, Usage
+from loraplex.platform.openai.logprobs import ScoredToken, echoed
 from loraplex.platform.openai.stop_strings import StopStrings
 from loraplex.platform.services import Services
 
@@ -29,26 +31,34 @@ class Answer:
         services: Services,
         endpoint: Endpoint,
         asked: Generate,
-        stops: tuple[str, ...],
+        reading: Reading,
         tenant_id: str | None,
         text: TextCodec,
     ) -> None:
         """Submit to the engine for a tenant. text: of the model that is asked.
 
+        prompt_scores: of the prompt's tokens from the second on, if they are asked for; known with the first text.
         Raises EngineUnavailable or GenerationFailed when it cannot be taken.
         """
         self.finish_reason: FinishReason | None = None
         self.has_adapter = bool(asked.adapters)
         self.has_failed = False
+        self.prompt_scores: list[TokenScore] = []
         self._metrics = services.metrics
         self._endpoint = endpoint
+        self._asked = asked
+        self._reading = reading
+        self._text = text
+        self._min_tokens = asked.sampling.rules.min_tokens if asked.sampling.rules else 0
         self._prompt_tokens = len(asked.prompt)
         self._cached_tokens = 0
         self._completion_tokens = 0
         self._logprob_sum = 0.0
         self._closed = False
-        self._detokenizer = text.detokenizer()
-        self._stops = StopStrings(stops)
+        self._detokenizer = text.detokenizer(special_tokens=reading.special_tokens)
+        self._stops = StopStrings(reading.stops, included=reading.includes_stop)
+        self._offset = len(reading.echo or "")  # of the next token, in characters
+        self._scored: list[ScoredToken] = []
         self._started = time.monotonic()
         self._first_token_at: float | None = None
         self._first_chunk: TokenChunk | None = None
@@ -78,6 +88,17 @@ class Answer:
     def mean_logprob(self) -> float:
         """Of its tokens, where `asked` wants log-probabilities; what has no tokens is the least likely of all."""
         return self._logprob_sum / self._completion_tokens if self._completion_tokens else -math.inf
+
+    def take_scores(self) -> list[ScoredToken]:
+        """How likely the tokens were, of those that were taken since the last call; of an echoed prompt, too, if these
+        were asked for. Nothing if no log-probabilities were."""
+        scored, self._scored = self._scored, []
+        return scored
+
+    @property
+    def num_scored(self) -> int:
+        """Tokens whose scores are there to be told."""
+        return len(self._scored) + len(self.prompt_scores)
 
     @property
     def started(self) -> Started | None:
@@ -119,6 +140,7 @@ class Answer:
         if self._first_token_at is None:
             self._first_token_at = time.monotonic()
             self._cached_tokens = chunk.cached_tokens
+            self._take_prompt_scores(chunk)
             if (started := self.started) is not None:
                 load_seconds = started.load_seconds if self.has_adapter else None
                 self._metrics.request_started(started.queue_seconds, load_seconds)
@@ -128,15 +150,21 @@ class Answer:
         """Text that a chunk makes certain. Token by token, so that usage does not depend on how they were joined."""
         text = ""
         before = self._completion_tokens
-        for token_id in chunk.token_ids:
+        for index, token_id in enumerate(chunk.token_ids):
             self._completion_tokens += 1
-            text += self._stops.push(self._detokenizer.push([token_id]))
+            if chunk.scores is not None:
+                self._scored.append(ScoredToken(token_id, self._offset, chunk.scores[index]))
+            piece = self._detokenizer.push([token_id])
+            self._offset += len(piece)
+            text += self._stops.push(piece) if self._completion_tokens > self._min_tokens else piece
             if self._stops.found:
                 break
         if chunk.logprobs is not None:
             self._logprob_sum += sum(chunk.logprobs[: self._completion_tokens - before])
         if chunk.finish_reason is not None and not self._stops.found:
             text += self._stops.push(self._detokenizer.flush())
+            if chunk.stopped_by is not None and self._endpoint == "completions":
+                self._scored.append(ScoredToken(chunk.stopped_by.token, self._offset, chunk.stopped_by))
         if self._stops.found:
             self.finish_reason = "stop"
             self._generation.abort()
@@ -145,6 +173,14 @@ class Answer:
             text += self._stops.flush()
             self.finish_reason = chunk.finish_reason
         return text
+
+    def _take_prompt_scores(self, chunk: TokenChunk) -> None:
+        if self._asked.sampling.prompt_logprobs is None:
+            return
+        self.prompt_scores = chunk.prompt_scores or []
+        if self._reading.echo is not None and self._asked.sampling.logprobs:
+            detokenizer = self._text.detokenizer(special_tokens=self._reading.echoes_special_tokens)
+            self._scored.extend(echoed(self._asked.prompt, self.prompt_scores, detokenizer))
 
 
 async def news_of_any(answers: Sequence[Answer]) -> None:

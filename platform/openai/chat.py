@@ -29,8 +29,9 @@ from loraplex.platform.openai.chat_types import (
     ChatMessage,
 )
 from loraplex.platform.openai.choices import Choices, check_count, sequences_of
-from loraplex.platform.openai.generation import choose_model, heading, prepare, stop_strings
+from loraplex.platform.openai.generation import choose_model, heading, prepare, reading, wording
 from loraplex.platform.openai.generation_types import FinishReason, Heading, Usage
+from loraplex.platform.openai.logprobs import ChatLogprobs, ScoredToken, Wording, chat_logprobs
 from loraplex.platform.openai.response import respond
 from loraplex.platform.openai.structured_output import grammar_of
 from loraplex.platform.prompts import chat_prompt
@@ -70,11 +71,11 @@ async def create_chat_completion(
         ready=ready,
         grammar=await grammar_of(services.grammars, principal, data.response_format, data.structured_outputs),
     )
-    shape = ChatShape(heading(asked, model, ready), data.include_usage, data.choices)
-    stops = stop_strings(data, profile)
+    shape = ChatShape(heading(asked, model, ready), data.include_usage, wording(data, text), data.choices)
+    read = reading(data, profile)
     choices = Choices(
         sequences_of([asked], data.choices),
-        lambda sequence: Answer(services, "chat", sequence, stops, principal.tenant_id, text),
+        lambda sequence: Answer(services, "chat", sequence, read, principal.tenant_id, text),
         per_prompt=data.choices,
         kept=data.choices,
     )
@@ -101,17 +102,23 @@ class ChatShape:
 
     heading: Heading
     include_usage: bool
+    wording: Wording
     num_choices: int
 
     def whole(self, choices: Sequence[tuple[Answer, str]], usage: Usage) -> ChatCompletion:
-        worded = [self._choice(index, *choice) for index, choice in enumerate(choices)]
-        return ChatCompletion(**msgspec.structs.asdict(self.heading), choices=worded, usage=usage)
+        return ChatCompletion(
+            **msgspec.structs.asdict(self.heading),
+            choices=[self._choice(index, *choice) for index, choice in enumerate(choices)],
+            usage=usage,
+            prompt_logprobs=self.wording.prompt(choices[0][0].prompt_scores),
+        )
 
     def opening(self) -> list[ChatCompletionChunk]:
         return [self._chunk(index, ChatDelta(role="assistant", content="")) for index in range(self.num_choices)]
 
-    def piece(self, index: int, text: str) -> ChatCompletionChunk:
-        return self._chunk(index, ChatDelta(content=text))
+    def piece(self, index: int, text: str, scores: Sequence[ScoredToken] = ()) -> ChatCompletionChunk:
+        told = chat_logprobs(scores, self.wording.text) if scores else None
+        return self._chunk(index, ChatDelta(content=text), logprobs=told)
 
     def finish(self, index: int, answer: Answer) -> ChatCompletionChunk:
         return self._chunk(index, ChatDelta(), answer.finish_reason)
@@ -123,11 +130,18 @@ class ChatShape:
 
     def _choice(self, index: int, answer: Answer, text: str) -> ChatChoice:
         assert answer.finish_reason is not None
-        return ChatChoice(AssistantMessage(text), answer.finish_reason, index)
+        told = chat_logprobs(answer.take_scores(), self.wording.text) if self.wording.of_answer else None
+        return ChatChoice(AssistantMessage(text), answer.finish_reason, index, logprobs=told)
 
-    def _chunk(self, index: int, delta: ChatDelta, finish_reason: FinishReason | None = None) -> ChatCompletionChunk:
+    def _chunk(
+        self,
+        index: int,
+        delta: ChatDelta,
+        finish_reason: FinishReason | None = None,
+        logprobs: ChatLogprobs | None = None,
+    ) -> ChatCompletionChunk:
         return ChatCompletionChunk(
             **msgspec.structs.asdict(self.heading),
-            choices=[ChatChunkChoice(delta, finish_reason, index)],
+            choices=[ChatChunkChoice(delta, finish_reason, index, logprobs=logprobs)],
             usage=None if self.include_usage else msgspec.UNSET,
         )

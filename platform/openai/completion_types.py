@@ -14,9 +14,11 @@ from loraplex.platform.openai.generation_types import (
     FinishReason,
     GenerationRequest,
     Heading,
+    LogprobCount,
     Text,
     Usage,
 )
+from loraplex.platform.openai.logprobs import PromptLogprobs, TextLogprobs
 
 # -- what is read --------------------------------------------------------------------------------------------------
 
@@ -31,7 +33,20 @@ class CompletionRequest(GenerationRequest, frozen=True, kw_only=True, forbid_unk
 
     prompt: Text | Annotated[list[TokenId | Text | TokenIds], Meta(min_length=1, max_length=MAX_PROMPT_TOKENS)]
     best_of: ChoiceCount | None = None
+    max_tokens: Annotated[int, Meta(ge=0, le=1 << 24)] | None = None
+    """0: only the prompt is computed, for its log-probabilities."""
     echo: bool | None = None
+    logprobs: LogprobCount | None = None
+
+    @property
+    def scored_tokens(self) -> int | None:
+        return self.logprobs
+
+    @property
+    def scored_prompt_tokens(self) -> int | None:
+        """With `echo`, `logprobs` are those of the prompt, too."""
+        asked = [count for count in (self.prompt_logprobs, self.logprobs if self.echo else None) if count is not None]
+        return max(asked, default=None)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -67,7 +82,8 @@ class TextChoice(msgspec.Struct, frozen=True):
     text: str
     finish_reason: FinishReason | None = None
     index: int = 0
-    logprobs: None = None
+    logprobs: TextLogprobs | None = None
+    prompt_logprobs: PromptLogprobs | UnsetType = UNSET
 
 
 class Completion(Heading, frozen=True, kw_only=True):

@@ -21,8 +21,9 @@ from loraplex.platform.errors import ApiError
 from loraplex.platform.openai.answer import Answer
 from loraplex.platform.openai.choices import Choices, check_count, sequences_of
 from loraplex.platform.openai.completion_types import Completion, CompletionRequest, TextChoice
-from loraplex.platform.openai.generation import choose_model, heading, prepare, stop_strings
-from loraplex.platform.openai.generation_types import FinishReason, Heading, Usage
+from loraplex.platform.openai.generation import choose_model, heading, prepare, reading, wording
+from loraplex.platform.openai.generation_types import FinishReason, Heading, Reading, Usage
+from loraplex.platform.openai.logprobs import ScoredToken, TextLogprobs, Wording, text_logprobs
 from loraplex.platform.openai.response import respond
 from loraplex.platform.openai.structured_output import grammar_of
 from loraplex.platform.prompts import tokenise
@@ -72,15 +73,24 @@ async def create_completion(
     ]
     if per_prompt > data.choices:
         asked = _ranked(asked)
-    echoes = [await _echo(text, prompt) if data.echo else "" for prompt in prompts]
-    stops = stop_strings(data, profile)
+    reads = [reading(data, profile)] * len(prompts)
+    if data.echo:
+        came = prompts if data.truncate_prompt_tokens is None else [sequence.prompt for sequence in asked]
+        reads = [await _echoing(read, text, prompt) for read, prompt in zip(reads, came, strict=True)]
+    echoes = [read.echo or "" for read in reads]
+    sequences = sequences_of(asked, per_prompt)
+    read_by_id = {sequence.request_id: reads[index // per_prompt] for index, sequence in enumerate(sequences)}
     choices = Choices(
-        sequences_of(asked, per_prompt),
-        lambda sequence: Answer(services, "completions", sequence, stops, principal.tenant_id, text),
+        sequences,
+        lambda sequence: Answer(
+            services, "completions", sequence, read_by_id[sequence.request_id], principal.tenant_id, text
+        ),
         per_prompt=per_prompt,
         kept=data.choices,
     )
-    shape = CompletionShape(heading(asked[0], model, ready), data.include_usage, echoes, data.choices)
+    shape = CompletionShape(
+        heading(asked[0], model, ready), data.include_usage, wording(data, text), echoes, data.choices
+    )
     return await respond(request.receive, choices, shape, stream=bool(data.stream), model=model)
 
 
@@ -103,9 +113,11 @@ async def _encoded(text: TextCodec, prompts: Sequence[str | list[int]]) -> list[
     return encoded
 
 
-async def _echo(text: TextCodec, prompt: str | list[int]) -> str:
-    """The prompt as it is given back: text as it came."""
-    return prompt if isinstance(prompt, str) else await to_thread.run_sync(text.decode, prompt)
+async def _echoing(read: Reading, text: TextCodec, prompt: str | list[int]) -> Reading:
+    """That gives the prompt back: text as it came."""
+    if isinstance(prompt, str):
+        return replace(read, echo=prompt)
+    return replace(read, echo=await to_thread.run_sync(text.decode, prompt), echoes_special_tokens=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,22 +129,20 @@ class CompletionShape:
 
     heading: Heading
     include_usage: bool
+    wording: Wording
     echoes: Sequence[str]
     per_prompt: int
 
     def whole(self, choices: Sequence[tuple[Answer, str]], usage: Usage) -> Completion:
-        worded = [
-            TextChoice(self._echo(index) + text, answer.finish_reason, index)
-            for index, (answer, text) in enumerate(choices)
-        ]
+        worded = [self._choice(index, *choice) for index, choice in enumerate(choices)]
         return Completion(**msgspec.structs.asdict(self.heading), choices=worded, usage=usage)
 
     def opening(self) -> list[Completion]:
         indices = range(len(self.echoes) * self.per_prompt)
         return [self.piece(index, self._echo(index)) for index in indices if self._echo(index)]
 
-    def piece(self, index: int, text: str) -> Completion:
-        return self._chunk(index, text)
+    def piece(self, index: int, text: str, scores: Sequence[ScoredToken] = ()) -> Completion:
+        return self._chunk(index, text, logprobs=text_logprobs(scores, self.wording.text) if scores else None)
 
     def finish(self, index: int, answer: Answer) -> Completion:
         return self._chunk(index, "", answer.finish_reason)
@@ -145,9 +155,20 @@ class CompletionShape:
     def _echo(self, index: int) -> str:
         return self.echoes[index // self.per_prompt]
 
-    def _chunk(self, index: int, text: str, finish_reason: FinishReason | None = None) -> Completion:
+    def _choice(self, index: int, answer: Answer, text: str) -> TextChoice:
+        return TextChoice(
+            self._echo(index) + text,
+            answer.finish_reason,
+            index,
+            logprobs=text_logprobs(answer.take_scores(), self.wording.text) if self.wording.of_answer else None,
+            prompt_logprobs=self.wording.prompt(answer.prompt_scores),
+        )
+
+    def _chunk(
+        self, index: int, text: str, finish_reason: FinishReason | None = None, logprobs: TextLogprobs | None = None
+    ) -> Completion:
         return Completion(
             **msgspec.structs.asdict(self.heading),
-            choices=[TextChoice(text, finish_reason, index)],
+            choices=[TextChoice(text, finish_reason, index, logprobs=logprobs)],
             usage=None if self.include_usage else msgspec.UNSET,
         )

@@ -8,19 +8,18 @@ from __future__ import annotations
 import hashlib
 import hmac
 import time
-from typing import TypeVar
 
 from loraplex.adapters.names import WeightedName
 from loraplex.adapters.profile import ServingProfile
-from loraplex.engine.messages import Generate, Grammar, Ready, SamplingParams
+from loraplex.engine.messages import Generate, Grammar, Ready
 from loraplex.engine.text import TextCodec
 from loraplex.platform.catalog import Catalog, ResolvedModel
 from loraplex.platform.errors import ApiError
-from loraplex.platform.openai.generation_types import GenerationRequest, Heading
+from loraplex.platform.openai.generation_types import GenerationRequest, Heading, Reading
 from loraplex.platform.openai.invocation import uses_of
+from loraplex.platform.openai.logprobs import Wording
+from loraplex.platform.openai.sampling import sampling_params
 from loraplex.platform.tenants import Principal
-
-T = TypeVar("T")
 
 ADAPTER_FIELDS = ("adapters", "adapter_id", "lora_path")
 """Fields beside `model` that name adapters."""
@@ -77,6 +76,7 @@ def prepare(
         message = f"'{prompt_field}' has a token id outside of the vocabulary of {vocab_size}."
         raise ApiError(400, "invalid_value", message, param=prompt_field)
     limit = min(ready.max_model_len, profile.context_limit or ready.max_model_len)
+    prompt = _truncated(prompt, request.truncate_prompt_tokens, limit - (max_tokens or 1))
     room = limit - len(prompt)
     if room < 1 or (max_tokens is not None and max_tokens > room):
         asked = "" if max_tokens is None else f" and {max_tokens} in the completion"
@@ -85,14 +85,24 @@ def prepare(
             f"{len(prompt)} tokens in the {prompt_field}{asked}. Send less, or ask for less."
         )
         raise ApiError(400, "context_length_exceeded", message, param=prompt_field)
+    most = min(default_max_tokens or room, room) if max_tokens is None else max_tokens
     return Generate(
         request_id=request_id,
         prompt=prompt,
-        sampling=_sampling(request, profile, text, max_tokens or min(default_max_tokens or room, room)),
+        sampling=sampling_params(request, profile, text, most, vocab_size, ready),
         adapters=uses_of(model.adapters, prompt),
         salt=_salt(principal, request.cache_salt),
         grammar=grammar,
+        priority=request.priority or 0,
+        timeout_seconds=request.timeout,
     )
+
+
+def _truncated(prompt: list[int], most: int | None, room: int) -> list[int]:
+    """The last `most` tokens, with -1 as many as there is room for."""
+    if most is None:
+        return prompt
+    return prompt[-(most if most > 0 else max(room, 1)) :]
 
 
 def heading(asked: Generate, model: ResolvedModel, ready: Ready) -> Heading:
@@ -115,27 +125,18 @@ def _fingerprint(model: ResolvedModel) -> str:
     return f"_{hashlib.sha256('+'.join(terms).encode()).hexdigest()[:8]}"
 
 
-def stop_strings(request: GenerationRequest, profile: ServingProfile) -> tuple[str, ...]:
-    """The request's and the profile's."""
-    return tuple(dict.fromkeys((*request.stop_strings, *profile.stop)))
-
-
-def _sampling(request: GenerationRequest, profile: ServingProfile, text: TextCodec, max_tokens: int) -> SamplingParams:
-    ends = () if request.ignore_eos or text.end is None else (text.end,)
-    return SamplingParams(
-        max_tokens=max_tokens,
-        temperature=_first_given(request.temperature, profile.temperature, 1.0),
-        top_p=_first_given(request.top_p, profile.top_p, 1.0),
-        top_k=max(_first_given(request.top_k, profile.top_k, 0), 0),
-        min_p=_first_given(request.min_p, profile.min_p, 0.0),
-        seed=None if request.seed is None else request.seed % (1 << 63),
-        stop_token_ids=tuple(dict.fromkeys((*(request.stop_token_ids or ()), *profile.stop_token_ids, *ends))),
-        ignore_eos=bool(request.ignore_eos),
+def reading(request: GenerationRequest, profile: ServingProfile) -> Reading:
+    """Stop strings are the request's and the profile's."""
+    return Reading(
+        stops=tuple(dict.fromkeys((*request.stop_strings, *profile.stop))),
+        includes_stop=bool(request.include_stop_str_in_output),
+        special_tokens=request.skip_special_tokens is False,
     )
 
 
-def _first_given(asked: T | None, profiled: T | None, default: T) -> T:
-    return asked if asked is not None else profiled if profiled is not None else default
+def wording(request: GenerationRequest, text: TextCodec) -> Wording:
+    """What the answer is to tell of log-probabilities. text: of the model that is asked."""
+    return Wording(text, request.scored_tokens is not None, request.prompt_logprobs is not None)
 
 
 def _salt(principal: Principal, cache_salt: str | None) -> bytes:

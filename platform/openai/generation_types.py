@@ -5,6 +5,7 @@ Knows OpenAI's field names and defaults. Knows no model, tenant or engine.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import msgspec
@@ -25,6 +26,12 @@ MAX_STOP_STRINGS = 32
 Text = Annotated[str, Meta(max_length=MAX_TEXT_CHARS)]
 ModelRef = Annotated[str, Meta(max_length=16384)]
 Label = Annotated[str, Meta(min_length=1, max_length=512)]
+Penalty = Annotated[float, Meta(ge=-2, le=2)]
+BadWord = Annotated[str, Meta(min_length=1, max_length=256)]
+LogprobCount = Annotated[int, Meta(ge=0, le=20)]
+"""How many of the most likely tokens are told; 0: the chosen one alone."""
+MAX_BIASES = 4096
+MAX_ALLOWED_TOKENS = 1 << 18
 ChoiceCount = Annotated[int, Meta(ge=1, le=1 << 20)]  # how many there may be is a setting
 Seed = Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
 
@@ -64,6 +71,22 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     stop: StopString | Annotated[list[StopString], Meta(max_length=MAX_STOP_STRINGS)] | None = None
     stop_token_ids: Annotated[list[TokenId], Meta(max_length=64)] | None = None
     ignore_eos: bool | None = None
+    min_tokens: Annotated[int, Meta(ge=0, le=1 << 24)] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    repetition_penalty: Annotated[float, Meta(gt=0, le=100)] | None = None
+    logit_bias: Annotated[dict[TokenId, float], Meta(max_length=MAX_BIASES)] | None = None
+    allowed_token_ids: Annotated[list[TokenId], Meta(min_length=1, max_length=MAX_ALLOWED_TOKENS)] | None = None
+    bad_words: Annotated[list[BadWord], Meta(max_length=128)] | None = None
+    prompt_logprobs: LogprobCount | None = None
+    include_stop_str_in_output: bool | None = None
+    skip_special_tokens: bool | None = None
+    truncate_prompt_tokens: Annotated[int, Meta(ge=-1, le=1 << 24)] | None = None
+    """The prompt's last so many tokens are taken; -1: as many as fit."""
+    priority: Annotated[int, Meta(ge=0, le=1000)] | None = None
+    """Of what waits, the lowest is first. A client may stand back behind others, and not push before them."""
+    timeout: Annotated[float, Meta(gt=0, le=86400)] | None = None
+    """Seconds after which the request has failed, if it is not done."""
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
     n: ChoiceCount | None = None
@@ -77,6 +100,23 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
             raise ApiError(
                 400, "invalid_value", "'stream_options' is only allowed when 'stream' is true.", param="stream_options"
             )
+        if self.stream and self.prompt_logprobs is not None:
+            message = "'prompt_logprobs' are told with the whole answer: leave out 'stream'."
+            raise ApiError(400, "invalid_value", message, param="prompt_logprobs")
+        if self.truncate_prompt_tokens == 0:
+            message = "'truncate_prompt_tokens' leaves nothing of the prompt: send 1 or more, or -1 for what fits."
+            raise ApiError(400, "invalid_value", message, param="truncate_prompt_tokens")
+
+    @property
+    def scored_tokens(self) -> int | None:
+        """How many of the most likely tokens are told beside each token of the answer, with their log-probabilities;
+        None: none, and no log-probability either."""
+        return None
+
+    @property
+    def scored_prompt_tokens(self) -> int | None:
+        """The same for tokens of the prompt."""
+        return self.prompt_logprobs
 
     @property
     def choices(self) -> int:
@@ -89,6 +129,18 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     @property
     def include_usage(self) -> bool:
         return self.stream_options is not None and self.stream_options.include_usage
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How an answer's tokens are read as text: where it stops, and whether the stop string and special tokens are part
+    of it. echo: the prompt's text, where the answer begins with it, and whether special tokens are part of that."""
+
+    stops: tuple[str, ...] = ()
+    includes_stop: bool = False
+    special_tokens: bool = False
+    echo: str | None = None
+    echoes_special_tokens: bool = False
 
 
 # -- what is answered ----------------------------------------------------------------------------------------------

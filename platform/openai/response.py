@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any, Protocol
 
 import msgspec
+from anyio import to_thread
 from litestar import Response
 from litestar.types import Receive
 
@@ -19,7 +20,12 @@ from loraplex.platform.openai.answer import Answer
 from loraplex.platform.openai.choices import Choices
 from loraplex.platform.openai.connection import while_connected
 from loraplex.platform.openai.generation_types import Usage
+from loraplex.platform.openai.logprobs import ScoredToken
 from loraplex.platform.openai.sse import DONE, EventStream, TextFrame, Write, error_frame, frame
+
+INLINE_SCORED = 256
+"""Tokens whose log-probabilities are worded in 2 to 20 ms, with those beside them. More are in a thread, so that the
+event loop turns."""
 
 
 class Shape(Protocol):
@@ -31,8 +37,8 @@ class Shape(Protocol):
     def opening(self) -> Iterable[msgspec.Struct]:
         """The chunks of a stream before any text."""
 
-    def piece(self, index: int, text: str) -> msgspec.Struct:
-        """The chunk that adds this text."""
+    def piece(self, index: int, text: str, scores: Sequence[ScoredToken] = ()) -> msgspec.Struct:
+        """The chunk that adds this text, or tells how likely these tokens were, or both."""
 
     def finish(self, index: int, answer: Answer) -> msgspec.Struct:
         """The chunk after all text of a choice."""
@@ -55,7 +61,11 @@ async def respond(
         choices.close()
         raise
     choices.close()
-    return Response(shape.whole(texts, choices.usage), headers=_headers(choices.first, model))
+    if sum(answer.num_scored for answer, _ in texts) > INLINE_SCORED:
+        whole = await to_thread.run_sync(shape.whole, texts, choices.usage)
+    else:
+        whole = shape.whole(texts, choices.usage)
+    return Response(whole, headers=_headers(choices.first, model))
 
 
 async def _stream(choices: Choices, shape: Shape, write: Write) -> None:
@@ -65,7 +75,9 @@ async def _stream(choices: Choices, shape: Shape, write: Write) -> None:
     try:
         while choices.running:
             for index, answer, text in await choices.news():
-                if text:
+                if scores := answer.take_scores():
+                    due += frame(shape.piece(index, text, scores))
+                elif text:
                     due += pieces[index].of(text)
                 if answer.finish_reason is not None:
                     due += frame(shape.finish(index, answer))

@@ -6,11 +6,13 @@ from __future__ import annotations
 class StopStrings:
     """Passes text on as soon as it can no longer be the beginning of a stop string.
 
-    `found` becomes True at a match; the text before it has been passed on and nothing after it ever is.
+    `found` becomes True at a match; the text before it has been passed on and nothing after it ever is. The stop string
+    itself is passed on if `included`.
     """
 
-    def __init__(self, stops: tuple[str, ...]) -> None:
+    def __init__(self, stops: tuple[str, ...], *, included: bool = False) -> None:
         self.found = False
+        self._included = included
         self._stops = stops
         self._held = ""
 
@@ -21,11 +23,12 @@ class StopStrings:
         if self.found:
             return ""
         text = self._held + text
-        matches = [at for stop in self._stops if (at := text.find(stop)) >= 0]
+        matches = [(at, len(stop)) for stop in self._stops if (at := text.find(stop)) >= 0]
         if matches:
             self.found = True
             self._held = ""
-            return text[: min(matches)]
+            at, length = min(matches)
+            return text[: at + length * self._included]
         held = self._longest_beginning(text)
         self._held = text[len(text) - held :]
         return text[: len(text) - held]

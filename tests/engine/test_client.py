@@ -271,3 +271,22 @@ async def test_stopping_leaves_no_process(settings):
     with pytest.raises(EngineUnavailable):
         await asyncio.wait_for(question, DEADLINE_SECONDS)
     assert not psutil.pid_exists(pid)
+
+
+async def test_a_request_ends_when_its_time_is_up(shared):
+    """Wherever it is: it fails with a code of its own and leaves the engine, and one that is done in time does not."""
+    late = shared.generate(msgspec.structs.replace(request("late", max_tokens=400), timeout_seconds=0.02))
+    done = shared.generate(msgspec.structs.replace(request("done"), timeout_seconds=DEADLINE_SECONDS))
+
+    with pytest.raises(GenerationFailed) as failure:
+        await tokens_of(late)
+
+    assert failure.value.code == "deadline_exceeded"
+    assert len(await tokens_of(done)) == 8
+    assert done.expires.cancelled()
+    assert shared.pending == 0
+
+    async def is_idle():
+        return not (await shared.inspect()).running
+
+    await until(is_idle)

@@ -20,7 +20,7 @@ from loraplex.adapters.layout import plan_layout
 from loraplex.adapters.types import AdapterSpec, ModuleSpec
 from loraplex.engine.batch import BatchBuilder, StepLimits
 from loraplex.engine.decode_shapes import DecodeShape, DecodeShapes
-from loraplex.engine.events import SamplingParams, only
+from loraplex.engine.events import LogitRules, SamplingParams, only
 from loraplex.engine.graphs import DecodeGraphs
 from loraplex.engine.models.config import ModelConfig, lora_shape
 from loraplex.engine.models.decoder import Decoder, KVCache
@@ -170,7 +170,8 @@ def test_an_engine_with_recordings_tells_the_same_text(tiny_model_dir, make_adap
         ]
         answers, names = {}, [str(index) for index in range(16)]
         for index, name in enumerate(names):
-            options = {"ignore_eos": True, "logprobs": index % 3 == 0}
+            rules = LogitRules(frequency_penalty=0.5, logit_bias={7: 2.0}) if index % 4 == 1 else None
+            options = {"ignore_eos": True, "logprobs": index % 3 == 0, "rules": rules}
             sampling = greedy(6 + 5 * (index % 4), **options)
             if index % 2:
                 sampling = SamplingParams(max_tokens=9, temperature=0.9, top_k=30, seed=index, **options)

@@ -7,11 +7,12 @@ import json
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken
+from tokenizers import AddedToken, Tokenizer, decoders, models
 from transformers import AutoTokenizer
 
 from loraplex.adapters.tokenizer_file import compare_tokenizers
 from loraplex.engine.text import TemplateError, TextCodec
+from loraplex.engine.token_bytes import TokenBytes
 
 MESSAGES = [
     {"role": "system", "content": "Be brief."},
@@ -99,6 +100,23 @@ def test_any_tokens_have_a_text(codec, ids):
     pieces = [one_by_one.push([token]) for token in ids]
 
     assert "".join(pieces) + one_by_one.flush() == at_once.push(ids) + at_once.flush()
+
+
+@given(text=st.text(max_size=40))
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_bytes_of_tokens_join_to_the_whole(codec, text):
+    """Also where a character is cut; a special token is as it is written, and an id without a token is nothing."""
+    assert b"".join(map(codec.token_bytes, codec.encode_rendered(text))) == text.encode()
+    assert codec.token_bytes(codec.token_id("<|im_end|>")) == b"<|im_end|>"
+    assert codec.token_bytes(1 << 20) == b""
+
+
+def test_bytes_are_told_apart_where_words_begin_with_a_mark():
+    """As SentencePiece writes them: a space as a mark, a byte by its number."""
+    tokenizer = Tokenizer(models.BPE(vocab={"\u2581hi": 0, "<0xE2>": 1, "x": 2}, merges=[], byte_fallback=True))
+    tokenizer.decoder = decoders.ByteFallback()
+
+    assert [TokenBytes(tokenizer).of(token) for token in range(4)] == [b" hi", b"\xe2", b"x", b""]
 
 
 def test_a_model_without_a_template_says_what_to_use(tiny_model_dir, tmp_path):

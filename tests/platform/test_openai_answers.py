@@ -98,7 +98,7 @@ class ByteText:
     def decode(self, token_ids):
         return bytes(token_ids).decode()
 
-    def detokenizer(self):
+    def detokenizer(self, *, special_tokens=False):
         return ByteDetokenizer()
 
 
