@@ -16,6 +16,7 @@ from loraplex.engine.messages import Generate, TokenChunk
 from loraplex.platform.metrics import Metrics
 from loraplex.platform.openai.answer import Answer
 from loraplex.platform.openai.choices import Choices, sequences_of
+from loraplex.platform.openai.generation_types import Reading
 from loraplex.platform.openai.response import respond
 from loraplex.platform.use_log import UseLog
 
@@ -59,7 +60,7 @@ class Shape:
     def opening(self):
         return []
 
-    def piece(self, index, text):
+    def piece(self, index, text, scores=()):
         return Piece(index, text)
 
     def finish(self, index, answer):
@@ -82,10 +83,10 @@ class Finish(msgspec.Struct):
 def open_choices(count):
     engine = Engine()
     services = SimpleNamespace(engine=engine, metrics=Metrics(), uses=UseLog())
-    text = SimpleNamespace(detokenizer=Letters)
+    text = SimpleNamespace(detokenizer=lambda special_tokens: Letters())
     choices = Choices(
         sequences_of([PROMPT], count),
-        lambda asked: Answer(services, "chat", asked, ("stop",), "t", text),
+        lambda asked: Answer(services, "chat", asked, Reading(stops=("stop",)), "t", text),
         per_prompt=count,
         kept=count,
     )
@@ -107,7 +108,9 @@ async def streamed(count, steps, *, leaves=False):
     async def answer():
         model = SimpleNamespace(adapters=())
         response = await respond(receive, choices, Shape(), stream=True, model=model)
-        await response.to_asgi_response(None, None)({"type": "http"}, receive, send)
+        await response.to_asgi_response(None, SimpleNamespace(app=SimpleNamespace(state={})))(
+            {"type": "http"}, receive, send
+        )
 
     engine.deliver(0, "")
     answering = asyncio.ensure_future(answer())

@@ -5,7 +5,7 @@ import json
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from loraplex.platform.errors import ApiError, to_api_error
@@ -187,6 +187,7 @@ JSON = st.recursive(
 FIELDS = sorted({*ChatCompletionRequest.__struct_fields__, *CompletionRequest.__struct_fields__, *UNSERVED})
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])  # its first values take seconds on a busy machine
 @given(
     target=st.sampled_from([ChatCompletionRequest, CompletionRequest]),
     body=st.dictionaries(st.sampled_from(FIELDS), JSON),
