@@ -7,6 +7,7 @@ Knows no tensors: the API process imports this module.
 from __future__ import annotations
 
 import struct
+from typing import Literal
 
 import msgspec
 
@@ -38,6 +39,7 @@ __all__ = [
     "FinishReason",
     "FromEngine",
     "Generate",
+    "Grammar",
     "Heartbeat",
     "Inspect",
     "Inspection",
@@ -76,6 +78,13 @@ class Start(msgspec.Struct, frozen=True, tag=True):
     settings: EngineSettings
 
 
+class Grammar(msgspec.Struct, frozen=True):
+    """What the text of an answer must be."""
+
+    kind: Literal["json_schema", "regex", "lark"]
+    source: str
+
+
 class Generate(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Run one sequence with the sum of the given adapters, none being the base; `salt` isolates prefixes."""
 
@@ -84,6 +93,7 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     sampling: SamplingParams
     adapters: tuple[AdapterUse, ...] = ()
     salt: bytes = b""
+    grammar: Grammar | None = None
 
 
 class Abort(msgspec.Struct, frozen=True, tag=True):

@@ -14,11 +14,12 @@ import struct
 import sys
 from collections import OrderedDict
 from contextlib import suppress
+from typing import Any
 
 import msgspec
 from jinja2 import Template
 
-from loraplex.engine.templates import TemplateError, compile_template, render
+from loraplex.engine.templates import TemplateError, TemplateOptions, compile_template, render
 
 MEMORY_BYTES = 384 << 20
 """Address space. A template of 64 KiB takes up to 100 MiB while it is compiled and 5 MiB from then on."""
@@ -38,9 +39,15 @@ class Render(msgspec.Struct, frozen=True):
     """`max_chars`: of the rendered text."""
 
     template: str
-    messages: list[dict[str, str]]
+    messages: list[dict[str, Any]]
     special_tokens: dict[str, str]
+    options: TemplateOptions
     max_chars: int
+
+    def frame(self) -> bytes:
+        """As JSON, since that has no largest integer."""
+        body = msgspec.json.encode(self)
+        return LENGTH.pack(len(body)) + body
 
 
 class Rendered(msgspec.Struct, frozen=True, tag=True):
@@ -86,7 +93,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the API process decides
     _give_up_rights()
     compiled = Compiled()
-    decoder = msgspec.msgpack.Decoder(Render)
+    decoder = msgspec.json.Decoder(Render)
     while len(header := sys.stdin.buffer.read(LENGTH.size)) == LENGTH.size:
         (length,) = LENGTH.unpack(header)
         job = decoder.decode(sys.stdin.buffer.read(length))
@@ -113,7 +120,7 @@ def _give_up_rights() -> None:
 def _run(job: Render, compiled: Compiled) -> bytes:
     """The outcome, encoded: a text that is no Unicode fails here."""
     try:
-        text = render(compiled.get(job.template), job.messages, job.special_tokens)
+        text = render(compiled.get(job.template), job.messages, job.special_tokens, job.options)
         if len(text) > job.max_chars:
             raise TemplateError(f"the chat template makes more than {job.max_chars} characters of these messages")
         return msgspec.msgpack.encode(Rendered(text))

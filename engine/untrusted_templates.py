@@ -20,7 +20,7 @@ import msgspec
 
 from loraplex.engine.generation import EngineUnavailable
 from loraplex.engine.template_process import LENGTH, MEMORY_BYTES, Failed, Outcome, Render, Rendered
-from loraplex.engine.templates import Messages, TemplateError
+from loraplex.engine.templates import UP_TO_THE_ANSWER, Messages, TemplateError, TemplateOptions
 
 CPU_SECONDS = 1.0
 WALL_SECONDS = 10.0
@@ -39,6 +39,9 @@ MAX_WAITING = 256
 ADDED_CHARS = 256 << 10
 """How much longer than its messages a rendered conversation may be: 64 characters for each of 4096 messages."""
 
+INDENTED = 8
+"""How many times longer tools may be in a prompt, where templates write them as indented JSON or twice."""
+
 log = logging.getLogger(__name__)
 
 
@@ -56,15 +59,22 @@ class UntrustedTemplates:
         self._idle: list[_Process] = []
         self._turns: dict[str, _Turn] = {}
 
-    async def render(self, owner: str, template: str, messages: Messages, special_tokens: Mapping[str, str]) -> str:
-        """The conversation up to where the assistant's answer begins.
+    async def render(
+        self,
+        owner: str,
+        template: str,
+        messages: Messages,
+        special_tokens: Mapping[str, str],
+        options: TemplateOptions = UP_TO_THE_ANSWER,
+    ) -> str:
+        """The conversation up to where the assistant's answer begins, or goes on.
 
         Raises TemplateError; EngineUnavailable when the owner has MAX_WAITING renders under way.
         """
         plain = [dict(message) for message in messages]
-        max_chars = sum(len(message["content"]) for message in plain) + ADDED_CHARS
+        max_chars = options.chars_with(messages) * (INDENTED if options.tools else 1) + ADDED_CHARS
         async with self._turn(owner):
-            outcome = await self._run(Render(template, plain, dict(special_tokens), max_chars), owner)
+            outcome = await self._run(Render(template, plain, dict(special_tokens), options, max_chars), owner)
         if isinstance(outcome, Failed):
             raise TemplateError(outcome.reason, refused=outcome.refused)
         return outcome.text
@@ -140,8 +150,7 @@ class _Process:
         stdin, stdout = self.process.stdin, self.process.stdout
         assert stdin is not None, "a pipe"
         assert stdout is not None, "a pipe"
-        frame = msgspec.msgpack.encode(job)
-        stdin.write(LENGTH.pack(len(frame)) + frame)
+        stdin.write(job.frame())
         await stdin.drain()
         (length,) = LENGTH.unpack(await stdout.readexactly(LENGTH.size))
         if length > MEMORY_BYTES:

@@ -6,6 +6,7 @@ Knows tokens, text and stop strings. Knows no request or response shape.
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from typing import Literal
 
 from loraplex.engine.client import EngineUnavailable, Generation, GenerationFailed
@@ -29,8 +30,9 @@ class Answer:
         stops: tuple[str, ...],
         tenant_id: str | None,
         text: TextCodec,
+        markers: Collection[str] = (),
     ) -> None:
-        """Submit to the engine for a tenant. text: of the model that is asked.
+        """Submit to the engine for a tenant. text: of the model that is asked. markers: told even as special tokens.
 
         Raises EngineUnavailable or GenerationFailed when it cannot be taken.
         """
@@ -43,7 +45,7 @@ class Answer:
         self._completion_tokens = 0
         self._failed = False
         self._closed = False
-        self._detokenizer = text.detokenizer()
+        self._detokenizer = text.detokenizer(markers)
         self._stops = StopStrings(stops)
         self._started = time.monotonic()
         self._first_token_at: float | None = None

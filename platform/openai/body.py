@@ -18,7 +18,6 @@ from loraplex.platform.openai.generation_types import GenerationRequest
 UNSERVED: Mapping[str, tuple[Any, ...]] = {
     # field of OpenAI's, vLLM's or LoRAX's API -> the values that ask for nothing; any other is refused
     "adapter_source": (None, "local"),
-    "add_generation_prompt": (None, True),
     "add_special_tokens": (None,),
     "allowed_token_ids": (None,),
     "api_token": (None,),
@@ -26,8 +25,6 @@ UNSERVED: Mapping[str, tuple[Any, ...]] = {
     "bad_words": (None, []),
     "best_of": (None, 1),
     "chat_template": (None,),
-    "chat_template_kwargs": (None, {}),
-    "continue_final_message": (None, False),
     "echo": (None, False),
     "frequency_penalty": (None, 0),
     "function_call": (None, "none", "auto"),
@@ -39,7 +36,6 @@ UNSERVED: Mapping[str, tuple[Any, ...]] = {
     "min_tokens": (None, 0),
     "modalities": (None, ["text"]),
     "moderation": (None,),
-    "parallel_tool_calls": (None, True, False),
     "prediction": (None,),
     "presence_penalty": (None, 0),
     "priority": (None, 0),
@@ -54,8 +50,6 @@ UNSERVED: Mapping[str, tuple[Any, ...]] = {
     "skip_special_tokens": (None, True),
     "store": (None, False),
     "suffix": (None, ""),
-    "tool_choice": (None, "none", "auto"),
-    "tools": (None, []),
     "top_logprobs": (None, 0),
     "truncate_prompt_tokens": (None,),
     "verbosity": (None, "medium"),
@@ -67,10 +61,6 @@ UNSERVED_IN_MESSAGES: Mapping[str, tuple[Any, ...]] = {
     "annotations": (None, []),
     "audio": (None,),
     "function_call": (None,),
-    "name": (None,),
-    "refusal": (None,),
-    "tool_call_id": (None,),
-    "tool_calls": (None, []),
 }
 
 INSTEAD: Mapping[str, str] = {

@@ -17,6 +17,7 @@ from loraplex.platform.openai.answer import Answer
 from loraplex.platform.openai.completion_types import Completion, CompletionRequest, TextChoice
 from loraplex.platform.openai.generation import choose_model, heading, prepare, respond, stop_strings
 from loraplex.platform.openai.generation_types import FinishReason, Heading
+from loraplex.platform.openai.sse import TextFrame
 from loraplex.platform.prompts import tokenise
 from loraplex.platform.services import Services
 from loraplex.platform.tenants import Principal
@@ -79,8 +80,8 @@ class CompletionShape:
     def opening(self) -> list[Completion]:
         return []
 
-    def piece(self, text: str) -> Completion:
-        return self._chunk(text)
+    def frames(self) -> TextFrame:
+        return TextFrame(self._chunk)
 
     def closing(self, answer: Answer) -> list[Completion]:
         finish = self._chunk("", answer.finish_reason)

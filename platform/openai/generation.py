@@ -27,13 +27,19 @@ from loraplex.platform.openai.answer import Answer
 from loraplex.platform.openai.connection import while_connected
 from loraplex.platform.openai.generation_types import GenerationRequest, Heading
 from loraplex.platform.openai.invocation import uses_of
-from loraplex.platform.openai.sse import DONE, EventStream, TextFrame, Write, error_frame, frame
+from loraplex.platform.openai.sse import DONE, EventStream, Write, error_frame, frame
 from loraplex.platform.tenants import Principal
 
 T = TypeVar("T")
 
 ADAPTER_FIELDS = ("adapters", "adapter_id", "lora_path")
 """Fields beside `model` that name adapters."""
+
+
+class Frames(Protocol):
+    """Words text as frames, of which there may be none."""
+
+    def of(self, text: str) -> bytes: ...
 
 
 class Shape(Protocol):
@@ -45,8 +51,8 @@ class Shape(Protocol):
     def opening(self) -> Iterable[msgspec.Struct]:
         """The chunks of a stream before any text."""
 
-    def piece(self, text: str) -> msgspec.Struct:
-        """The chunk that adds this text."""
+    def frames(self) -> Frames:
+        """What chunks that add text are written with."""
 
     def closing(self, answer: Answer) -> Iterable[msgspec.Struct]:
         """The chunks after all text."""
@@ -171,12 +177,12 @@ def _headers(answer: Answer, model: ResolvedModel) -> dict[str, str]:
 
 async def _stream(answer: Answer, shape: Shape, write: Write) -> None:
     """Write chunks as their text becomes certain, those that are due at the same time together: a write costs most."""
-    piece = TextFrame(shape.piece)
+    frames = shape.frames()
     due = b"".join(map(frame, shape.opening()))
     try:
         while answer.finish_reason is None:
             if text := await answer.next_text():
-                due += piece.of(text)
+                due += frames.of(text)
             if due and answer.finish_reason is None:
                 await write(due, more=True)
                 due = b""
