@@ -138,7 +138,7 @@ class _Process:
         stdin, stdout = self.process.stdin, self.process.stdout
         assert stdin is not None, "a pipe"
         assert stdout is not None, "a pipe"
-        frame = msgspec.msgpack.encode(job)
+        frame = msgspec.json.encode(job)  # which has no largest integer
         stdin.write(LENGTH.pack(len(frame)) + frame)
         await stdin.drain()
         (length,) = LENGTH.unpack(await stdout.readexactly(LENGTH.size))

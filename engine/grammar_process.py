@@ -45,7 +45,7 @@ def main() -> None:
     check(tokenizer, Grammar("lark", 'root ::= "a"'))  # all that is loaded when it is first used
     give_up_rights(MEMORY_BYTES)
     threading.stack_size(STACK_BYTES)
-    decoder = msgspec.msgpack.Decoder(Grammar)
+    decoder = msgspec.json.Decoder(Grammar)
     answer_jobs(float(cpu_seconds), lambda job: _in_thread(tokenizer, decoder.decode(job)))
 
 

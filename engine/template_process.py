@@ -10,12 +10,13 @@ from __future__ import annotations
 import sys
 from collections import OrderedDict
 from contextlib import suppress
+from typing import Any
 
 import msgspec
 from jinja2 import Template
 
 from loraplex.engine.bounded_work import answer_jobs, give_up_rights
-from loraplex.engine.templates import TemplateError, compile_template, render
+from loraplex.engine.templates import TemplateError, TemplateOptions, compile_template, render
 
 MEMORY_BYTES = 384 << 20
 """Address space. A template of 64 KiB takes up to 100 MiB while it is compiled and 5 MiB from then on."""
@@ -33,8 +34,9 @@ class Render(msgspec.Struct, frozen=True):
     """`max_chars`: of the rendered text."""
 
     template: str
-    messages: list[dict[str, str]]
+    messages: list[dict[str, Any]]
     special_tokens: dict[str, str]
+    options: TemplateOptions
     max_chars: int
 
 
@@ -81,14 +83,14 @@ def main() -> None:
         render(compile_template(LATE_IMPORTS), [], {})
     give_up_rights(MEMORY_BYTES)
     compiled = Compiled()
-    decoder = msgspec.msgpack.Decoder(Render)
+    decoder = msgspec.json.Decoder(Render)
     answer_jobs(float(sys.argv[1]), lambda job: _run(decoder.decode(job), compiled))
 
 
 def _run(job: Render, compiled: Compiled) -> bytes:
     """The outcome, encoded: a text that is no Unicode fails here."""
     try:
-        text = render(compiled.get(job.template), job.messages, job.special_tokens)
+        text = render(compiled.get(job.template), job.messages, job.special_tokens, job.options)
         if len(text) > job.max_chars:
             raise TemplateError(f"the chat template makes more than {job.max_chars} characters of these messages")
         return msgspec.msgpack.encode(Rendered(text))

@@ -24,7 +24,31 @@ from jinja2.utils import Namespace
 MAX_REASON_CHARS = 300
 """A template writes a part of its error messages itself."""
 
-Messages = Sequence[Mapping[str, str]]
+Messages = Sequence[Mapping[str, Any]]
+"""As chat templates want them: `role` and `content`, and what else a message of a role has."""
+
+Scalar = str | int | float | bool | None
+
+
+class TemplateOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a template is given beside the messages. tools: in OpenAI's form. variables: names of the template's own.
+
+    continue_final_message: end in the middle of the last message, for the model to go on with it.
+    """
+
+    tools: list[dict[str, Any]] | None = None
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+    variables: dict[str, Scalar] = {}
+
+    def chars_with(self, messages: Messages) -> int:
+        """About how long the rendered conversation is at least."""
+        chars = sum(len(message["content"] or "") for message in messages)
+        called = [message["tool_calls"] for message in messages if "tool_calls" in message]
+        return chars + (len(msgspec.json.encode((self.tools, called))) if self.tools or called else 0)
+
+
+UP_TO_THE_ANSWER = TemplateOptions()
 
 
 class NamedTemplate(msgspec.Struct, frozen=True):
@@ -47,9 +71,12 @@ class TokenizerConfig(msgspec.Struct, frozen=True):
 
     @property
     def default_template(self) -> str | None:
-        if isinstance(self.chat_template, list):
-            return next((named.template for named in self.chat_template if named.name == "default"), None)
-        return self.chat_template
+        return self.chat_template if isinstance(self.chat_template, str) else self.template_named("default")
+
+    def template_named(self, name: str) -> str | None:
+        """Of several."""
+        named = self.chat_template if isinstance(self.chat_template, list) else ()
+        return next((each.template for each in named if each.name == name), None)
 
     @property
     def special_tokens(self) -> dict[str, str]:
@@ -77,12 +104,21 @@ def compile_template(source: str) -> Template:
         raise TemplateError(f"the chat template is not valid: {_told(error)}") from error
 
 
-def render(template: Template, messages: Messages, special_tokens: Mapping[str, str]) -> str:
-    """The conversation up to where the assistant's answer begins. Raises TemplateError."""
+def render(
+    template: Template,
+    messages: Messages,
+    special_tokens: Mapping[str, str],
+    options: TemplateOptions = UP_TO_THE_ANSWER,
+) -> str:
+    """The conversation up to where the assistant's answer begins, or goes on. Raises TemplateError."""
     try:
         # What a template need not find defined, it finds as None: some ask for `tools` by `is not none`.
-        return template.render(
-            messages=messages, tools=None, documents=None, add_generation_prompt=True, **special_tokens
+        rendered = template.render(
+            messages=_marked(messages) if options.continue_final_message else messages,
+            tools=options.tools,
+            documents=None,
+            add_generation_prompt=options.add_generation_prompt,
+            **{**special_tokens, **options.variables},
         )
     except _Refusal as error:
         raise TemplateError(f"the chat template refuses these messages: {_told(error)}", refused=True) from error
@@ -90,6 +126,24 @@ def render(template: Template, messages: Messages, special_tokens: Mapping[str, 
         raise
     except Exception as error:  # a template is a program: it may fail in any way
         raise TemplateError(f"the chat template fails on these messages: {_told(error)}") from error
+    return _up_to_mark(rendered) if options.continue_final_message else rendered
+
+
+_MARK = "CONTINUE_FINAL_MESSAGE_TAG "
+"""Transformers' own; its last space shows whether the template trims messages."""
+
+
+def _marked(messages: Messages) -> Messages:
+    final = messages[-1]
+    return [*messages[:-1], {**final, "content": final["content"] + _MARK}]
+
+
+def _up_to_mark(rendered: str) -> str:
+    """Without the mark and what follows it, as Transformers cuts. Raises TemplateError."""
+    place = rendered.rfind(_MARK.rstrip())
+    if place < 0:
+        raise TemplateError("the chat template leaves the final message out, so it cannot be continued")
+    return rendered[:place] if rendered.startswith(_MARK, place) else rendered[:place].rstrip()
 
 
 class _Refusal(JinjaError):

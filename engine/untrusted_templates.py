@@ -13,7 +13,7 @@ import msgspec
 
 from loraplex.engine.bounded_processes import BoundedProcesses, Ended
 from loraplex.engine.template_process import Failed, Outcome, Render, Rendered
-from loraplex.engine.templates import Messages, TemplateError
+from loraplex.engine.templates import UP_TO_THE_ANSWER, Messages, TemplateError, TemplateOptions
 
 CPU_SECONDS = 1.0
 
@@ -21,6 +21,9 @@ PROCESSES = 2
 
 ADDED_CHARS = 256 << 10
 """How much longer than its messages a rendered conversation may be: 64 characters for each of 4096 messages."""
+
+INDENTED = 8
+"""How many times longer tools may be in a prompt, where templates write them as indented JSON or twice."""
 
 
 class UntrustedTemplates:
@@ -30,14 +33,21 @@ class UntrustedTemplates:
         command = ("loraplex.engine.template_process", str(cpu_seconds))
         self._processes = BoundedProcesses(command, "chat template", processes=processes, cpu_seconds=cpu_seconds)
 
-    async def render(self, owner: str, template: str, messages: Messages, special_tokens: Mapping[str, str]) -> str:
-        """The conversation up to where the assistant's answer begins.
+    async def render(
+        self,
+        owner: str,
+        template: str,
+        messages: Messages,
+        special_tokens: Mapping[str, str],
+        options: TemplateOptions = UP_TO_THE_ANSWER,
+    ) -> str:
+        """The conversation up to where the assistant's answer begins, or goes on.
 
         Raises TemplateError; EngineUnavailable when the owner has too many renders under way.
         """
         plain = [dict(message) for message in messages]
-        max_chars = sum(len(message["content"]) for message in plain) + ADDED_CHARS
-        outcome = await self._run(Render(template, plain, dict(special_tokens), max_chars), owner)
+        max_chars = options.chars_with(messages) * (INDENTED if options.tools else 1) + ADDED_CHARS
+        outcome = await self._run(Render(template, plain, dict(special_tokens), options, max_chars), owner)
         if isinstance(outcome, Failed):
             raise TemplateError(outcome.reason, refused=outcome.refused)
         return outcome.text

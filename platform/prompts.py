@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import anyio.to_thread
 
-from loraplex.engine.templates import Messages
+from loraplex.engine.templates import UP_TO_THE_ANSWER, Messages, TemplateOptions
 from loraplex.engine.text import TextCodec
 from loraplex.engine.untrusted_templates import UntrustedTemplates
 
@@ -23,13 +23,19 @@ async def tokenise(encode: Callable[[], list[int]], chars: int) -> list[int]:
 
 
 async def chat_prompt(
-    text: TextCodec, templates: UntrustedTemplates, messages: Messages, *, template: str | None, owner: str
+    text: TextCodec,
+    templates: UntrustedTemplates,
+    messages: Messages,
+    *,
+    template: str | None,
+    owner: str,
+    options: TemplateOptions = UP_TO_THE_ANSWER,
 ) -> list[int]:
     """Token ids of a conversation. template: of the adapter, None for the base's own. owner: whose template it is.
 
     Raises TemplateError; EngineUnavailable while too many of the owner's conversations wait.
     """
     if template is None or template == text.chat_template:
-        return await tokenise(lambda: text.render_chat(messages), sum(len(message["content"]) for message in messages))
-    rendered = await templates.render(owner, template, messages, text.special_tokens)
+        return await tokenise(lambda: text.render_chat(messages, options), options.chars_with(messages))
+    rendered = await templates.render(owner, template, messages, text.special_tokens, options)
     return await tokenise(lambda: text.encode_rendered(rendered), len(rendered))

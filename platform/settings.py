@@ -124,6 +124,13 @@ class Settings(BaseSettings):
     kernels: Literal["auto", "reference", "native", "triton"] = Field("auto", description="Kernel implementation.")
     seed: int = Field(0, ge=0, lt=1 << 63, description="Seed of requests that bring none.")
 
+    tool_call_format: Literal["auto", "hermes", "llama3", "mistral"] = Field(
+        "auto", description="How the base writes tool calls: auto goes by its chat template, as for adapters' own."
+    )
+    reasoning_format: Literal["auto", "think", "none"] = Field(
+        "auto", description="Whether the base thinks between <think> and </think>: auto goes by its chat template."
+    )
+
     max_model_len: int | None = Field(None, ge=16, le=1 << 22, description="Context in tokens; default: the model's.")
     max_num_seqs: int = Field(64, ge=1, le=4096, description="Sequences in one step.")
     max_step_tokens: int = Field(1024, ge=16, le=1 << 20, description="Tokens in one step, prefill and decode.")

@@ -36,6 +36,8 @@ OPTIONS = (
     "quantization",
     "kernels",
     "load_format",
+    "tool_call_format",
+    "reasoning_format",
     "max_model_len",
     "max_num_seqs",
     "max_step_tokens",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Literal
 
 from loraplex.engine import generation
@@ -34,8 +34,9 @@ class Answer:
         reading: Reading,
         tenant_id: str | None,
         text: TextCodec,
+        markers: Collection[str] = (),
     ) -> None:
-        """Submit to the engine for a tenant. text: of the model that is asked.
+        """Submit to the engine for a tenant. text: of the model that is asked. markers: told even as special tokens.
 
         prompt_scores: of the prompt's tokens from the second on, if they are asked for; known with the first text.
         Raises EngineUnavailable or GenerationFailed when it cannot be taken.
@@ -55,7 +56,7 @@ class Answer:
         self._completion_tokens = 0
         self._logprob_sum = 0.0
         self._closed = False
-        self._detokenizer = text.detokenizer(special_tokens=reading.special_tokens)
+        self._detokenizer = text.detokenizer(special_tokens=reading.special_tokens, markers=markers)
         self._stops = StopStrings(reading.stops, included=reading.includes_stop)
         self._offset = len(reading.echo or "")  # of the next token, in characters
         self._scored: list[ScoredToken] = []

@@ -21,14 +21,11 @@ UNSERVED: Mapping[str, tuple[Any, ...]] = {
     # field of OpenAI's, vLLM's or LoRAX's API -> the values that ask for nothing; any other is refused, by an endpoint
     # whose body does not have it
     "adapter_source": (None, "local"),
-    "add_generation_prompt": (None, True),
     "add_special_tokens": (None,),
     "api_token": (None,),
     "audio": (None,),
     "best_of": (None, 1),
     "chat_template": (None,),
-    "chat_template_kwargs": (None, {}),
-    "continue_final_message": (None, False),
     "echo": (None, False),
     "function_call": (None, "none", "auto"),
     "functions": (None, []),
@@ -39,7 +36,6 @@ UNSERVED: Mapping[str, tuple[Any, ...]] = {
     "metadata": (None, {}),
     "modalities": (None, ["text"]),
     "moderation": (None,),
-    "parallel_tool_calls": (None, True, False),
     "prediction": (None,),
     "prompt_cache_key": (None,),
     "prompt_cache_retention": (None,),
@@ -48,8 +44,6 @@ UNSERVED: Mapping[str, tuple[Any, ...]] = {
     "service_tier": (None, "auto", "default"),
     "store": (None, False),
     "suffix": (None, ""),
-    "tool_choice": (None, "none", "auto"),
-    "tools": (None, []),
     "top_logprobs": (None, 0),
     "verbosity": (None, "medium"),
     "web_search_options": (None,),
@@ -60,10 +54,6 @@ UNSERVED_IN_MESSAGES: Mapping[str, tuple[Any, ...]] = {
     "annotations": (None, []),
     "audio": (None,),
     "function_call": (None,),
-    "name": (None,),
-    "refusal": (None,),
-    "tool_call_id": (None,),
-    "tool_calls": (None, []),
 }
 
 INSTEAD: Mapping[str, str] = {

@@ -25,6 +25,7 @@ from loraplex.platform.openai.generation import choose_model, heading, prepare, 
 from loraplex.platform.openai.generation_types import FinishReason, Heading, Reading, Usage
 from loraplex.platform.openai.logprobs import ScoredToken, TextLogprobs, Wording, text_logprobs
 from loraplex.platform.openai.response import respond
+from loraplex.platform.openai.sse import TextFrame
 from loraplex.platform.openai.structured_output import grammar_of
 from loraplex.platform.prompts import tokenise
 from loraplex.platform.services import Services
@@ -139,13 +140,16 @@ class CompletionShape:
 
     def opening(self) -> list[Completion]:
         indices = range(len(self.echoes) * self.per_prompt)
-        return [self.piece(index, self._echo(index)) for index in indices if self._echo(index)]
+        return [self._chunk(index, self._echo(index)) for index in indices if self._echo(index)]
 
-    def piece(self, index: int, text: str, scores: Sequence[ScoredToken] = ()) -> Completion:
-        return self._chunk(index, text, logprobs=text_logprobs(scores, self.wording.text) if scores else None)
+    def frames(self, index: int) -> TextFrame:
+        return TextFrame(partial(self._chunk, index))
 
-    def finish(self, index: int, answer: Answer) -> Completion:
-        return self._chunk(index, "", answer.finish_reason)
+    def scored(self, index: int, text: str, scores: Sequence[ScoredToken]) -> list[Completion]:
+        return [self._chunk(index, text, logprobs=text_logprobs(scores, self.wording.text))]
+
+    def finish(self, index: int, answer: Answer) -> list[Completion]:
+        return [self._chunk(index, "", answer.finish_reason)]
 
     def closing(self, usage: Usage) -> list[Completion]:
         if not self.include_usage:

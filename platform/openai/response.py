@@ -21,11 +21,17 @@ from loraplex.platform.openai.choices import Choices
 from loraplex.platform.openai.connection import while_connected
 from loraplex.platform.openai.generation_types import Usage
 from loraplex.platform.openai.logprobs import ScoredToken
-from loraplex.platform.openai.sse import DONE, EventStream, TextFrame, Write, error_frame, frame
+from loraplex.platform.openai.sse import DONE, EventStream, Write, error_frame, frame
 
 INLINE_SCORED = 256
 """Tokens whose log-probabilities are worded in 2 to 20 ms, with those beside them. More are in a thread, so that the
 event loop turns."""
+
+
+class Frames(Protocol):
+    """Words text as frames, of which there may be none."""
+
+    def of(self, text: str) -> bytes: ...
 
 
 class Shape(Protocol):
@@ -37,11 +43,14 @@ class Shape(Protocol):
     def opening(self) -> Iterable[msgspec.Struct]:
         """The chunks of a stream before any text."""
 
-    def piece(self, index: int, text: str, scores: Sequence[ScoredToken] = ()) -> msgspec.Struct:
-        """The chunk that adds this text, or tells how likely these tokens were, or both."""
+    def frames(self, index: int) -> Frames:
+        """What chunks that add text are written with."""
 
-    def finish(self, index: int, answer: Answer) -> msgspec.Struct:
-        """The chunk after all text of a choice."""
+    def scored(self, index: int, text: str, scores: Sequence[ScoredToken]) -> Iterable[msgspec.Struct]:
+        """The chunks that add this text, if any, and tell how likely these tokens were."""
+
+    def finish(self, index: int, answer: Answer) -> Iterable[msgspec.Struct]:
+        """The chunks after all text of a choice."""
 
     def closing(self, usage: Usage) -> Iterable[msgspec.Struct]:
         """The chunks after all choices."""
@@ -70,17 +79,17 @@ async def respond(
 
 async def _stream(choices: Choices, shape: Shape, write: Write) -> None:
     """Write chunks as their text becomes certain, those that are due at the same time together: a write costs most."""
-    pieces = [TextFrame(partial(shape.piece, index)) for index, _ in choices.running]
+    frames = [shape.frames(index) for index, _ in choices.running]
     due = b"".join(map(frame, shape.opening()))
     try:
         while choices.running:
             for index, answer, text in await choices.news():
                 if scores := answer.take_scores():
-                    due += frame(shape.piece(index, text, scores))
+                    due += b"".join(map(frame, shape.scored(index, text, scores)))
                 elif text:
-                    due += pieces[index].of(text)
+                    due += frames[index].of(text)
                 if answer.finish_reason is not None:
-                    due += frame(shape.finish(index, answer))
+                    due += b"".join(map(frame, shape.finish(index, answer)))
             if due and choices.running:
                 await write(due, more=True)
                 due = b""

@@ -17,6 +17,7 @@ from loraplex.engine.text import TextCodec
 from loraplex.platform.catalog import ResolvedModel
 from loraplex.platform.errors import ApiError
 from loraplex.platform.openai.chat import render_conversation
+from loraplex.platform.openai.chat_plan import plan_conversation
 from loraplex.platform.openai.tokenize_types import Detokenized, DetokenizeRequest, Tokenized, TokenizeRequest
 from loraplex.platform.prompts import tokenise
 from loraplex.platform.services import Services
@@ -36,7 +37,9 @@ async def tokenize(
     model, text = await _model(services, principal, data.model)
     profile = await services.profile_cache.of(model.version)
     if data.messages is not None:
-        tokens = await render_conversation(services, principal, profile, text, data.messages)
+        tokens = await render_conversation(
+            services, principal, profile, text, plan_conversation(data.messages, profile)
+        )
     else:
         prompt = data.prompt or ""
         encode = text.encode_rendered if data.add_special_tokens is False else text.encode

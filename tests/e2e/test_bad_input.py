@@ -38,7 +38,7 @@ BAD_CHATS = [
     ({"temperature": "hot"}, "invalid_type", "temperature", "Expected `float | null`, got `str`"),
     ({"messages": []}, "invalid_value", "messages", "Expected `array` of length >= 1"),
     ({"n": 10_000}, "invalid_value", "n", "a request has at most 128 choices in all"),
-    ({"tools": [{"type": "function"}]}, "unsupported_parameter", "tools", "Leave it out"),
+    ({"tools": [{"type": "function"}]}, "missing_required_parameter", "tools[0].function", "Missing required"),
     ({"colour": "red"}, "unknown_parameter", "colour", "Unknown parameter: 'colour'."),
     ({"messages": [{"role": "user"}]}, "missing_required_parameter", "messages[0].content", "messages[0].content"),
     (

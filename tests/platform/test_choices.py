@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from functools import partial
 from types import SimpleNamespace
 
 import msgspec
@@ -18,6 +19,7 @@ from loraplex.platform.openai.answer import Answer
 from loraplex.platform.openai.choices import Choices, sequences_of
 from loraplex.platform.openai.generation_types import Reading
 from loraplex.platform.openai.response import respond
+from loraplex.platform.openai.sse import TextFrame
 from loraplex.platform.use_log import UseLog
 
 PROMPT = Generate(request_id="r", prompt=[1, 2], sampling=SamplingParams(max_tokens=100, seed=3))
@@ -60,11 +62,11 @@ class Shape:
     def opening(self):
         return []
 
-    def piece(self, index, text, scores=()):
-        return Piece(index, text)
+    def frames(self, index):
+        return TextFrame(partial(Piece, index))
 
     def finish(self, index, answer):
-        return Finish(index, answer.finish_reason)
+        return [Finish(index, answer.finish_reason)]
 
     def closing(self, usage):
         return [usage]
@@ -83,7 +85,7 @@ class Finish(msgspec.Struct):
 def open_choices(count):
     engine = Engine()
     services = SimpleNamespace(engine=engine, metrics=Metrics(), uses=UseLog())
-    text = SimpleNamespace(detokenizer=lambda special_tokens: Letters())
+    text = SimpleNamespace(detokenizer=lambda **_: Letters())
     choices = Choices(
         sequences_of([PROMPT], count),
         lambda asked: Answer(services, "chat", asked, Reading(stops=("stop",)), "t", text),

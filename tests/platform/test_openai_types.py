@@ -25,6 +25,25 @@ def completion(**fields):
     return read_body(json.dumps({"model": "m", "prompt": "hi", **fields}).encode(), CompletionRequest)
 
 
+CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+
+
+def message(**fields):
+    return {"messages": [{"role": "assistant", "content": "hi", **fields}]}
+
+
+def tools(*functions):
+    return {"tools": [{"type": "function", "function": function} for function in functions]}
+
+
+def choose(name):
+    return {"type": "function", "function": {"name": name}}
+
+
+def nested(depth):
+    return {"x": nested(depth - 1)} if depth else {}
+
+
 def refusal(make, **fields):
     """(code, param) of the ApiError that the client would see."""
     with pytest.raises(Exception) as refused:
@@ -86,14 +105,49 @@ def refusal(make, **fields):
         ({"messages": []}, ("invalid_value", "messages")),
         ({"messages": "hi"}, ("invalid_type", "messages")),
         ({"messages": [USER, {"role": "user"}]}, ("missing_required_parameter", "messages[1].content")),
-        ({"messages": [{"role": "tool", "content": "x"}]}, ("invalid_value", "messages[0].role")),
-        ({"messages": [{"role": "user", "content": None}]}, ("invalid_type", "messages[0].content")),
-        ({"messages": [{**USER, "tool_calls": [{}]}]}, ("unsupported_parameter", "messages[0].tool_calls")),
+        ({"messages": [{"role": "user", "content": None}]}, ("missing_required_parameter", "messages[0].content")),
+        ({"messages": [{"role": "function", "content": "x"}]}, ("invalid_value", "messages[0].role")),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
             ("invalid_value", "messages[0].content[0].type"),
         ),
         ({"colour": "red"}, ("unknown_parameter", "colour")),
+        ({"messages": [{"role": "tool", "content": "x"}]}, ("missing_required_parameter", "messages[0].tool_call_id")),
+        (message(role="tool", content=None, tool_call_id="c"), ("missing_required_parameter", "messages[0].content")),
+        (message(role="user", tool_call_id="c"), ("invalid_value", "messages[0].tool_call_id")),
+        (message(role="user", tool_calls=[CALL]), ("invalid_value", "messages[0].tool_calls")),
+        (message(role="system", refusal="no"), ("invalid_value", "messages[0].refusal")),
+        (
+            message(role="user", content=[{"type": "refusal", "refusal": "no"}]),
+            ("invalid_value", "messages[0].content"),
+        ),
+        (message(content=None, tool_calls=[]), ("missing_required_parameter", "messages[0].content")),
+        (message(tool_calls=[{}]), ("missing_required_parameter", "messages[0].tool_calls[0].id")),
+        (message(tool_calls=[CALL] * 129), ("invalid_value", "messages[0].tool_calls")),
+        (message(tool_calls=[{**CALL, "type": "custom"}]), ("invalid_value", "messages[0].tool_calls[0].type")),
+        (message(name="n" * 257), ("invalid_value", "messages[0].name")),
+        (tools({"name": "a b"}), ("invalid_value", "tools[0].function.name")),
+        (tools({"name": "f", "return": {}}), ("unknown_parameter", "tools[0].function.return")),
+        (tools({"name": "f", "parameters": []}), ("invalid_type", "tools[0].function.parameters")),
+        (tools({"name": "f", "parameters": nested(99)}), ("invalid_value", "tools[0].function.parameters")),
+        (tools({"name": "f", "parameters": {"x": "y" * 600_000}}), ("invalid_value", "tools")),
+        (tools({"name": "f"}, {"name": "f"}), ("invalid_value", "tools[1].function.name")),
+        (tools(*({"name": f"f{n}"} for n in range(129))), ("invalid_value", "tools")),
+        ({"tools": [{"type": "custom", "custom": {}}]}, ("invalid_value", "tools[0].type")),
+        ({"tool_choice": "required"}, ("invalid_value", "tool_choice")),
+        ({"tool_choice": "any"}, ("invalid_value", "tool_choice")),
+        (tools({"name": "f"}) | {"tool_choice": choose("g")}, ("invalid_value", "tool_choice")),
+        ({"parallel_tool_calls": "yes"}, ("invalid_type", "parallel_tool_calls")),
+        ({"chat_template_kwargs": {"tokenize": True}}, ("invalid_value", "chat_template_kwargs")),
+        ({"chat_template_kwargs": {"messages": "x"}}, ("invalid_value", "chat_template_kwargs")),
+        ({"chat_template_kwargs": {"thinking": []}}, ("invalid_type", "chat_template_kwargs[...]")),
+        ({"chat_template_kwargs": {"date_string": "x" * 257}}, ("invalid_value", "chat_template_kwargs[...]")),
+        ({"continue_final_message": True}, ("invalid_value", "continue_final_message")),
+        (message(tool_calls=[CALL]) | {"continue_final_message": True}, ("invalid_value", "continue_final_message")),
+        (
+            message() | {"continue_final_message": True, "add_generation_prompt": True},
+            ("invalid_value", "add_generation_prompt"),
+        ),
     ],
 )
 def test_what_is_out_of_bounds_is_refused_by_name(fields, expected):

@@ -1,0 +1,205 @@
+"""The routes of OpenAI's API over an engine that says what it was told to. A token is a byte."""
+
+import dataclasses
+import json
+from collections.abc import AsyncIterator
+from types import SimpleNamespace
+
+from litestar import Litestar
+from litestar.di import Provide
+from litestar.testing import TestClient
+
+from loraplex.engine.client import EngineUnavailable
+from loraplex.engine.messages import TokenChunk
+from loraplex.platform.catalog import Catalog
+from loraplex.platform.errors import EXCEPTION_HANDLERS
+from loraplex.platform.metrics import Metrics
+from loraplex.platform.openai.routes import OPENAI_ROUTES
+from loraplex.platform.profile_cache import ProfileCache
+from loraplex.platform.services import Services
+from loraplex.platform.settings import Settings
+from loraplex.platform.tenants import Principal
+from loraplex.platform.text_codecs import TextCodecs
+from loraplex.platform.use_log import UseLog
+
+ACME = Principal(key_id="k", tenant_id="t", tenant="acme", scopes=frozenset({"inference"}), salt=b"salt")
+
+
+class Script:
+    """An engine that says what it was told to: chunks of bytes, a failure, or a refusal. A token is a byte.
+
+    logprob: of each token, where they are asked for."""
+
+    ready = SimpleNamespace(vocab_size=256, max_model_len=4000, model_digest="ab" * 32)
+
+    def __init__(self, *says, finish="stop", logprob=-1.0):
+        self.says = says
+        self.logprob = logprob
+        self.finish = finish
+        self.asked = []
+        self.aborted = 0
+
+    def generate(self, request):
+        self.asked.append(request)
+        if isinstance(self.says[0], EngineUnavailable):
+            raise self.says[0]
+        return ScriptedGeneration(self)
+
+
+class ScriptedGeneration:
+    def __init__(self, script):
+        self.script = script
+        self.request = script.asked[-1]
+        self.started = None
+        self.has_news = True
+        self.rest = list(script.says)
+
+    def __aiter__(self) -> AsyncIterator[TokenChunk]:
+        return self
+
+    async def __anext__(self):
+        if not self.rest:
+            raise StopAsyncIteration
+        say = self.rest.pop(0)
+        if isinstance(say, Exception):
+            raise say
+        finish = None if self.rest else self.script.finish
+        logprobs = [self.script.logprob] * len(say) if self.request.sampling.logprobs else None
+        return TokenChunk("r", list(say), logprobs, finish, cached_tokens=2)
+
+    def abort(self):
+        self.script.aborted += 1
+        self.rest.clear()
+
+
+class Scripts(Script):
+    """An engine that says to each sequence what is its own."""
+
+    def __init__(self, *scripts):
+        super().__init__()
+        self.scripts = scripts
+
+    def generate(self, request):
+        self.asked.append(request)
+        return self.scripts[len(self.asked) - 1].generate(request)
+
+
+class ByteText:
+    """A codec in which a token is a byte."""
+
+    end = None
+
+    def encode(self, text):
+        return list(text.encode())
+
+    def __init__(self, chat_template=""):
+        """chat_template: is not rendered; a conversation is what was said."""
+        self.chat_template = self.tool_template = chat_template
+        self.rendered = []  # (messages, options) of each conversation
+
+    def render_chat(self, messages, options):
+        self.rendered.append((messages, options))
+        return self.encode("".join(message["content"] or "" for message in messages))
+
+    def end_of(self, token_ids):
+        return bytes(token_ids[-16:]).decode(errors="replace")
+
+    def decode(self, token_ids):
+        return bytes(token_ids).decode()
+
+    def detokenizer(self, *, special_tokens=False, markers=()):
+        return ByteDetokenizer()
+
+
+class ByteDetokenizer:
+    def __init__(self):
+        self.held = b""
+
+    def push(self, token_ids):
+        self.held += bytes(token_ids)
+        try:
+            text, self.held = self.held.decode(), b""
+        except UnicodeDecodeError:
+            return ""
+        return text
+
+    def flush(self):
+        held, self.held = self.held, b""
+        return held.decode(errors="replace")
+
+
+class SeenMetrics(Metrics):
+    def __init__(self):
+        super().__init__()
+        self.finished = []
+
+    def request_finished(self, *args):
+        self.finished.append(args)
+        super().request_finished(*args)
+
+
+class Trusting:
+    """Grammars are what they seem."""
+
+    async def take(self, owner, grammar):
+        return grammar
+
+
+class Api:
+    """The routes over a scripted engine."""
+
+    def __init__(self, engine, text=None, **settings):
+        self.engine = engine
+        self.text = text or ByteText()
+        self.metrics = SeenMetrics()
+        unused = {field.name: None for field in dataclasses.fields(Services)}
+        services = Services(
+            **unused
+            | {
+                "engine": engine,
+                "text": self.text,
+                "codecs": TextCodecs(self.text, None),
+                "catalog": Catalog(None, SimpleNamespace(subscribe=lambda listener: None), "base"),
+                "profile_cache": ProfileCache(None),
+                "metrics": self.metrics,
+                "uses": UseLog(),
+                "grammars": Trusting(),
+                "base_model_name": "base",
+                "settings": Settings(max_choices_per_request=8, **settings),
+            }
+        )
+        self.app = Litestar(
+            OPENAI_ROUTES,
+            dependencies={
+                "services": Provide(lambda: services, sync_to_thread=False),
+                "principal": Provide(lambda: ACME, sync_to_thread=False),
+                "tenant_id": Provide(lambda: ACME.tenant_id, sync_to_thread=False),
+                "upload_slots": Provide(lambda: None, sync_to_thread=False),
+            },
+            guards=[lambda connection, _handler: connection.scope.update(auth=ACME)],
+            exception_handlers=EXCEPTION_HANDLERS,
+            openapi_config=None,
+            logging_config=None,
+        )
+
+    def chat(self, **fields):
+        return self._post("chat/completions", {"messages": [{"role": "user", "content": "hello"}]} | fields)
+
+    def complete(self, **fields):
+        return self._post("completions", {"prompt": "hello"} | fields)
+
+    def _post(self, path, fields):
+        with TestClient(self.app) as client:
+            return client.post(f"/v1/{path}", json={"model": "base"} | fields)
+
+    def streamed(self, **fields):
+        """The payloads of the frames, and whether [DONE] was the last."""
+        response = self.chat(stream=True, **fields)
+        assert response.status_code == 200
+        *frames, done, rest = response.text.split("\n\n")
+        return [json.loads(frame.removeprefix("data: ")) for frame in frames], (done, rest) == ("data: [DONE]", "")
+
+
+def content(payloads):
+    choices = [choice for payload in payloads for choice in payload.get("choices", ())]
+    return [choice["delta"]["content"] for choice in choices if choice["delta"].get("content")]
