@@ -128,7 +128,7 @@ def content(api: Api, file_id: str | None) -> dict[str, Any]:
 async def test_a_batch_is_answered_line_by_line(api: Api, engine: PausingEngine) -> None:
     """Good lines in the output and bad ones in the errors, each as the endpoint answers it; what may pass is tried
     again; empty lines are none; the files are the tenant's."""
-    entries = [request("a"), b"", request("b", "none"), request("c", max_tokens=0), b"  ", request("d")]
+    entries = [request("a"), b"", request("b", "none"), request("c", max_tokens=-1), b"  ", request("d")]
     engine.refused = 1
     created = (await create(api, entries, metadata={"night": "1"})).json()
     assert (created["status"], created["request_counts"]["total"]) == ("validating", 0)
