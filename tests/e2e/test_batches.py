@@ -160,6 +160,7 @@ def test_a_thousand_lines_over_twenty_adapters_survive_kill_dash_nine(tiny_model
     assert 500 <= kept.completed < 1000
 
 
+@pytest.mark.slow
 @pytest.mark.postgres
 @pytest.mark.parametrize("empty_database_url", ["postgres"], indirect=True)
 def test_another_server_ends_what_a_dead_one_began(empty_database_url, tiny_model_dir, make_adapter, tmp_path):
