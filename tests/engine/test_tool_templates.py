@@ -235,7 +235,7 @@ def test_special_tokens_are_told_where_they_are_looked_for(tiny_model_dir: Path)
     """A marker that is a special token has its text, other special tokens have none; nothing else changes."""
     codec = TextCodec(tiny_model_dir)
     ids = codec.encode("<|im_start|>Grüße<|im_end|> 👩‍🚀<|im_start|>")
-    told, plain = codec.detokenizer(["<|im_start|>", "ü", "no token"]), codec.detokenizer()
+    told, plain = codec.detokenizer(markers=["<|im_start|>", "ü", "no token"]), codec.detokenizer()
 
     assert "".join(told.push([i]) for i in ids) + told.flush() == "<|im_start|>Grüße 👩‍🚀<|im_start|>"
     assert plain.push(ids) + plain.flush() == "Grüße 👩‍🚀"
