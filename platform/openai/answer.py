@@ -20,7 +20,7 @@ from loraplex.platform.openai.logprobs import ScoredToken, echoed
 from loraplex.platform.openai.stop_strings import StopStrings
 from loraplex.platform.services import Services
 
-Endpoint = Literal["chat", "completions"]
+Endpoint = Literal["chat", "completions", "responses", "messages"]
 
 
 class Answer:

@@ -25,7 +25,7 @@ from loraplex.platform.openai.generation import choose_model, heading, prepare, 
 from loraplex.platform.openai.generation_types import FinishReason, Heading, Reading, Usage
 from loraplex.platform.openai.logprobs import ScoredToken, TextLogprobs, Wording, text_logprobs
 from loraplex.platform.openai.response import respond
-from loraplex.platform.openai.sse import TextFrame
+from loraplex.platform.openai.sse import DONE, TextFrame, error_body, frame, framed
 from loraplex.platform.openai.structured_output import grammar_of
 from loraplex.platform.prompts import tokenise
 from loraplex.platform.services import Services
@@ -138,23 +138,25 @@ class CompletionShape:
         worded = [self._choice(index, *choice) for index, choice in enumerate(choices)]
         return Completion(**msgspec.structs.asdict(self.heading), choices=worded, usage=usage)
 
-    def opening(self) -> list[Completion]:
+    def opening(self) -> bytes:
         indices = range(len(self.echoes) * self.per_prompt)
-        return [self._chunk(index, self._echo(index)) for index in indices if self._echo(index)]
+        return framed(self._chunk(index, self._echo(index)) for index in indices if self._echo(index))
 
     def frames(self, index: int) -> TextFrame:
         return TextFrame(partial(self._chunk, index))
 
-    def scored(self, index: int, text: str, scores: Sequence[ScoredToken]) -> list[Completion]:
-        return [self._chunk(index, text, logprobs=text_logprobs(scores, self.wording.text))]
+    def scored(self, index: int, text: str, scores: Sequence[ScoredToken]) -> bytes:
+        return frame(self._chunk(index, text, logprobs=text_logprobs(scores, self.wording.text)))
 
-    def finish(self, index: int, answer: Answer) -> list[Completion]:
-        return [self._chunk(index, "", answer.finish_reason)]
+    def finish(self, index: int, answer: Answer) -> bytes:
+        return frame(self._chunk(index, "", answer.finish_reason))
 
-    def closing(self, usage: Usage) -> list[Completion]:
-        if not self.include_usage:
-            return []
-        return [Completion(**msgspec.structs.asdict(self.heading), choices=[], usage=usage)]
+    def closing(self, usage: Usage) -> bytes:
+        last = Completion(**msgspec.structs.asdict(self.heading), choices=[], usage=usage)
+        return (frame(last) if self.include_usage else b"") + DONE
+
+    def failure(self, error: Exception) -> bytes:
+        return frame(error_body(error)) + DONE
 
     def _echo(self, index: int) -> str:
         return self.echoes[index // self.per_prompt]

@@ -1,4 +1,4 @@
-"""The way of a request that chat and completions share until the engine has it: everything is refused before it runs.
+"""The way of a request that text endpoints share until the engine has it: everything is refused before it runs.
 
 Knows the bounds that depend on the model. `response` is the rest of the way.
 """

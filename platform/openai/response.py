@@ -6,7 +6,7 @@ Knows when what is written. The endpoint words it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -21,7 +21,7 @@ from loraplex.platform.openai.choices import Choices
 from loraplex.platform.openai.connection import while_connected
 from loraplex.platform.openai.generation_types import Usage
 from loraplex.platform.openai.logprobs import ScoredToken
-from loraplex.platform.openai.sse import DONE, EventStream, Write, error_frame, frame
+from loraplex.platform.openai.sse import EventStream, Write
 
 INLINE_SCORED = 256
 """Tokens whose log-probabilities are worded in 2 to 20 ms, with those beside them. More are in a thread, so that the
@@ -35,25 +35,28 @@ class Frames(Protocol):
 
 
 class Shape(Protocol):
-    """How an endpoint words an answer. index: of the choice."""
+    """How an endpoint words and frames an answer. index: of the choice."""
 
     def whole(self, choices: Sequence[tuple[Answer, str]], usage: Usage) -> msgspec.Struct:
         """The body of an answer in one piece."""
 
-    def opening(self) -> Iterable[msgspec.Struct]:
-        """The chunks of a stream before any text."""
+    def opening(self) -> bytes:
+        """What a stream begins with, before any text."""
 
     def frames(self, index: int) -> Frames:
-        """What chunks that add text are written with."""
+        """What adds text."""
 
-    def scored(self, index: int, text: str, scores: Sequence[ScoredToken]) -> Iterable[msgspec.Struct]:
-        """The chunks that add this text, if any, and tell how likely these tokens were."""
+    def scored(self, index: int, text: str, scores: Sequence[ScoredToken]) -> bytes:
+        """Adds this text, if any, and tells how likely these tokens were."""
 
-    def finish(self, index: int, answer: Answer) -> Iterable[msgspec.Struct]:
-        """The chunks after all text of a choice."""
+    def finish(self, index: int, answer: Answer) -> bytes:
+        """After all text of a choice."""
 
-    def closing(self, usage: Usage) -> Iterable[msgspec.Struct]:
-        """The chunks after all choices."""
+    def closing(self, usage: Usage) -> bytes:
+        """After all choices: the end of the stream."""
+
+    def failure(self, error: Exception) -> bytes:
+        """The end of a stream that breaks off."""
 
 
 async def respond(
@@ -80,23 +83,23 @@ async def respond(
 async def _stream(choices: Choices, shape: Shape, write: Write) -> None:
     """Write chunks as their text becomes certain, those that are due at the same time together: a write costs most."""
     frames = [shape.frames(index) for index, _ in choices.running]
-    due = b"".join(map(frame, shape.opening()))
+    due = shape.opening()
     try:
         while choices.running:
             for index, answer, text in await choices.news():
                 if scores := answer.take_scores():
-                    due += b"".join(map(frame, shape.scored(index, text, scores)))
+                    due += shape.scored(index, text, scores)
                 elif text:
                     due += frames[index].of(text)
                 if answer.finish_reason is not None:
-                    due += b"".join(map(frame, shape.finish(index, answer)))
+                    due += shape.finish(index, answer)
             if due and choices.running:
                 await write(due, more=True)
                 due = b""
-        due += b"".join(map(frame, shape.closing(choices.usage)))
+        due += shape.closing(choices.usage)
     except Exception as error:
-        due += error_frame(error)
-    await write(due + DONE, more=False)
+        due += shape.failure(error)
+    await write(due, more=False)
 
 
 def _headers(first: Answer, model: ResolvedModel) -> dict[str, str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
 from typing import Any, Protocol
 
@@ -46,12 +46,16 @@ def frame(payload: Any) -> bytes:
     return b"data: " + _json(payload) + b"\n\n"
 
 
-def error_frame(error: Exception) -> bytes:
-    """What the stream says in place of the status, which is long sent."""
+def framed(payloads: Iterable[Any]) -> bytes:
+    return b"".join(map(frame, payloads))
+
+
+def error_body(error: Exception) -> dict[str, Any]:
+    """What a stream says in place of the status, which is long sent."""
     api_error = to_api_error(error)
     if api_error.status == 500:
         logger.error("stream_failed", exc_info=error)
-    return frame(api_error.body())
+    return api_error.body()
 
 
 class TextFrame:

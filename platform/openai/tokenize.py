@@ -16,8 +16,8 @@ from litestar.params import JSONBody
 from loraplex.engine.text import TextCodec
 from loraplex.platform.catalog import ResolvedModel
 from loraplex.platform.errors import ApiError
-from loraplex.platform.openai.chat import render_conversation
 from loraplex.platform.openai.chat_plan import plan_conversation
+from loraplex.platform.openai.conversation import render_conversation
 from loraplex.platform.openai.tokenize_types import Detokenized, DetokenizeRequest, Tokenized, TokenizeRequest
 from loraplex.platform.prompts import tokenise
 from loraplex.platform.services import Services

@@ -19,7 +19,7 @@ from loraplex.platform.openai.answer import Answer
 from loraplex.platform.openai.choices import Choices, sequences_of
 from loraplex.platform.openai.generation_types import Reading
 from loraplex.platform.openai.response import respond
-from loraplex.platform.openai.sse import TextFrame
+from loraplex.platform.openai.sse import DONE, TextFrame, error_body, frame
 from loraplex.platform.use_log import UseLog
 
 PROMPT = Generate(request_id="r", prompt=[1, 2], sampling=SamplingParams(max_tokens=100, seed=3))
@@ -60,16 +60,19 @@ class Shape:
         raise AssertionError("this is a stream")
 
     def opening(self):
-        return []
+        return b""
 
     def frames(self, index):
         return TextFrame(partial(Piece, index))
 
     def finish(self, index, answer):
-        return [Finish(index, answer.finish_reason)]
+        return frame(Finish(index, answer.finish_reason))
 
     def closing(self, usage):
-        return [usage]
+        return frame(usage) + DONE
+
+    def failure(self, error):
+        return frame(error_body(error)) + DONE
 
 
 class Piece(msgspec.Struct):

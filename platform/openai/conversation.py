@@ -1,0 +1,117 @@
+"""The way of a conversation from a request to running sequences, whichever endpoint's shapes it came in.
+
+Knows requests as chat completions have them, to which other endpoints translate theirs. Knows no shape of an answer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from loraplex.adapters.profile import ServingProfile
+from loraplex.engine.messages import Grammar
+from loraplex.engine.templates import Messages, TemplateError
+from loraplex.engine.text import TextCodec
+from loraplex.platform.catalog import ResolvedModel
+from loraplex.platform.errors import ApiError
+from loraplex.platform.openai.answer import Answer, Endpoint
+from loraplex.platform.openai.answer_parts import PartReader
+from loraplex.platform.openai.chat_plan import ChatPlan, plan_chat
+from loraplex.platform.openai.chat_types import ChatCompletionRequest
+from loraplex.platform.openai.choices import Choices, check_count, sequences_of
+from loraplex.platform.openai.generation import choose_model, heading, prepare, reading, wording
+from loraplex.platform.openai.generation_types import Heading
+from loraplex.platform.openai.logprobs import Wording
+from loraplex.platform.openai.structured_output import checked, grammar_of
+from loraplex.platform.prompts import chat_prompt
+from loraplex.platform.services import Services
+from loraplex.platform.tenants import Principal
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """One that is being answered. Whoever opened it closes its `choices`, whatever happens.
+
+    readers: for each choice, what finds thoughts and tool calls in its text; none: it is all text.
+    """
+
+    model: ResolvedModel
+    heading: Heading
+    wording: Wording
+    choices: Choices
+    readers: list[PartReader]
+
+
+async def open_conversation(
+    services: Services, principal: Principal, data: ChatCompletionRequest, *, endpoint: Endpoint, request_id: str
+) -> Conversation:
+    """Have it answered. Raises what any part of the request is refused with; then nothing runs."""
+    check_count(1, data.choices, services.settings.max_choices, "n")
+    model = await choose_model(services.catalog, principal, data)
+    profile, text = await services.profile_cache.of(model.version), await services.codecs.of(model.version)
+    ready = services.engine.ready
+    plan = plan_chat(
+        data,
+        profile,
+        text,
+        tool_call_format=services.settings.tool_call_format,
+        reasoning_format=services.settings.reasoning_format,
+    )
+    prompt = await render_conversation(services, principal, profile, text, plan)
+    asked = prepare(
+        data,
+        request_id=request_id,
+        prompt=prompt,
+        prompt_field="messages",
+        max_tokens=data.token_limit,
+        default_max_tokens=profile.max_tokens,
+        model=model,
+        profile=profile,
+        text=text,
+        principal=principal,
+        ready=ready,
+        grammar=await _grammar(services, principal, data, plan),
+    )
+    readers = [reader for _ in range(data.choices) if (reader := plan.reader(text, prompt)) is not None]
+    read = reading(data, profile)
+    choices = Choices(
+        sequences_of([asked], data.choices),
+        lambda sequence: Answer(services, endpoint, sequence, read, principal.tenant_id, text, plan.markers),
+        per_prompt=data.choices,
+        kept=data.choices,
+    )
+    return Conversation(model, heading(asked, model, ready), wording(data, text), choices, readers)
+
+
+async def _grammar(
+    services: Services, principal: Principal, data: ChatCompletionRequest, plan: ChatPlan
+) -> Grammar | None:
+    """That the answer has to follow: what the request asks for, or what makes its tool calls calls."""
+    asked = await grammar_of(services.grammars, principal, data.response_format, data.structured_outputs)
+    if plan.grammar is None:
+        return asked
+    if asked is not None:
+        message = "The answer cannot both follow a grammar and be held to tool calls. Leave out 'tools' or the grammar."
+        raise ApiError(400, "invalid_value", message, param="tools")
+    return await checked(services.grammars, principal, "tools", plan.grammar)
+
+
+async def render_conversation(
+    services: Services, principal: Principal, profile: ServingProfile, text: TextCodec, plan: ChatPlan
+) -> list[int]:
+    """By the version's template. One that refuses a system message of ours is told in the user's first."""
+
+    async def rendered(messages: Messages) -> list[int]:
+        template, owner = profile.chat_template, principal.tenant_id or ""
+        return await chat_prompt(
+            text, services.templates, messages, template=template, owner=owner, options=plan.options
+        )
+
+    try:
+        try:
+            return await rendered(plan.messages)
+        except TemplateError as error:
+            if plan.in_user is None or not error.refused:
+                raise
+            return await rendered(plan.in_user)
+    except TemplateError as error:
+        raise ApiError(400, "invalid_value", f"Invalid value for 'messages': {error}.", param="messages") from error
