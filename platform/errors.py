@@ -1,8 +1,8 @@
 """The one shape of every error, and the one table from exceptions to it.
 
 Every error body is OpenAI's: {"error": {"message", "type", "param", "code"}}, plus "details" where a report belongs to
-it. Knows Litestar's exceptions and our domain errors; knows no route. What is not in the table is our own fault: a 500
-that tells the client nothing and the log everything.
+it; but for paths that are said to have another. Knows Litestar's exceptions and our domain errors; knows no route. What
+is not in the table is our own fault: a 500 that tells the client nothing and the log everything.
 """
 
 from __future__ import annotations
@@ -284,7 +284,15 @@ def _from_http_exception(request: Request[Any, Any, Any], error: HTTPException) 
     return internal_error()
 
 
-def respond(request: Request[Any, Any, Any], error: Exception) -> Response[dict[str, Any]]:
+ErrorBody = Callable[[ApiError, str], dict[str, Any]]
+"""Of an error and the id of its request."""
+
+
+def respond(
+    request: Request[Any, Any, Any],
+    error: Exception,
+    body_of: ErrorBody = lambda error, _: error.body(),
+) -> Response[dict[str, Any]]:
     """Turn any exception into its response. A 5xx that the table does not know is logged with its traceback."""
     if isinstance(error, HTTPException) and not isinstance(error, ValidationException):
         api_error = _from_http_exception(request, error)
@@ -293,9 +301,25 @@ def respond(request: Request[Any, Any, Any], error: Exception) -> Response[dict[
     if api_error.status == 500:
         logger.error("request_failed", request_id=request_id(request.scope), path=request.url.path, exc_info=error)
     return Response(
-        api_error.body(), status_code=api_error.status, headers=api_error.headers, media_type="application/json"
+        body_of(api_error, request_id(request.scope)),
+        status_code=api_error.status,
+        headers=api_error.headers,
+        media_type="application/json",
     )
 
 
 EXCEPTION_HANDLERS: ExceptionHandlersMap = {Exception: respond, HTTPException: respond}
 """For `Litestar(exception_handlers=...)`."""
+
+
+def exception_handlers(bodies: Mapping[str, ErrorBody]) -> ExceptionHandlersMap:
+    """The same where routes at and below some paths have an error body other than OpenAI's."""
+
+    def handle(request: Request[Any, Any, Any], error: Exception) -> Response[dict[str, Any]]:
+        path = request.scope["path"]
+        for place, body_of in bodies.items():
+            if path == place or path.startswith(f"{place}/"):
+                return respond(request, error, body_of)
+        return respond(request, error)
+
+    return {Exception: handle, HTTPException: handle}

@@ -1,6 +1,6 @@
 """The OpenAPI document: what Litestar derives from the handlers, plus what is the same for all of them.
 
-That is: which key and scope an operation needs, and the one shape of every error. Served as JSON; no page loads scripts
+That is: which key and scope an operation needs, and the shape of its errors. Served as JSON; no page loads scripts
 from elsewhere.
 """
 
@@ -16,8 +16,10 @@ from litestar.openapi import OpenAPIConfig
 from litestar.types import ControllerRouterHandler
 
 from loraplex import __version__
+from loraplex.platform.anthropic.errors import ERROR_SCHEMA as MESSAGES_ERROR_SCHEMA
 
 BEARER = "apiKey"
+OWN_HEADER = "apiKeyHeader"
 ERROR_SCHEMA = {
     "type": "object",
     "required": ["error"],
@@ -65,7 +67,8 @@ def openapi_config() -> OpenAPIConfig:
     return OpenAPIConfig(
         title="Loraplex",
         version=__version__,
-        description="Many tenants' LoRA adapters on one base model. `/v1` speaks OpenAI's protocol.",
+        description="Many tenants' LoRA adapters on one base model. `/v1` speaks OpenAI's protocol, and "
+        "`/v1/messages` Anthropic's.",
         use_handler_docstrings=True,
         openapi_router=_NoPages("/", route_handlers=[]),
     )
@@ -84,17 +87,21 @@ def build_document(app: Litestar) -> bytes:
     """The document of all routes of `app`, as JSON."""
     document = app.openapi_schema.to_schema()
     components = document.setdefault("components", {})
-    components.setdefault("schemas", {})["Error"] = ERROR_SCHEMA
-    components["securitySchemes"] = {BEARER: {"type": "http", "scheme": "bearer", "description": "A Loraplex API key."}}
+    components.setdefault("schemas", {}).update(Error=ERROR_SCHEMA, MessagesError=MESSAGES_ERROR_SCHEMA)
+    components["securitySchemes"] = {
+        BEARER: {"type": "http", "scheme": "bearer", "description": "A Loraplex API key."},
+        OWN_HEADER: {"type": "apiKey", "in": "header", "name": "x-api-key", "description": "The same key."},
+    }
     for path, handler in _documented(app):
         for method in handler.http_methods:
             operation = document["paths"][path][method.lower()]
             scope = handler.opt.get("scope")
             if "request_body" in handler.opt:  # of a handler that reads the raw stream
                 operation["requestBody"] = {"required": True, "content": handler.opt["request_body"]}
-            operation["security"] = [] if scope is None else [{BEARER: [scope]}]
+            operation["security"] = [] if scope is None else [{BEARER: [scope]}, {OWN_HEADER: [scope]}]
             if scope is not None:
-                _add_errors(operation, ERRORS if method == "GET" else {**ERRORS, **ERRORS_OF_CHANGES})
+                errors = ERRORS if method == "GET" else {**ERRORS, **ERRORS_OF_CHANGES}
+                _add_errors(operation, errors, handler.opt.get("error_schema", "Error"))
     return msgspec.json.encode(document)
 
 
@@ -105,8 +112,8 @@ def _documented(app: Litestar) -> Iterator[tuple[str, HTTPRouteHandler]]:
                 yield route.path_format, handler
 
 
-def _add_errors(operation: dict[str, Any], errors: Mapping[str, str]) -> None:
-    content = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+def _add_errors(operation: dict[str, Any], errors: Mapping[str, str], schema: str) -> None:
+    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}}
     responses = operation["responses"]
     described = {status: response["description"] for status, response in responses.items() if status[0] in "45"}
     for status, description in sorted({**described, **errors}.items()):

@@ -9,13 +9,16 @@ from litestar import Litestar
 from litestar.di import Provide
 from litestar.testing import TestClient
 
+from loraplex.adapters.profile import DEFAULT_PROFILE
 from loraplex.engine.client import EngineUnavailable
 from loraplex.engine.messages import TokenChunk
+from loraplex.platform.anthropic.errors import error_body
+from loraplex.platform.anthropic.routes import ANTHROPIC_ROUTES, MESSAGES_PATH
 from loraplex.platform.catalog import Catalog
-from loraplex.platform.errors import EXCEPTION_HANDLERS
+from loraplex.platform.errors import exception_handlers
 from loraplex.platform.metrics import Metrics
+from loraplex.platform.openai.body import JsonRequest
 from loraplex.platform.openai.routes import OPENAI_ROUTES
-from loraplex.platform.profile_cache import ProfileCache
 from loraplex.platform.services import Services
 from loraplex.platform.settings import Settings
 from loraplex.platform.tenants import Principal
@@ -145,10 +148,18 @@ class Trusting:
         return grammar
 
 
-class Api:
-    """The routes over a scripted engine."""
+class OneProfile:
+    def __init__(self, profile):
+        self.profile = profile
 
-    def __init__(self, engine, text=None, **settings):
+    async def of(self, version):
+        return self.profile
+
+
+class Api:
+    """The routes over a scripted engine. profile: of all models."""
+
+    def __init__(self, engine, text=None, profile=DEFAULT_PROFILE, **settings):
         self.engine = engine
         self.text = text or ByteText()
         self.metrics = SeenMetrics()
@@ -160,7 +171,7 @@ class Api:
                 "text": self.text,
                 "codecs": TextCodecs(self.text, None),
                 "catalog": Catalog(None, SimpleNamespace(subscribe=lambda listener: None), "base"),
-                "profile_cache": ProfileCache(None),
+                "profile_cache": OneProfile(profile),
                 "metrics": self.metrics,
                 "uses": UseLog(),
                 "grammars": Trusting(),
@@ -169,7 +180,7 @@ class Api:
             }
         )
         self.app = Litestar(
-            OPENAI_ROUTES,
+            [*OPENAI_ROUTES, *ANTHROPIC_ROUTES],
             dependencies={
                 "services": Provide(lambda: services, sync_to_thread=False),
                 "principal": Provide(lambda: ACME, sync_to_thread=False),
@@ -177,7 +188,8 @@ class Api:
                 "upload_slots": Provide(lambda: None, sync_to_thread=False),
             },
             guards=[lambda connection, _handler: connection.scope.update(auth=ACME)],
-            exception_handlers=EXCEPTION_HANDLERS,
+            exception_handlers=exception_handlers({MESSAGES_PATH: error_body}),
+            request_class=JsonRequest,
             openapi_config=None,
             logging_config=None,
         )

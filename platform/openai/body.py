@@ -78,22 +78,30 @@ def read_body(body: bytes, target: type[T]) -> T:
     except (RecursionError, UnicodeDecodeError) as error:
         nested = isinstance(error, RecursionError)
         raise malformed_json("it is nested too deeply" if nested else "it is not UTF-8") from error
+    if isinstance(document, dict) and (look_at := getattr(target, "look_at", None)) is not None:
+        look_at(document)  # a body that knows itself what of it is not served
     if isinstance(document, dict) and issubclass(target, GenerationRequest):
-        _drop_unserved(document, UNSERVED, "", served=target.__struct_fields__)
+        drop_unserved(document, UNSERVED, "", served=target.__struct_fields__)
         messages = document.get("messages")
         for index, message in enumerate(messages if isinstance(messages, list) else ()):
             if isinstance(message, dict):
-                _drop_unserved(message, UNSERVED_IN_MESSAGES, f"messages[{index}].")
+                drop_unserved(message, UNSERVED_IN_MESSAGES, f"messages[{index}].")
     return msgspec.convert(document, target, str_keys=True)  # the keys of a JSON object are strings
 
 
-def _drop_unserved(
-    fields: dict[str, Any], unserved: Mapping[str, tuple[Any, ...]], path: str, served: tuple[str, ...] = ()
+def drop_unserved(
+    fields: dict[str, Any],
+    unserved: Mapping[str, tuple[Any, ...]],
+    path: str,
+    *,
+    served: tuple[str, ...] = (),
+    instead: Mapping[str, str] = INSTEAD,
 ) -> None:
+    """Take out what asks for nothing. Raises ApiError for what asks for something that is not served."""
     for field in (fields.keys() & unserved.keys()).difference(served):
         if fields.pop(field) not in unserved[field]:
             param = path + field
-            remedy = INSTEAD.get(param, "Leave it out.")
+            remedy = instead.get(param, "Leave it out.")
             message = f"Unsupported parameter: '{param}' is not supported by this server. {remedy}"
             raise ApiError(400, "unsupported_parameter", message, param=param)
 

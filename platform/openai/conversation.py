@@ -41,14 +41,21 @@ class Conversation:
     readers: list[PartReader]
 
 
-async def open_conversation(
-    services: Services, principal: Principal, data: ChatCompletionRequest, *, endpoint: Endpoint, request_id: str
-) -> Conversation:
-    """Have it answered. Raises what any part of the request is refused with; then nothing runs."""
-    check_count(1, data.choices, services.settings.max_choices, "n")
+@dataclass(frozen=True, slots=True)
+class RenderedRequest:
+    """The prompt that a request makes, and by what."""
+
+    model: ResolvedModel
+    profile: ServingProfile
+    text: TextCodec
+    plan: ChatPlan
+    prompt: list[int]
+
+
+async def render_request(services: Services, principal: Principal, data: ChatCompletionRequest) -> RenderedRequest:
+    """Raises what its model or its conversation is refused with."""
     model = await choose_model(services.catalog, principal, data)
     profile, text = await services.profile_cache.of(model.version), await services.codecs.of(model.version)
-    ready = services.engine.ready
     plan = plan_chat(
         data,
         profile,
@@ -57,13 +64,33 @@ async def open_conversation(
         reasoning_format=services.settings.reasoning_format,
     )
     prompt = await render_conversation(services, principal, profile, text, plan)
+    return RenderedRequest(model, profile, text, plan, prompt)
+
+
+async def open_conversation(
+    services: Services,
+    principal: Principal,
+    data: ChatCompletionRequest,
+    *,
+    endpoint: Endpoint,
+    request_id: str,
+    most_tokens: int | None = None,
+) -> Conversation:
+    """Have it answered. Raises what any part of the request is refused with; then nothing runs.
+
+    most_tokens: of the answer, where the request sets no limit: less if the context has no room for so many.
+    """
+    check_count(1, data.choices, services.settings.max_choices, "n")
+    rendered = await render_request(services, principal, data)
+    model, profile, text, plan = rendered.model, rendered.profile, rendered.text, rendered.plan
+    prompt, ready = rendered.prompt, services.engine.ready
     asked = prepare(
         data,
         request_id=request_id,
         prompt=prompt,
         prompt_field="messages",
         max_tokens=data.token_limit,
-        default_max_tokens=profile.max_tokens,
+        default_max_tokens=most_tokens or profile.max_tokens,
         model=model,
         profile=profile,
         text=text,

@@ -18,7 +18,7 @@ from litestar import Request, Response
 from litestar.response.base import ASGIResponse
 from litestar.types import Receive, Scope, Send
 
-from loraplex.platform.errors import to_api_error
+from loraplex.platform.errors import ApiError, to_api_error
 from loraplex.platform.openai.connection import ClientGone, while_connected
 
 DONE = b"data: [DONE]\n\n"
@@ -46,16 +46,24 @@ def frame(payload: Any) -> bytes:
     return b"data: " + _json(payload) + b"\n\n"
 
 
+def event_frame(name: str, payload: Any) -> bytes:
+    return b"event: " + name.encode() + b"\n" + frame(payload)
+
+
 def framed(payloads: Iterable[Any]) -> bytes:
     return b"".join(map(frame, payloads))
 
 
-def error_body(error: Exception) -> dict[str, Any]:
+def stream_error(error: Exception) -> ApiError:
     """What a stream says in place of the status, which is long sent."""
     api_error = to_api_error(error)
     if api_error.status == 500:
         logger.error("stream_failed", exc_info=error)
-    return api_error.body()
+    return api_error
+
+
+def error_body(error: Exception) -> dict[str, Any]:
+    return stream_error(error).body()
 
 
 class TextFrame:

@@ -72,7 +72,7 @@ def check_tools(tools: list[FunctionTool], choice: ToolChoice | None) -> None:
         if name in names[:index]:
             message = f"Two tools are called '{name}'; give each function a name of its own."
             raise ApiError(400, "invalid_value", message, param=f"tools[{index}].function.name")
-        if _depth(tools[index].parameters) > MAX_SCHEMA_DEPTH:
+        if nesting(tools[index].parameters) > MAX_SCHEMA_DEPTH:
             message = f"The parameters of '{name}' are nested deeper than {MAX_SCHEMA_DEPTH} levels; make them flatter."
             raise ApiError(400, "invalid_value", message, param=f"tools[{index}].function.parameters")
     if len(msgspec.json.encode(tools)) > MAX_TOOLS_BYTES:
@@ -86,7 +86,8 @@ def check_tools(tools: list[FunctionTool], choice: ToolChoice | None) -> None:
         raise ApiError(400, "invalid_value", message, param="tool_choice")
 
 
-def _depth(document: object) -> int:
+def nesting(document: object) -> int:
+    """Levels of objects and lists; counted up to one more than MAX_SCHEMA_DEPTH."""
     depth, level = 0, [document]
     while level and depth <= MAX_SCHEMA_DEPTH:
         containers = [value for value in level if isinstance(value, dict | list)]
@@ -116,7 +117,7 @@ class ToolCall(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             arguments = msgspec.json.decode(self.function.arguments or "{}")
         except (msgspec.DecodeError, RecursionError):
             arguments = None
-        if not isinstance(arguments, dict) or _depth(arguments) > MAX_SCHEMA_DEPTH:
+        if not isinstance(arguments, dict) or nesting(arguments) > MAX_SCHEMA_DEPTH:
             arguments = self.function.arguments
         return {
             "type": self.type,
