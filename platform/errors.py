@@ -308,12 +308,8 @@ def respond(
     )
 
 
-EXCEPTION_HANDLERS: ExceptionHandlersMap = {Exception: respond, HTTPException: respond}
-"""For `Litestar(exception_handlers=...)`."""
-
-
 def exception_handlers(bodies: Mapping[str, ErrorBody]) -> ExceptionHandlersMap:
-    """The same where routes at and below some paths have an error body other than OpenAI's."""
+    """For `Litestar(exception_handlers=...)`. bodies: of paths whose errors, and those below, are not OpenAI's."""
 
     def handle(request: Request[Any, Any, Any], error: Exception) -> Response[dict[str, Any]]:
         path = request.scope["path"]
