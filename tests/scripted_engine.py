@@ -13,6 +13,8 @@ from loraplex.engine.client import EngineUnavailable
 from loraplex.engine.messages import TokenChunk
 from loraplex.platform.catalog import Catalog
 from loraplex.platform.errors import EXCEPTION_HANDLERS
+from loraplex.platform.limits.limiter import Limiter
+from loraplex.platform.limits.shared_use import SharedUse
 from loraplex.platform.metrics import Metrics
 from loraplex.platform.openai.routes import OPENAI_ROUTES
 from loraplex.platform.profile_cache import ProfileCache
@@ -163,6 +165,7 @@ class Api:
                 "profile_cache": ProfileCache(None),
                 "metrics": self.metrics,
                 "uses": UseLog(),
+                "limiter": Limiter(SharedUse(None)),
                 "grammars": Trusting(),
                 "base_model_name": "base",
                 "settings": Settings(max_choices_per_request=8, **settings),
