@@ -1,4 +1,4 @@
-"""The tables of tenants, API keys, the names that clients gave to requests, tenants' files, and batches of requests.
+"""The tables of tenants, API keys, use of limits, the names that clients gave to requests, tenants' files, and batches.
 
 Knows columns and constraints, on the metadata of the adapter registry. Knows no query.
 """
@@ -24,7 +24,8 @@ def new_salt() -> bytes:
 
 
 class Tenant(Base):
-    """One customer. `cache_salt` goes into the hashes of its cached prefixes, so that no other tenant can hit them."""
+    """One customer. `cache_salt` goes into the hashes of its cached prefixes, so that no other tenant can hit them.
+    limits: as `limits.rules` reads them."""
 
     __tablename__ = "tenants"
 
@@ -33,6 +34,7 @@ class Tenant(Base):
     name: Mapped[str] = mapped_column(String(200))
     cache_salt: Mapped[bytes] = mapped_column(LargeBinary(32), default=new_salt)
     weight: Mapped[float] = mapped_column(default=1.0)
+    limits: Mapped[dict[str, int] | None] = mapped_column(JsonOrNull)
     suspended_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now)
 
@@ -52,7 +54,8 @@ class IdempotencyKey(Base):
 
 
 class ApiKey(Base):
-    """An API key by the SHA-256 of its text. Without a tenant it is an operator's. Never deleted, only revoked."""
+    """An API key by the SHA-256 of its text. Without a tenant it is an operator's. Never deleted, only revoked.
+    limits: as `limits.rules` reads them."""
 
     __tablename__ = "api_keys"
 
@@ -61,10 +64,23 @@ class ApiKey(Base):
     name: Mapped[str] = mapped_column(String(100))
     secret_sha256: Mapped[bytes] = mapped_column(LargeBinary(32))
     scopes: Mapped[list[str]] = mapped_column(Json)
+    limits: Mapped[dict[str, int] | None] = mapped_column(JsonOrNull)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now)
     expires_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     revoked_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     last_used_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+
+class RateUse(Base):
+    """Of the requests and tokens that all servers have admitted for a tenant, key or adapter, those that had not come
+    back to its buckets `at` that second since 1970. subject: `tenant/`, `key/` or `adapter/`, and its id."""
+
+    __tablename__ = "rate_use"
+
+    subject: Mapped[str] = mapped_column(Name(48), primary_key=True)
+    requests: Mapped[float]
+    tokens: Mapped[float]
+    at: Mapped[float] = mapped_column(index=True)
 
 
 class StoredFile(Base):

@@ -31,6 +31,9 @@ from loraplex.platform.batches.leases import BatchLeases
 from loraplex.platform.batches.rows import Batches
 from loraplex.platform.catalog import Catalog
 from loraplex.platform.idempotency_keys import IdempotencyKeys
+from loraplex.platform.limits.limiter import Limiter
+from loraplex.platform.limits.owners import LimitOwners, quotas
+from loraplex.platform.limits.shared_use import SharedUse
 from loraplex.platform.metrics import Metrics
 from loraplex.platform.pins import PinKeeper
 from loraplex.platform.profile_cache import ProfileCache
@@ -54,6 +57,9 @@ class Services:
     templates: UntrustedTemplates
     grammars: GrammarChecks
     tenants: TenantDirectory
+    limit_owners: LimitOwners
+    shared_use: SharedUse
+    limiter: Limiter
     registry: AdapterRegistry
     aliases: AdapterAliases
     profiles: ProfileStore
@@ -83,7 +89,8 @@ class Services:
 def assemble(settings: Settings, database: Database, engine: EngineClient, model_path: Path) -> Services:
     """The parts over a database, whose tables are there, and a running engine. Whoever asks for them closes
     `templates` and `grammars`."""
-    registry, changes, metrics = AdapterRegistry(database), ChangeFeed(database), Metrics()
+    registry = AdapterRegistry(database, quotas(settings.tenant_limits))
+    changes, metrics, shared_use = ChangeFeed(database), Metrics(), SharedUse(database)
     text, templates, profiles = TextCodec(model_path), UntrustedTemplates(), ProfileStore(database)
     blobs = BlobStore(settings.adapters_dir)
     metrics.watch_engine(lambda: engine.status)
@@ -95,7 +102,10 @@ def assemble(settings: Settings, database: Database, engine: EngineClient, model
         tokenizer_checks=TokenizerChecks(text),
         templates=templates,
         grammars=GrammarChecks(text.tokenizer_path, engine.ready.vocab_size, engine.ready.eos_token_ids),
-        tenants=TenantDirectory(database),
+        tenants=TenantDirectory(database, settings.tenant_limits),
+        limit_owners=LimitOwners(database),
+        shared_use=shared_use,
+        limiter=Limiter(shared_use),
         registry=registry,
         aliases=AdapterAliases(database),
         profiles=profiles,

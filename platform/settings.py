@@ -13,12 +13,14 @@ import shlex
 from pathlib import Path
 from typing import Annotated, Literal
 
+import msgspec
 from pydantic import (
     BaseModel,
     BeforeValidator,
     ByteSize,
     ConfigDict,
     Field,
+    InstanceOf,
     SecretStr,
     TypeAdapter,
     ValidationInfo,
@@ -28,6 +30,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from loraplex.engine.settings import EngineSettings, Quantization
+from loraplex.platform.limits.rules import TenantLimits
 
 _SIZE = TypeAdapter(ByteSize)
 
@@ -90,6 +93,17 @@ Endpoint = Annotated[str, Field(pattern=r"^https?://[A-Za-z0-9.\[\]:-]+(/[\w.~/-
 """Where a service is: no credentials and no query in it."""
 
 _SOURCES = re.compile(r"hf://(\*|[\w.-]+(/[\w.-]+)?(/\*?)?)|s3://(\*|[\w.-]+(/[\w.=+@-]+)*(/\*?)?)", re.ASCII)
+
+
+def _parse_limits(value: object) -> object:
+    """`name=number,...`; sizes may have their unit."""
+    if not isinstance(value, str):
+        return value
+    pairs = [word.partition("=") for word in value.replace(",", " ").split()]
+    try:
+        return msgspec.convert({name: _parse_size(number) for name, _, number in pairs}, TenantLimits)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"{error}; write NAME=NUMBER of: {', '.join(TenantLimits.__struct_fields__)}") from None
 
 
 class Settings(BaseSettings):
@@ -158,6 +172,10 @@ class Settings(BaseSettings):
     max_open_upload_bytes: Bytes = Field(4 << 30, description="Sum of the sizes of a tenant's open uploads.")
     upload_expiry_seconds: float = Field(
         24 * 3600, ge=60, le=30 * 24 * 3600, description="Age at which an upload in pieces is dropped."
+    )
+    tenant_limits: Annotated[InstanceOf[TenantLimits], NoDecode, BeforeValidator(_parse_limits)] = Field(
+        TenantLimits(),
+        description="Limits of tenants that have none of their own: requests_per_minute=60,tokens_per_minute=100000.",
     )
     max_body_bytes: Bytes = Field(4 << 20, description="Largest JSON body.")
     stream_ping_seconds: float = Field(

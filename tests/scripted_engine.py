@@ -16,6 +16,8 @@ from loraplex.platform.anthropic.errors import error_body
 from loraplex.platform.anthropic.routes import ANTHROPIC_ROUTES, MESSAGES_PATH
 from loraplex.platform.catalog import Catalog
 from loraplex.platform.errors import exception_handlers
+from loraplex.platform.limits.limiter import Limiter
+from loraplex.platform.limits.shared_use import SharedUse
 from loraplex.platform.metrics import Metrics
 from loraplex.platform.openai.body import JsonRequest
 from loraplex.platform.openai.routes import OPENAI_ROUTES
@@ -174,6 +176,7 @@ class Api:
                 "profile_cache": OneProfile(profile),
                 "metrics": self.metrics,
                 "uses": UseLog(),
+                "limiter": Limiter(SharedUse(None)),
                 "grammars": Trusting(),
                 "base_model_name": "base",
                 "settings": Settings(max_choices_per_request=8, **settings),

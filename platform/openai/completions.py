@@ -21,7 +21,7 @@ from loraplex.platform.errors import ApiError
 from loraplex.platform.openai.answer import Answer
 from loraplex.platform.openai.choices import Choices, check_count, sequences_of
 from loraplex.platform.openai.completion_types import Completion, CompletionRequest, TextChoice
-from loraplex.platform.openai.generation import choose_model, heading, prepare, reading, wording
+from loraplex.platform.openai.generation import choose_model, demand_of, heading, prepare, reading, wording
 from loraplex.platform.openai.generation_types import FinishReason, Heading, Reading, Usage
 from loraplex.platform.openai.logprobs import ScoredToken, TextLogprobs, Wording, text_logprobs
 from loraplex.platform.openai.response import respond
@@ -88,6 +88,7 @@ async def create_completion(
         ),
         per_prompt=per_prompt,
         kept=data.choices,
+        admission=await services.limiter.admit(principal, model, demand_of(asked, per_prompt, is_open=False)),
     )
     shape = CompletionShape(
         heading(asked[0], model, ready), data.include_usage, wording(data, text), echoes, data.choices

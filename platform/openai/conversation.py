@@ -18,7 +18,7 @@ from loraplex.platform.openai.answer_parts import PartReader
 from loraplex.platform.openai.chat_plan import ChatPlan, plan_chat
 from loraplex.platform.openai.chat_types import ChatCompletionRequest
 from loraplex.platform.openai.choices import Choices, check_count, sequences_of
-from loraplex.platform.openai.generation import choose_model, heading, prepare, reading, wording
+from loraplex.platform.openai.generation import choose_model, demand_of, heading, prepare, reading, wording
 from loraplex.platform.openai.generation_types import Heading
 from loraplex.platform.openai.logprobs import Wording
 from loraplex.platform.openai.structured_output import checked, grammar_of
@@ -100,11 +100,13 @@ async def open_conversation(
     )
     readers = [reader for _ in range(data.choices) if (reader := plan.reader(text, prompt)) is not None]
     read = reading(data, profile)
+    is_open = data.token_limit is None and most_tokens is None and profile.max_tokens is None
     choices = Choices(
         sequences_of([asked], data.choices),
         lambda sequence: Answer(services, endpoint, sequence, read, principal.tenant_id, text, plan.markers),
         per_prompt=data.choices,
         kept=data.choices,
+        admission=await services.limiter.admit(principal, model, demand_of([asked], data.choices, is_open=is_open)),
     )
     return Conversation(model, heading(asked, model, ready), wording(data, text), choices, readers)
 

@@ -13,7 +13,7 @@ import time
 import uuid
 from array import array
 from collections import deque
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from itertools import islice
 from typing import Any, cast
@@ -29,6 +29,7 @@ from loraplex.engine.messages import Embed
 from loraplex.engine.text import TextCodec
 from loraplex.platform.catalog import ResolvedModel
 from loraplex.platform.errors import ApiError
+from loraplex.platform.limits.account import Demand
 from loraplex.platform.openai.connection import while_connected
 from loraplex.platform.openai.embedding_types import Embedding, EmbeddingList, EmbeddingRequest, EmbeddingUsage
 from loraplex.platform.openai.invocation import uses_of
@@ -54,17 +55,37 @@ async def create_embeddings(
     These are the hidden states of a model that generates text, which was not trained for embeddings. `dimensions` may
     only be the model's own number.
     """
-    answer = await while_connected(request.receive, embed(services, request.auth, data))
+    answer, headers = await while_connected(request.receive, embed(services, request.auth, data))
     is_base = answer.model == services.base_model_name
-    return Response(answer, headers={} if is_base else {"x-adapter-version": answer.model})
+    return Response(answer, headers={**headers} if is_base else {**headers, "x-adapter-version": answer.model})
 
 
-async def embed(services: Services, principal: Principal, request: EmbeddingRequest) -> EmbeddingList:
-    """The answer to a request. Raises ApiError for one that cannot run; GenerationFailed, EngineUnavailable."""
+async def embed(
+    services: Services, principal: Principal, request: EmbeddingRequest
+) -> tuple[EmbeddingList, Mapping[str, str]]:
+    """The answer to a request, and headers that tell what is left of limits. Raises ApiError for one that cannot run;
+    GenerationFailed, EngineUnavailable."""
     given = request.prompts()
     model = await services.catalog.resolve(principal, request.model, request.user)
     _check_dimensions(request.dimensions, services.engine.ready.hidden_size)
     prompts = await _tokens(services, model, given)
+    tokens = sum(map(len, prompts))
+    admission = await services.limiter.admit(principal, model, Demand(tokens, tokens))
+    used = tokens
+    try:
+        embeddings = await _embeddings(services, request, principal, model, prompts)
+    except (GenerationFailed, EngineUnavailable):
+        used = 0
+        raise
+    finally:
+        admission.settle(used)
+    answer = EmbeddingList(data=embeddings, model=model.name, usage=EmbeddingUsage(tokens, tokens))
+    return answer, admission.headers
+
+
+async def _embeddings(
+    services: Services, request: EmbeddingRequest, principal: Principal, model: ResolvedModel, prompts: list[list[int]]
+) -> list[Embedding]:
     asked = [
         Embed(request_id=f"embd-{uuid.uuid4().hex}", prompt=prompt, adapters=uses_of(model.adapters, prompt))
         for prompt in prompts
@@ -76,8 +97,7 @@ async def embed(services: Services, principal: Principal, request: EmbeddingRequ
             embedding = Embedding(index=len(embeddings), embedding=encode(vector))
             # Written at once, since writing millions of numbers in the end would hold up the event loop.
             embeddings.append(cast("Embedding", msgspec.Raw(msgspec.json.encode(embedding))))
-    tokens = sum(map(len, prompts))
-    return EmbeddingList(data=embeddings, model=model.name, usage=EmbeddingUsage(tokens, tokens))
+    return embeddings
 
 
 def _check_dimensions(asked: int | None, hidden_size: int) -> None:

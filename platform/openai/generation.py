@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import time
+from collections.abc import Sequence
 
 from loraplex.adapters.names import WeightedName
 from loraplex.adapters.profile import ServingProfile
@@ -15,11 +16,16 @@ from loraplex.engine.messages import Generate, Grammar, Ready
 from loraplex.engine.text import TextCodec
 from loraplex.platform.catalog import Catalog, ResolvedModel
 from loraplex.platform.errors import ApiError
+from loraplex.platform.limits.account import Demand
 from loraplex.platform.openai.generation_types import GenerationRequest, Heading, Reading
 from loraplex.platform.openai.invocation import uses_of
 from loraplex.platform.openai.logprobs import Wording
 from loraplex.platform.openai.sampling import sampling_params
 from loraplex.platform.tenants import Principal
+
+OPEN_TOKENS = 256
+"""What is taken from limits beforehand for an answer that may be as long as fits; what it uses beyond them is charged
+when it ends."""
 
 ADAPTER_FIELDS = ("adapters", "adapter_id", "lora_path")
 """Fields beside `model` that name adapters."""
@@ -96,6 +102,14 @@ def prepare(
         priority=request.priority or 0,
         timeout_seconds=request.timeout,
     )
+
+
+def demand_of(prompts: Sequence[Generate], per_prompt: int, *, is_open: bool) -> Demand:
+    """What a request takes from limits until it ends: its prompts once, and for each choice as many tokens as it may
+    have. is_open: nobody has said how many that are, so it is what fits."""
+    prompt_tokens = sum(len(asked.prompt) for asked in prompts)
+    most = [min(asked.sampling.max_tokens, OPEN_TOKENS) if is_open else asked.sampling.max_tokens for asked in prompts]
+    return Demand(prompt_tokens + per_prompt * sum(most), prompt_tokens)
 
 
 def _truncated(prompt: list[int], most: int | None, room: int) -> list[int]:

@@ -67,7 +67,7 @@ async def respond(
         if stream:
             await while_connected(receive, choices.begin())
             produce = partial(_stream, choices, shape)
-            return EventStream(produce, on_close=choices.close, headers=_headers(choices.first, model))
+            return EventStream(produce, on_close=choices.close, headers=_headers(choices, model))
         texts = await while_connected(receive, choices.texts())
     except BaseException:
         choices.close()
@@ -77,7 +77,7 @@ async def respond(
         whole = await to_thread.run_sync(shape.whole, texts, choices.usage)
     else:
         whole = shape.whole(texts, choices.usage)
-    return Response(whole, headers=_headers(choices.first, model))
+    return Response(whole, headers=_headers(choices, model))
 
 
 async def _stream(choices: Choices, shape: Shape, write: Write) -> None:
@@ -102,12 +102,13 @@ async def _stream(choices: Choices, shape: Shape, write: Write) -> None:
     await write(due, more=False)
 
 
-def _headers(first: Answer, model: ResolvedModel) -> dict[str, str]:
-    """Which version answers; if it acts on the first prompt, whether it was on the device when the request came to the
-    engine, and in milliseconds how long the first choice waited for it, and for the rest until its first step."""
+def _headers(choices: Choices, model: ResolvedModel) -> dict[str, str]:
+    """What is left of limits. Which version answers; if it acts on the first prompt, whether it was on the device when
+    the request came to the engine, and in milliseconds how long the first choice waited for it, and for the rest until
+    its first step."""
     if not model.adapters:
-        return {}
-    headers = {"x-adapter-version": model.name}
+        return {**choices.admission.headers}
+    first, headers = choices.first, {**choices.admission.headers, "x-adapter-version": model.name}
     if (started := first.started) is not None and first.has_adapter:
         headers["x-loraplex-adapter-state"] = "cold" if started.loads else "warm"
         headers["x-loraplex-load-ms"] = str(math.ceil(started.load_seconds * 1000))
