@@ -32,6 +32,7 @@ from loraplex.platform.batches.rows import Batches
 from loraplex.platform.catalog import Catalog
 from loraplex.platform.idempotency_keys import IdempotencyKeys
 from loraplex.platform.metrics import Metrics
+from loraplex.platform.openai.responses.store import ResponseLimits, ResponseStore
 from loraplex.platform.pins import PinKeeper
 from loraplex.platform.profile_cache import ProfileCache
 from loraplex.platform.proof import Prover
@@ -68,6 +69,7 @@ class Services:
     file_store: FileStore
     batches: Batches
     batch_leases: BatchLeases
+    responses: ResponseStore
     idempotency: IdempotencyKeys
     leases: Leases
     catalog: Catalog
@@ -110,6 +112,7 @@ def assemble(settings: Settings, database: Database, engine: EngineClient, model
         file_store=FileStore(settings.files_dir),
         batches=Batches(database),
         batch_leases=BatchLeases(database),
+        responses=ResponseStore(database, _response_limits(settings)),
         idempotency=IdempotencyKeys(database),
         leases=Leases(database),
         catalog=Catalog(registry, changes, settings.base_model_name),
@@ -138,4 +141,14 @@ def _upload_limits(settings: Settings) -> UploadLimits:
         max_open=settings.max_open_uploads,
         max_bytes=max(settings.max_open_upload_bytes, 2 * settings.max_adapter_bytes),
         lifetime=timedelta(seconds=settings.upload_expiry_seconds),
+    )
+
+
+def _response_limits(settings: Settings) -> ResponseLimits:
+    """A conversation that is stored may be as large as one that is sent."""
+    return ResponseLimits(
+        max_responses=settings.max_responses_per_tenant,
+        max_bytes=settings.max_response_bytes_per_tenant,
+        lifetime=timedelta(days=settings.response_days),
+        conversation_bytes=settings.max_body_bytes,
     )

@@ -14,6 +14,7 @@ from loraplex.engine.messages import TokenChunk
 from loraplex.platform.catalog import Catalog
 from loraplex.platform.errors import EXCEPTION_HANDLERS
 from loraplex.platform.metrics import Metrics
+from loraplex.platform.openai.body import JsonRequest
 from loraplex.platform.openai.routes import OPENAI_ROUTES
 from loraplex.platform.profile_cache import ProfileCache
 from loraplex.platform.services import Services
@@ -104,6 +105,12 @@ class ByteText:
     def end_of(self, token_ids):
         return bytes(token_ids[-16:]).decode(errors="replace")
 
+    def encode_rendered(self, text):
+        return self.encode(text)
+
+    def token_bytes(self, token):
+        return bytes([token])
+
     def decode(self, token_ids):
         return bytes(token_ids).decode()
 
@@ -178,6 +185,7 @@ class Api:
             },
             guards=[lambda connection, _handler: connection.scope.update(auth=ACME)],
             exception_handlers=EXCEPTION_HANDLERS,
+            request_class=JsonRequest,
             openapi_config=None,
             logging_config=None,
         )
@@ -187,6 +195,10 @@ class Api:
 
     def complete(self, **fields):
         return self._post("completions", {"prompt": "hello"} | fields)
+
+    def respond(self, **fields):
+        """There is no store."""
+        return self._post("responses", {"input": "hello", "store": False} | fields)
 
     def _post(self, path, fields):
         with TestClient(self.app) as client:

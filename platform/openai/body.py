@@ -71,6 +71,14 @@ INSTEAD: Mapping[str, str] = {
 T = TypeVar("T")
 
 
+class PreparedBody(msgspec.Struct, frozen=True):
+    """A body whose JSON is looked at as a whole before its types are."""
+
+    @staticmethod
+    def prepare(document: dict[str, Any]) -> None:
+        """Leave out what says nothing. Raises ApiError for what is not served."""
+
+
 def read_body(body: bytes, target: type[T]) -> T:
     """JSON to `target`, strictly: no "1" for 1. Raises ApiError or msgspec.ValidationError, which name the field."""
     try:
@@ -79,21 +87,28 @@ def read_body(body: bytes, target: type[T]) -> T:
         nested = isinstance(error, RecursionError)
         raise malformed_json("it is nested too deeply" if nested else "it is not UTF-8") from error
     if isinstance(document, dict) and issubclass(target, GenerationRequest):
-        _drop_unserved(document, UNSERVED, "", served=target.__struct_fields__)
+        drop_unserved(document, UNSERVED, "", served=target.__struct_fields__)
         messages = document.get("messages")
         for index, message in enumerate(messages if isinstance(messages, list) else ()):
             if isinstance(message, dict):
-                _drop_unserved(message, UNSERVED_IN_MESSAGES, f"messages[{index}].")
+                drop_unserved(message, UNSERVED_IN_MESSAGES, f"messages[{index}].")
+    elif isinstance(document, dict) and issubclass(target, PreparedBody):
+        target.prepare(document)
     return msgspec.convert(document, target, str_keys=True)  # the keys of a JSON object are strings
 
 
-def _drop_unserved(
-    fields: dict[str, Any], unserved: Mapping[str, tuple[Any, ...]], path: str, served: tuple[str, ...] = ()
+def drop_unserved(
+    fields: dict[str, Any],
+    unserved: Mapping[str, tuple[Any, ...]],
+    path: str,
+    served: tuple[str, ...] = (),
+    instead: Mapping[str, str] = INSTEAD,
 ) -> None:
+    """Leave these fields out where they ask for nothing. Raises ApiError where they do. instead: see `INSTEAD`."""
     for field in (fields.keys() & unserved.keys()).difference(served):
         if fields.pop(field) not in unserved[field]:
             param = path + field
-            remedy = INSTEAD.get(param, "Leave it out.")
+            remedy = instead.get(param, "Leave it out.")
             message = f"Unsupported parameter: '{param}' is not supported by this server. {remedy}"
             raise ApiError(400, "unsupported_parameter", message, param=param)
 

@@ -50,6 +50,10 @@ def framed(payloads: Iterable[Any]) -> bytes:
     return b"".join(map(frame, payloads))
 
 
+def event_frame(name: str, payload: Any) -> bytes:
+    return b"event: " + name.encode() + b"\n" + frame(payload)
+
+
 def error_body(error: Exception) -> dict[str, Any]:
     """What a stream says in place of the status, which is long sent."""
     api_error = to_api_error(error)
