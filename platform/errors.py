@@ -60,6 +60,7 @@ from loraplex.platform.batches.errors import (
 )
 from loraplex.platform.idempotency_keys import IdempotencyKeyInUse, IdempotencyKeyReused, TooManyIdempotencyKeys
 from loraplex.platform.logging import request_id
+from loraplex.platform.openai.responses.store import ConversationTooLong, ResponseNotFound
 from loraplex.platform.tenants import InvalidKeyRequest, KeyNotFound, TenantError, TenantExists, TenantNotFound
 
 ErrorType = Literal["invalid_request_error", "server_error", "requests", "tokens", "insufficient_quota"]
@@ -242,6 +243,9 @@ TRANSLATIONS: dict[type[Exception], Callable[[Any], ApiError]] = {
     NoSuchBatch: lambda e: ApiError(404, "batch_not_found", str(e), param="batch_id"),
     BatchEnded: lambda e: ApiError(409, "batch_ended", str(e), param="batch_id", headers=_NO_RETRY),
     TooManyBatches: lambda e: ApiError(429, "too_many_batches", str(e), type="requests", headers=_NO_RETRY),
+    # stored responses
+    ResponseNotFound: lambda e: ApiError(404, e.code, str(e), param=e.field),
+    ConversationTooLong: lambda e: ApiError(400, "context_length_exceeded", str(e), param=e.field),
     # requests that clients named
     IdempotencyKeyInUse: lambda e: ApiError(409, "idempotency_key_in_use", str(e), headers=_SOON),
     IdempotencyKeyReused: lambda e: ApiError(422, "idempotency_key_reused", str(e)),

@@ -1,4 +1,5 @@
-"""The tables of tenants, API keys, use of limits, the names that clients gave to requests, tenants' files, and batches.
+"""The tables of tenants, API keys, use of limits, names that clients gave to requests, tenants' files, batches and
+stored responses.
 
 Knows columns and constraints, on the metadata of the adapter registry. Knows no query.
 """
@@ -17,6 +18,7 @@ from loraplex.adapters.schema import Base, JobRow, Json, JsonOrNull, Name, RowId
 
 FileId = Name(40)
 BatchId = Name(40)
+ResponseId = Name(64)
 
 
 def new_salt() -> bytes:
@@ -147,3 +149,21 @@ class BatchAnswer(Base):
     line: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     is_error: Mapped[bool]
     content: Mapped[bytes] = mapped_column(LargeBinary)
+
+
+class StoredResponse(Base):
+    """An answer of the Responses API that its client asked to be stored. `input`, `output`: items; `head`: the response
+    without its output; all of them JSON. `previous_id`: the one that it goes on from, which may be gone."""
+
+    __tablename__ = "responses"
+    __table_args__ = (Index(None, "tenant_id", "created_at", "id", "size_bytes"),)
+
+    id: Mapped[str] = mapped_column(ResponseId, primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id", ondelete="CASCADE"))
+    previous_id: Mapped[str | None] = mapped_column(ResponseId)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now)
+    expires_at: Mapped[datetime] = mapped_column(UtcDateTime, index=True)
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    head: Mapped[bytes] = mapped_column(LargeBinary)
+    input: Mapped[bytes] = mapped_column(LargeBinary)
+    output: Mapped[bytes] = mapped_column(LargeBinary)

@@ -35,6 +35,7 @@ from loraplex.platform.limits.limiter import Limiter
 from loraplex.platform.limits.owners import LimitOwners, quotas
 from loraplex.platform.limits.shared_use import SharedUse
 from loraplex.platform.metrics import Metrics
+from loraplex.platform.openai.responses.store import ResponseLimits, ResponseStore
 from loraplex.platform.pins import PinKeeper
 from loraplex.platform.profile_cache import ProfileCache
 from loraplex.platform.proof import Prover
@@ -74,6 +75,7 @@ class Services:
     file_store: FileStore
     batches: Batches
     batch_leases: BatchLeases
+    responses: ResponseStore
     idempotency: IdempotencyKeys
     leases: Leases
     catalog: Catalog
@@ -120,6 +122,7 @@ def assemble(settings: Settings, database: Database, engine: EngineClient, model
         file_store=FileStore(settings.files_dir),
         batches=Batches(database),
         batch_leases=BatchLeases(database),
+        responses=ResponseStore(database, _response_limits(settings)),
         idempotency=IdempotencyKeys(database),
         leases=Leases(database),
         catalog=Catalog(registry, changes, settings.base_model_name),
@@ -148,4 +151,14 @@ def _upload_limits(settings: Settings) -> UploadLimits:
         max_open=settings.max_open_uploads,
         max_bytes=max(settings.max_open_upload_bytes, 2 * settings.max_adapter_bytes),
         lifetime=timedelta(seconds=settings.upload_expiry_seconds),
+    )
+
+
+def _response_limits(settings: Settings) -> ResponseLimits:
+    """A conversation that is stored may be as large as one that is sent."""
+    return ResponseLimits(
+        max_responses=settings.max_responses_per_tenant,
+        max_bytes=settings.max_response_bytes_per_tenant,
+        lifetime=timedelta(days=settings.response_days),
+        conversation_bytes=settings.max_body_bytes,
     )

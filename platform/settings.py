@@ -227,6 +227,21 @@ class Settings(BaseSettings):
         16, ge=1, le=4096, description="Most requests of batches in flight; less while live traffic needs the room."
     )
 
+    store_responses: bool = Field(
+        True,
+        description="Store what /v1/responses is asked and answers, unless a request says store: false. It is what the "
+        "endpoint promises, and the one thing that stores texts of live requests; with false nothing does.",
+    )
+    response_days: float = Field(
+        30, ge=1 / 24, le=3650, description="How long a response is stored after it was last gone on from."
+    )
+    max_responses_per_tenant: int = Field(
+        10_000, ge=1, le=1 << 20, description="Stored responses of one tenant; the oldest make room."
+    )
+    max_response_bytes_per_tenant: Bytes = Field(
+        1 << 30, description="Sum of the sizes of a tenant's stored responses; the oldest make room."
+    )
+
     engine_stall_seconds: float = Field(30, ge=1, le=3600, description="Silence of the engine that fails /readyz.")
     drain_seconds: float = Field(30, ge=0, le=3600, description="How long running streams may finish after SIGTERM.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe line logged.")

@@ -109,6 +109,12 @@ class ByteText:
     def end_of(self, token_ids):
         return bytes(token_ids[-16:]).decode(errors="replace")
 
+    def encode_rendered(self, text):
+        return self.encode(text)
+
+    def token_bytes(self, token):
+        return bytes([token])
+
     def decode(self, token_ids):
         return bytes(token_ids).decode()
 
@@ -202,6 +208,10 @@ class Api:
 
     def complete(self, **fields):
         return self._post("completions", {"prompt": "hello"} | fields)
+
+    def respond(self, **fields):
+        """There is no store."""
+        return self._post("responses", {"input": "hello", "store": False} | fields)
 
     def _post(self, path, fields):
         with TestClient(self.app) as client:

@@ -14,6 +14,7 @@ from loraplex.adapters.profile import MinP, StopString, TokenCount, TopK, TopP
 from loraplex.engine.messages import MAX_ADAPTERS
 from loraplex.platform.anthropic.unserved import refuse_unserved
 from loraplex.platform.errors import ApiError
+from loraplex.platform.openai.body import PreparedBody
 from loraplex.platform.openai.generation_types import (
     MAX_STOP_STRINGS,
     Label,
@@ -167,7 +168,7 @@ class Metadata(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 # -- requests ------------------------------------------------------------------------------------------------------
 
 
-class CountTokensRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class CountTokensRequest(PreparedBody, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a prompt is made of. `adapters`, `adapter_id`, `lora_path` are this server's: as in a chat completion."""
 
     model: ModelRef
@@ -188,8 +189,8 @@ class CountTokensRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
             message.check(f"messages[{index}]")
 
     @staticmethod
-    def look_at(document: dict[str, Any]) -> None:
-        """Before it is read: see `unserved`."""
+    def prepare(document: dict[str, Any]) -> None:
+        """See `unserved`."""
         refuse_unserved(document)
 
 

@@ -71,6 +71,14 @@ INSTEAD: Mapping[str, str] = {
 T = TypeVar("T")
 
 
+class PreparedBody(msgspec.Struct, frozen=True):
+    """A body whose JSON is looked at as a whole before its types are."""
+
+    @staticmethod
+    def prepare(document: dict[str, Any]) -> None:
+        """Leave out what says nothing. Raises ApiError for what is not served."""
+
+
 def read_body(body: bytes, target: type[T]) -> T:
     """JSON to `target`, strictly: no "1" for 1. Raises ApiError or msgspec.ValidationError, which name the field."""
     try:
@@ -78,14 +86,14 @@ def read_body(body: bytes, target: type[T]) -> T:
     except (RecursionError, UnicodeDecodeError) as error:
         nested = isinstance(error, RecursionError)
         raise malformed_json("it is nested too deeply" if nested else "it is not UTF-8") from error
-    if isinstance(document, dict) and (look_at := getattr(target, "look_at", None)) is not None:
-        look_at(document)  # a body that knows itself what of it is not served
     if isinstance(document, dict) and issubclass(target, GenerationRequest):
         drop_unserved(document, UNSERVED, "", served=target.__struct_fields__)
         messages = document.get("messages")
         for index, message in enumerate(messages if isinstance(messages, list) else ()):
             if isinstance(message, dict):
                 drop_unserved(message, UNSERVED_IN_MESSAGES, f"messages[{index}].")
+    elif isinstance(document, dict) and issubclass(target, PreparedBody):
+        target.prepare(document)
     return msgspec.convert(document, target, str_keys=True)  # the keys of a JSON object are strings
 
 

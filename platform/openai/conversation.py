@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from loraplex.adapters.profile import ServingProfile
-from loraplex.engine.messages import Grammar
+from loraplex.engine.messages import Grammar, SamplingParams
 from loraplex.engine.templates import Messages, TemplateError
 from loraplex.engine.text import TextCodec
 from loraplex.platform.catalog import ResolvedModel
@@ -31,12 +31,14 @@ from loraplex.platform.tenants import Principal
 class Conversation:
     """One that is being answered. Whoever opened it closes its `choices`, whatever happens.
 
-    readers: for each choice, what finds thoughts and tool calls in its text; none: it is all text.
+    sampling: what it is sampled by. readers: for each choice, what finds thoughts and tool calls in its text; none: it
+    is all text.
     """
 
     model: ResolvedModel
     heading: Heading
     wording: Wording
+    sampling: SamplingParams
     choices: Choices
     readers: list[PartReader]
 
@@ -108,7 +110,7 @@ async def open_conversation(
         kept=data.choices,
         admission=await services.limiter.admit(principal, model, demand_of([asked], data.choices, is_open=is_open)),
     )
-    return Conversation(model, heading(asked, model, ready), wording(data, text), choices, readers)
+    return Conversation(model, heading(asked, model, ready), wording(data, text), asked.sampling, choices, readers)
 
 
 async def _grammar(

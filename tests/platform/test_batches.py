@@ -155,6 +155,19 @@ async def test_a_batch_is_answered_line_by_line(api: Api, engine: PausingEngine)
 
 
 @on_sqlite
+async def test_a_batch_makes_responses(api: Api) -> None:
+    """Which are stored and found, as those that are made one by one."""
+    line = {"custom_id": "a", "method": "POST", "url": "/v1/responses", "body": {"model": "tiny", "input": "x"}}
+    created = (await create(api, [line], endpoint="/v1/responses")).json()
+    assert await work(api)
+
+    output, _ = await results(api, await look(api, created))
+    response = output["a"]["response"]["body"]
+    assert response["object"] == "response"
+    assert (await get(api, f"/v1/responses/{response['id']}")).json() == response
+
+
+@on_sqlite
 async def test_lines_run_one_adapter_after_the_other(
     api: Api, engine: PausingEngine, tmp_path: Path, make_adapter: Callable[..., Path]
 ) -> None:

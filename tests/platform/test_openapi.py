@@ -81,6 +81,7 @@ async def test_bodies_are_documented(document: dict[str, Any]) -> None:
         ("post", "/api/v1/adapters/{name}/versions/{number}/evict"),
         ("post", "/api/v1/uploads/{upload_id}/complete"),
         ("post", "/v1/batches/{batch_id}/cancel"),
+        ("post", "/v1/responses/{response_id}/cancel"),
         ("post", "/ping"),
     }
     upload = document["paths"]["/api/v1/adapters/{name}/versions"]["post"]["requestBody"]["content"]
