@@ -85,13 +85,17 @@ class KeyInfo:
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Who a request comes from. `salt` keeps the tenant's cached prefixes apart; an operator, who has none, has b""."""
+    """Who a request comes from. `salt` keeps the tenant's cached prefixes apart; an operator, who has none, has b"".
+
+    priority: the lowest that its requests have in the engine's queue, where the lowest is first.
+    """
 
     key_id: str
     tenant_id: str | None
     tenant: str | None
     scopes: frozenset[str]
     salt: bytes
+    priority: int = 0
 
 
 class TenantDirectory:
