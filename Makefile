@@ -6,7 +6,7 @@ ONCE ?=
 # pip would compile all that it installs, which takes longer than to unpack it. Python compiles what is imported, once.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo lifecycle clients check format lint types imports test wheel bench bench-cpu-kernels bench-scale bench-registry bench-peers examples gpu-check gpu-bench gpu-tune clean
+.PHONY: help setup demo lifecycle clients check format lint types imports test slow wheel bench bench-cpu-kernels bench-scale bench-registry bench-peers examples gpu-check gpu-bench gpu-tune clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -50,6 +50,9 @@ test: setup  ## the tests, with coverage of the four packages
 	$(BIN)/coverage run -m pytest -q --numprocesses 2 --dist loadfile
 	$(BIN)/coverage combine -q
 	$(BIN)/coverage report --fail-under=90
+
+slow: setup  ## the tests that `make check` has no time for
+	$(BIN)/python -m pytest -q -m slow
 
 wheel: setup  ## a wheel built from the sdist, installed into a clean environment and smoke-tested
 	$(BIN)/python tests/wheel_smoke.py

@@ -7,7 +7,6 @@ is not in the table is our own fault: a 500 that tells the client nothing and th
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -58,6 +57,7 @@ from loraplex.platform.batches.errors import (
     NoSuchFile,
     TooManyBatches,
 )
+from loraplex.platform.field_errors import field_error
 from loraplex.platform.idempotency_keys import IdempotencyKeyInUse, IdempotencyKeyReused, TooManyIdempotencyKeys
 from loraplex.platform.logging import request_id
 from loraplex.platform.openai.responses.store import ConversationTooLong, ResponseNotFound
@@ -114,35 +114,17 @@ def internal_error() -> ApiError:
     return ApiError(500, None, message, type="server_error")
 
 
-# -- from msgspec's messages to fields and codes -------------------------------------------------------------------
-
-_AT_PATH = re.compile(r" - at `(?:key` in `)?\$\.?(.*)`$", re.DOTALL)
-_MISSING = re.compile(r"Object missing required field `(.+)`$", re.DOTALL)
-_UNKNOWN = re.compile(r"Object contains unknown field `(.+)`$", re.DOTALL)
-_WRONG_TYPE = re.compile(r"Expected `[^`]+`, got `[^`]+`$")
+# -- from other tellers of errors ----------------------------------------------------------------------------------
 
 
 def validation_error(message: str, path: str = "") -> ApiError:
     """A 400 that names the field, from msgspec's message and, where that does not hold it, the field's path."""
-    if at_path := _AT_PATH.search(message):
-        message, path = message[: at_path.start()], at_path[1]
-    if missing := _MISSING.match(message):
-        param = _join(path, missing[1])
-        return ApiError(400, "missing_required_parameter", f"Missing required parameter: '{param}'.", param=param)
-    if unknown := _UNKNOWN.match(message):
-        param = _join(path, unknown[1])[:100]
-        return ApiError(400, "unknown_parameter", f"Unknown parameter: '{param}'.", param=param)
-    code = "invalid_type" if _WRONG_TYPE.match(message) else "invalid_value"
-    where = f"'{path}'" if path else "the request body"
-    return ApiError(400, code, f"Invalid value for {where}: {message}.", param=path or None)
+    code, told, param = field_error(message, path)
+    return ApiError(400, code, told, param=param)
 
 
 def malformed_json(reason: str) -> ApiError:
     return ApiError(400, "invalid_json", f"The request body is not valid JSON: {reason}.")
-
-
-def _join(path: str, field: str) -> str:
-    return f"{path}.{field}" if path else field
 
 
 def _from_litestar_validation(error: ValidationException) -> ApiError:

@@ -89,7 +89,10 @@ class KeyInfo:
 @dataclass(frozen=True, slots=True)
 class Principal:
     """Who a request comes from. `salt` keeps the tenant's cached prefixes apart; an operator, who has none, has b"".
-    `limits`: None where there are none."""
+
+    limits: None where there are none. priority: the lowest that its requests have in the engine's queue, where the
+    lowest is first.
+    """
 
     key_id: str
     tenant_id: str | None
@@ -97,6 +100,7 @@ class Principal:
     scopes: frozenset[str]
     salt: bytes
     limits: CallerLimits | None = None
+    priority: int = 0
 
 
 class TenantDirectory:

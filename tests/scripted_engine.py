@@ -106,6 +106,9 @@ class ByteText:
         self.rendered.append((messages, options))
         return self.encode("".join(message["content"] or "" for message in messages))
 
+    def token_id(self, token):
+        return None
+
     def end_of(self, token_ids):
         return bytes(token_ids[-16:]).decode(errors="replace")
 

@@ -26,7 +26,7 @@ from loraplex.platform.anthropic.events import (
 )
 from loraplex.platform.openai.answer_parts import ArgumentsGrown, CallBegun, Part, PartReader, Said, Thought, joined
 from loraplex.platform.openai.chat_reading import new_call_id
-from loraplex.platform.openai.tool_types import MAX_SCHEMA_DEPTH, nesting
+from loraplex.platform.openai.structured_output import MAX_SCHEMA_DEPTH, is_deeper
 
 SIGNATURE = "unsigned"
 """Of every thought. Clients send back only what has one; nothing here checks it."""
@@ -114,6 +114,6 @@ def input_of(arguments: str) -> dict[str, Any]:
         value = msgspec.json.decode(arguments or "{}")
     except (msgspec.DecodeError, RecursionError, UnicodeError):
         value = None
-    if not isinstance(value, dict) or nesting(value) > MAX_SCHEMA_DEPTH:
+    if not isinstance(value, dict) or is_deeper(value, MAX_SCHEMA_DEPTH):
         return {INVALID_JSON: arguments}
     return value

@@ -23,7 +23,8 @@ from loraplex.platform.openai.generation_types import (
     Text,
     WeightedAdapter,
 )
-from loraplex.platform.openai.tool_types import MAX_SCHEMA_DEPTH, MAX_TOOLS, CallId, FunctionName, nesting
+from loraplex.platform.openai.structured_output import MAX_SCHEMA_DEPTH, is_deeper
+from loraplex.platform.openai.tool_types import MAX_TOOLS, CallId, FunctionName
 
 # -- content blocks ------------------------------------------------------------------------------------------------
 
@@ -100,7 +101,7 @@ class InputMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 kind = block.__struct_config__.tag
                 message = f"Invalid value for '{param}': messages of the role '{self.role}' have no blocks of '{kind}'."
                 raise ApiError(400, "invalid_value", message, param=param)
-            if isinstance(block, ToolUseBlock) and nesting(block.input) > MAX_SCHEMA_DEPTH:
+            if isinstance(block, ToolUseBlock) and is_deeper(block.input, MAX_SCHEMA_DEPTH):
                 param = f"{path}.content[{index}].input"
                 message = f"'{param}' is nested deeper than {MAX_SCHEMA_DEPTH} levels; make it flatter."
                 raise ApiError(400, "invalid_value", message, param=param)

@@ -5,7 +5,7 @@ Knows requests as chat completions have them, to which other endpoints translate
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from loraplex.adapters.profile import ServingProfile
 from loraplex.engine.messages import Grammar, SamplingParams
@@ -58,13 +58,7 @@ async def render_request(services: Services, principal: Principal, data: ChatCom
     """Raises what its model or its conversation is refused with."""
     model = await choose_model(services.catalog, principal, data)
     profile, text = await services.profile_cache.of(model.version), await services.codecs.of(model.version)
-    plan = plan_chat(
-        data,
-        profile,
-        text,
-        tool_call_format=services.settings.tool_call_format,
-        reasoning_format=services.settings.reasoning_format,
-    )
+    plan = plan_of(services, data, profile, text)
     prompt = await render_conversation(services, principal, profile, text, plan)
     return RenderedRequest(model, profile, text, plan, prompt)
 
@@ -113,17 +107,27 @@ async def open_conversation(
     return Conversation(model, heading(asked, model, ready), wording(data, text), asked.sampling, choices, readers)
 
 
+def plan_of(services: Services, data: ChatCompletionRequest, profile: ServingProfile, text: TextCodec) -> ChatPlan:
+    """profile, text: of the version that is asked."""
+    return plan_chat(
+        data,
+        profile,
+        text,
+        base=services.text,
+        tool_call_format=services.settings.tool_call_format,
+        reasoning_format=services.settings.reasoning_format,
+    )
+
+
 async def _grammar(
     services: Services, principal: Principal, data: ChatCompletionRequest, plan: ChatPlan
 ) -> Grammar | None:
-    """That the answer has to follow: what the request asks for, or what makes its tool calls calls."""
+    """That the answer has to follow: what the request asks for, what makes its tool calls calls, or either of both."""
     asked = await grammar_of(services.grammars, principal, data.response_format, data.structured_outputs)
     if plan.grammar is None:
         return asked
-    if asked is not None:
-        message = "The answer cannot both follow a grammar and be held to tool calls. Leave out 'tools' or the grammar."
-        raise ApiError(400, "invalid_value", message, param="tools")
-    return await checked(services.grammars, principal, "tools", plan.grammar)
+    otherwise = None if plan.must_call else asked
+    return await checked(services.grammars, principal, "tools", replace(plan.grammar, otherwise=otherwise))
 
 
 async def render_conversation(

@@ -19,7 +19,6 @@ from itertools import islice
 from typing import Any, cast
 
 import msgspec
-from anyio import to_thread
 from litestar import Request, Response, post
 from litestar.di import NamedDependency
 from litestar.params import JSONBody
@@ -33,7 +32,8 @@ from loraplex.platform.limits.account import Demand
 from loraplex.platform.openai.connection import while_connected
 from loraplex.platform.openai.embedding_types import Embedding, EmbeddingList, EmbeddingRequest, EmbeddingUsage
 from loraplex.platform.openai.invocation import uses_of
-from loraplex.platform.prompts import INLINE_TOKENISE_CHARS
+from loraplex.platform.openai.model_bounds import ModelBounds
+from loraplex.platform.prompts import tokenise
 from loraplex.platform.services import Services
 from loraplex.platform.tenants import Principal
 
@@ -111,13 +111,11 @@ def _check_dimensions(asked: int | None, hidden_size: int) -> None:
 
 async def _tokens(services: Services, model: ResolvedModel, given: Sequence[str | list[int]]) -> list[list[int]]:
     """Token ids of every input. Raises ApiError for one that cannot run, and for too many in all."""
-    ready = services.engine.ready
     profile, text = await services.profile_cache.of(model.version), await services.codecs.of(model.version)
-    limit = min(ready.max_model_len, profile.context_limit or ready.max_model_len)
-    vocab_size = ready.vocab_size if model.version is None else model.version.vocab_size or ready.vocab_size
+    bounds = ModelBounds.of(services.engine.ready, model.version, profile)
     prompts = await _encode(text, given)
     for index, prompt in enumerate(prompts):
-        _check(prompt, "input" if len(given) == 1 else f"input[{index}]", limit, vocab_size)
+        _check(prompt, "input" if len(given) == 1 else f"input[{index}]", bounds)
     if sum(map(len, prompts)) > MAX_TOKENS:
         message = f"'input' has more than {MAX_TOKENS} tokens in all. Send several requests."
         raise ApiError(400, "invalid_value", message, param="input")
@@ -125,23 +123,16 @@ async def _tokens(services: Services, model: ResolvedModel, given: Sequence[str 
 
 
 async def _encode(text: TextCodec, given: Sequence[str | list[int]]) -> list[list[int]]:
-    def encode() -> list[list[int]]:
-        return [item if isinstance(item, list) else text.encode(item) for item in given]
-
     chars = sum(len(item) for item in given if isinstance(item, str))
-    return encode() if chars <= INLINE_TOKENISE_CHARS else await to_thread.run_sync(encode)
+    return await tokenise(lambda: [item if isinstance(item, list) else text.encode(item) for item in given], chars)
 
 
-def _check(prompt: list[int], field: str, limit: int, vocab_size: int) -> None:
-    if not prompt:
-        raise ApiError(400, "invalid_value", f"'{field}' has no tokens; send some text.", param=field)
-    if max(prompt) >= vocab_size:
-        message = f"'{field}' has a token id outside of the vocabulary of {vocab_size}."
-        raise ApiError(400, "invalid_value", message, param=field)
-    if len(prompt) > limit:
+def _check(prompt: list[int], field: str, bounds: ModelBounds) -> None:
+    bounds.check_prompt(prompt, field)
+    if len(prompt) > bounds.max_tokens:
         message = (
-            f"This model's maximum context length is {limit} tokens. However, '{field}' has {len(prompt)} tokens. "
-            "Send less."
+            f"This model's maximum context length is {bounds.max_tokens} tokens. However, '{field}' has {len(prompt)} "
+            "tokens. Send less."
         )
         raise ApiError(400, "context_length_exceeded", message, param=field)
 

@@ -20,6 +20,7 @@ from loraplex.platform.limits.account import Demand
 from loraplex.platform.openai.generation_types import GenerationRequest, Heading, Reading
 from loraplex.platform.openai.invocation import uses_of
 from loraplex.platform.openai.logprobs import Wording
+from loraplex.platform.openai.model_bounds import ModelBounds
 from loraplex.platform.openai.sampling import sampling_params
 from loraplex.platform.tenants import Principal
 
@@ -75,13 +76,9 @@ def prepare(
 
     profile, text: of the model. grammar: one that was checked. Raises ApiError for a prompt that cannot run.
     """
-    if not prompt:
-        raise ApiError(400, "invalid_value", f"'{prompt_field}' has no tokens; send some text.", param=prompt_field)
-    vocab_size = ready.vocab_size if model.version is None else model.version.vocab_size or ready.vocab_size
-    if max(prompt) >= vocab_size:
-        message = f"'{prompt_field}' has a token id outside of the vocabulary of {vocab_size}."
-        raise ApiError(400, "invalid_value", message, param=prompt_field)
-    limit = min(ready.max_model_len, profile.context_limit or ready.max_model_len)
+    bounds = ModelBounds.of(ready, model.version, profile)
+    bounds.check_prompt(prompt, prompt_field)
+    limit = bounds.max_tokens
     prompt = _truncated(prompt, request.truncate_prompt_tokens, limit - (max_tokens or 1))
     room = limit - len(prompt)
     if room < 1 or (max_tokens is not None and max_tokens > room):
@@ -95,11 +92,11 @@ def prepare(
     return Generate(
         request_id=request_id,
         prompt=prompt,
-        sampling=sampling_params(request, profile, text, most, vocab_size, ready),
+        sampling=sampling_params(request, profile, text, most, bounds, ready),
         adapters=uses_of(model.adapters, prompt),
         salt=_salt(principal, request.cache_salt),
         grammar=grammar,
-        priority=request.priority or 0,
+        priority=max(request.priority or 0, principal.priority),
         timeout_seconds=request.timeout,
     )
 

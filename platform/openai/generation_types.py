@@ -15,7 +15,7 @@ from loraplex.adapters.names import MAX_WEIGHT
 from loraplex.adapters.profile import MinP, StopString, Temperature, TokenCount, TokenId, TopK, TopP
 from loraplex.engine.messages import MAX_ADAPTERS
 from loraplex.platform.errors import ApiError
-from loraplex.platform.openai.structured_output import ResponseFormat, StructuredOutputs
+from loraplex.platform.openai.structured_output import ResponseFormat, StructuredOutputs, TextFormat
 
 # -- what is read --------------------------------------------------------------------------------------------------
 
@@ -30,6 +30,7 @@ Penalty = Annotated[float, Meta(ge=-2, le=2)]
 BadWord = Annotated[str, Meta(min_length=1, max_length=256)]
 LogprobCount = Annotated[int, Meta(ge=0, le=20)]
 """How many of the most likely tokens are told; 0: the chosen one alone."""
+MAX_PRIORITY = 1000
 MAX_BIASES = 4096
 MAX_ALLOWED_TOKENS = 1 << 18
 ChoiceCount = Annotated[int, Meta(ge=1, le=1 << 20)]  # how many there may be is a setting
@@ -83,7 +84,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     skip_special_tokens: bool | None = None
     truncate_prompt_tokens: Annotated[int, Meta(ge=-1, le=1 << 24)] | None = None
     """The prompt's last so many tokens are taken; -1: as many as fit."""
-    priority: Annotated[int, Meta(ge=0, le=1000)] | None = None
+    priority: Annotated[int, Meta(ge=0, le=MAX_PRIORITY)] | None = None
     """Of what waits, the lowest is first. A client may stand back behind others, and not push before them."""
     timeout: Annotated[float, Meta(gt=0, le=86400)] | None = None
     """Seconds after which the request has failed, if it is not done."""
@@ -117,6 +118,11 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     def scored_prompt_tokens(self) -> int | None:
         """The same for tokens of the prompt."""
         return self.prompt_logprobs
+
+    @property
+    def asks_for_a_form(self) -> bool:
+        """Whether a grammar comes of it."""
+        return self.structured_outputs is not None or not isinstance(self.response_format, TextFormat | None)
 
     @property
     def choices(self) -> int:

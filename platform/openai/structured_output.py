@@ -115,7 +115,7 @@ async def checked(checks: GrammarChecks, principal: Principal, field: str, gramm
 
 def schema_grammar(field: str, schema: Mapping[str, Any], *, strict: bool) -> Grammar:
     """strict: see `JsonSchema`. Raises ApiError for a schema that is nested too deeply."""
-    if _is_deeper(schema, MAX_SCHEMA_DEPTH):
+    if is_deeper(schema, MAX_SCHEMA_DEPTH):
         raise _invalid(field, f"it is nested more than {MAX_SCHEMA_DEPTH} levels deep")
     lenient = {"x-guidance": {"lenient": not strict}}  # llguidance's own keyword, which is not the client's to set
     return Grammar("json_schema", json.dumps({**schema, **lenient}, ensure_ascii=False, separators=(",", ":")))
@@ -152,7 +152,7 @@ def _parsed(field: str, schema: dict[str, Any] | str) -> dict[str, Any]:
         raise _invalid(field, f"it is not a JSON object ({error})") from error
 
 
-def _is_deeper(document: Any, levels: int) -> bool:
+def is_deeper(document: Any, levels: int) -> bool:
     """Whether objects and lists in it are nested deeper than that."""
     layer = [document]
     for _ in range(levels + 1):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import peft_kinds
 import pytest
@@ -19,6 +20,7 @@ from tokenizers import Tokenizer
 
 from loraplex.engine.build import BuiltEngine
 from loraplex.engine.events import Grammar, SamplingParams, only
+from loraplex.engine.grammar_masks import Grammars
 
 PROMPT = [5, 6, 7]
 ENDINGS, LEFT_OPEN = '"}]', " \n\t\r\\"
@@ -185,6 +187,18 @@ def test_tokens_of_an_adapters_own_are_not_in_any_grammar(model, tmp_path):
     assert any(token >= tokenizer_size for seed in range(8) for token in outcomes[f"free/{seed}"].tokens)
     assert all(token < tokenizer_size for seed in range(8) for token in outcomes[f"held/{seed}"].tokens)
     assert outcomes["base"].finish_reason == "stop"
+
+
+def test_a_vocabulary_that_an_adapter_widens_is_refused_beyond_the_bases(model):
+    """However far beyond the words of a mask it goes; what the grammar allows stays as it was."""
+    grammars = Grammars(model / "tokenizer.json", 288, (2,), torch.device("cpu"))
+    matcher = grammars.begin(Grammar("regex", "(?s:.)*")).result()
+    plan = SimpleNamespace(chunks=[SimpleNamespace(samples=True, sequence=SimpleNamespace(matcher=matcher))])
+
+    masked = grammars.masks.begin(plan).applied(torch.zeros(1, 288 + 50))
+
+    assert masked[0, :259].isfinite().any()
+    assert masked[0, 259:].isneginf().all()
 
 
 def test_a_grammar_that_grows_without_bound_fails_alone(built):

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from loraplex.engine.batch import uniform
 from loraplex.engine.events import LogitRules
 from loraplex.engine.logit_edits import LogitEdits, RowEdit
 from loraplex.engine.logits import edited, scores
+from loraplex.engine.prompt_scores import scored_tokens
 from loraplex.kernels.ops import SamplingBatch
 from loraplex.kernels.select import choose_kernels
 
@@ -33,6 +35,8 @@ rules = st.builds(
     bad_words=st.lists(st.lists(tokens, min_size=1, max_size=3).map(tuple), max_size=4).map(tuple),
     min_tokens=st.integers(0, 5),
 )
+CORNERED = LogitRules(allowed_token_ids=(3,), bad_words=((4, 3),))
+"""After token 4 all that is allowed is what completes a bad word."""
 rows = st.tuples(rules, st.lists(tokens, min_size=1, max_size=9), st.lists(tokens, max_size=9))
 
 
@@ -56,6 +60,7 @@ def reference(logits: list[float], rules: LogitRules, prompt, output, ends) -> l
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(rows, min_size=1, max_size=4), st.integers(0, 1 << 30), st.sampled_from([torch.float64, torch.float32]))
+@example([(CORNERED, [1], [4])], 0, torch.float32)
 def test_edited_logits_are_those_of_the_formulas(asked, seed, dtype):
     """Any rules over any history, rows of all kinds in one batch; what is kept from token to token is never behind."""
     logits = 5 * torch.randn(len(asked), VOCAB, dtype=dtype, generator=torch.Generator().manual_seed(seed))
@@ -126,6 +131,18 @@ def test_scores_are_those_of_the_model(seed, num_rows):
         assert score.rank == order.index(score.token) + 1
         assert [token for token, _ in score.top] == order[: most[row]]
         assert [value for _, value in score.top] == pytest.approx(exact[row, order[: most[row]]].tolist(), abs=1e-5)
+
+
+def test_a_prompt_that_is_computed_again_is_scored_once():
+    """A sequence that gave its pages back keeps the scores that it has; the last token of a prompt scores none."""
+    sequence = SimpleNamespace(
+        prompt=list(range(9)), prompt_scores=[None] * 3, sampling=SimpleNamespace(prompt_logprobs=0)
+    )
+    chunks = [SimpleNamespace(sequence=sequence, start=start, count=count) for start, count in ((0, 2), (2, 4), (6, 3))]
+
+    [portion] = scored_tokens(chunks, [0, 2, 6])
+
+    assert [(scored.start, scored.row, scored.next_tokens) for scored in portion] == [(3, 3, [4, 5, 6]), (6, 6, [7, 8])]
 
 
 PROMPT, OUTPUT = [1, 4, 4], [6, 7, 6]

@@ -193,3 +193,15 @@ def test_a_stream_does_not_begin_before_its_first_choice():
         except GenerationFailed:
             continue
         raise AssertionError("no failure was raised")
+
+
+def test_choices_of_one_seed_draw_on_their_own():
+    """Each has a seed of its own that follows from the request's; a prompt in a list has those that it has alone."""
+    asked = msgspec.structs.replace(PROMPT, sampling=SamplingParams(max_tokens=1, seed=7))
+    alone = [sequence.sampling.seed for sequence in sequences_of([asked], 3)]
+    among_others = [sequence.sampling.seed for sequence in sequences_of([asked, asked], 3)]
+
+    assert alone[0] == 7
+    assert len(set(alone)) == 3
+    assert all(0 <= seed < 1 << 63 for seed in alone)
+    assert among_others == alone * 2
