@@ -151,7 +151,8 @@ class RunningSequence(NamedTuple):
 
 
 class StepRecord(NamedTuple):
-    """One step as it ran. `adapters`: digests of the adapters in the batch; `base`: base rows stood beside them."""
+    """One step as it ran. `adapters`: digests of the adapters in the batch; `base`: base rows stood beside them.
+    `drafted_tokens`: rows that tried tokens ahead, among `decode_tokens`; `accepted_tokens`: those that were right."""
 
     step: int
     seconds: float
@@ -160,6 +161,8 @@ class StepRecord(NamedTuple):
     sequences: int
     adapters: list[str]
     base: bool
+    drafted_tokens: int
+    accepted_tokens: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,6 +179,8 @@ class Status:
     prompt_tokens: int
     cached_prompt_tokens: int
     generated_tokens: int
+    drafted_tokens: int
+    accepted_tokens: int
     adapter_loads: int
     adapter_evictions: int
     adapter_device_bytes_used: int

@@ -69,7 +69,8 @@ class SequenceView(Struct, frozen=True, kw_only=True):
 
 
 class StepView(Struct, frozen=True, kw_only=True):
-    """One step as it ran. `adapters`: digests in the batch; `base`: sequences of the base model stood beside them."""
+    """One step as it ran. `adapters`: digests in the batch; `base`: sequences of the base model stood beside them.
+    `drafted_tokens`: tried ahead by prompt lookup, among `decode_tokens`; `accepted_tokens`: those that were right."""
 
     step: int
     seconds: float
@@ -78,6 +79,8 @@ class StepView(Struct, frozen=True, kw_only=True):
     sequences: int
     adapters: list[str]
     base: bool
+    drafted_tokens: int
+    accepted_tokens: int
 
 
 class EngineView(Struct, frozen=True, kw_only=True):
