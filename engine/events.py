@@ -161,7 +161,8 @@ class RunningSequence:
 
 @dataclass(frozen=True, slots=True)
 class StepRecord:
-    """One step as it ran. `adapters`: digests in the batch; `base`: sequences of the base model stood beside them."""
+    """One step as it ran. `adapters`: digests in the batch; `base`: sequences of the base model stood beside them.
+    `drafted_tokens`: tried ahead by prompt lookup, among `decode_tokens`; `accepted_tokens`: those that were right."""
 
     step: int
     seconds: float
@@ -170,6 +171,8 @@ class StepRecord:
     sequences: int
     adapters: list[str]
     base: bool
+    drafted_tokens: int
+    accepted_tokens: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,6 +189,8 @@ class Status:
     prompt_tokens: int
     cached_prompt_tokens: int
     generated_tokens: int
+    drafted_tokens: int
+    accepted_tokens: int
     adapter_loads: int
     adapter_evictions: int
     adapter_device_bytes_used: int

@@ -24,7 +24,7 @@ from loraplex.engine.events import Grammar
 if TYPE_CHECKING:
     from llguidance import LLExecutor, LLMatcher, LLTokenizer
 
-    from loraplex.engine.scheduler import StepPlan
+    from loraplex.engine.step_plan import StepPlan
 
 KEPT_CHARS = 2 << 20
 """Source of the grammars that are kept compiled: hundreds of usual ones, or 16 of the longest."""

@@ -72,6 +72,9 @@ class Settings(BaseSettings):
     )
     kv_cache_bytes: Bytes | None = Field(None, description="Memory of the KV cache; default: what adapters leave.")
     enable_prefix_cache: bool = Field(True, description="Reuse KV pages of equal prefixes inside a tenant.")
+    speculative_tokens: int = Field(
+        0, ge=0, le=64, description="Most tokens that one answer tries ahead in a step, by prompt lookup; 0: none."
+    )
     cuda_graphs: bool = Field(True, description="Record decode steps as CUDA graphs, on GPUs.")
     adapter_device_bytes: Bytes | None = Field(
         None, description="Adapter memory on the device; default: for a full batch and the largest adapter."
@@ -237,6 +240,7 @@ class Settings(BaseSettings):
             pinned_share=self.pinned_share,
             pinned_share_per_tenant=self.pinned_share_per_tenant,
             enable_prefix_cache=self.enable_prefix_cache,
+            speculative_tokens=self.speculative_tokens,
             kernels=self.kernels,
             cuda_graphs=self.cuda_graphs,
             seed=self.seed,

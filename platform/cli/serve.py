@@ -42,6 +42,7 @@ OPTIONS = (
     "max_model_len",
     "max_num_seqs",
     "max_step_tokens",
+    "speculative_tokens",
     "memory_bytes",
     "kv_cache_bytes",
     "adapter_device_bytes",
