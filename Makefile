@@ -6,7 +6,7 @@ ONCE ?=
 # pip would compile all that it installs, which takes longer than to unpack it. Python compiles what is imported, once.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo lifecycle clients check format lint types imports test slow wheel bench bench-cpu-kernels bench-scale bench-registry bench-peers examples gpu-check gpu-bench gpu-tune clean
+.PHONY: help setup demo lifecycle clients fuzz check format lint types imports test slow wheel bench bench-cpu-kernels bench-scale bench-registry bench-peers examples gpu-check gpu-bench gpu-tune clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -30,6 +30,9 @@ lifecycle: setup  ## push, canary, promote, roll back and delete versions under 
 
 clients: setup  ## programs that others wrote (openai, langchain, llm, lm-eval, vLLM's benchmark...) against a live server
 	PYTHONPATH=tests $(BIN)/python tests/clients/matrix.py $(ARGS)
+
+fuzz: setup  ## 10,000 generated requests to real servers; what is answered wrongly is told (ARGS="--seed N --only 'POST /v1'")
+	PYTHONPATH=tests $(BIN)/python -m fuzzing.run $(ARGS)
 
 check: format lint types imports test wheel  ## all that CI runs
 

@@ -9,7 +9,7 @@ import hmac
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import Select, or_, select, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
@@ -28,6 +28,7 @@ SCOPES = frozenset({"inference", "adapters", "admin"})
 
 _LAST_USED_STEP = timedelta(minutes=1)
 _NO_FINGERPRINT = bytes(32)
+_LATEST_EXPIRY = datetime(9999, 1, 1, tzinfo=UTC)  # in no time zone is a moment before it beyond what datetimes reach
 
 
 class TenantError(Exception):
@@ -229,8 +230,8 @@ def _check_key(tenant: str | None, name: str, scopes: frozenset[str], expires_at
         whose = "an operator's key" if tenant is None else "a tenant's key"
         raise InvalidKeyRequest(f"scopes: {whose} has at least one of: {', '.join(sorted(allowed))}, and no other")
     check_text(name, "name", 100)
-    if expires_at is not None and (expires_at.tzinfo is None or expires_at <= now()):
-        raise InvalidKeyRequest("expires_at: give a moment in the future, with its time zone")
+    if expires_at is not None and (expires_at.tzinfo is None or not now() < expires_at < _LATEST_EXPIRY):
+        raise InvalidKeyRequest("expires_at: give a moment in the future, before the year 9999, with its time zone")
 
 
 def _is_valid(key: ApiKey, tenant: Tenant | None) -> bool:

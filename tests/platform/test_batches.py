@@ -406,6 +406,7 @@ async def test_lists_come_in_pages(api: Api) -> None:
     assert await all_ids("/v1/files?limit=2&order=asc") == files
     assert await all_ids("/v1/files?limit=2") == files[::-1]
     assert await all_ids("/v1/files?limit=2&purpose=batch_output") == []
+    assert await all_ids("/v1/files?limit=2&purpose=batch%00") == []
     batches = [(await create(api, [request("a")])).json()["id"] for _ in range(3)]
     assert await all_ids("/v1/batches?limit=2") == batches[::-1]
 
