@@ -31,6 +31,7 @@ from loraplex.platform.catalog import ResolvedModel
 from loraplex.platform.errors import ApiError
 from loraplex.platform.openai.connection import while_connected
 from loraplex.platform.openai.embedding_types import Embedding, EmbeddingList, EmbeddingRequest, EmbeddingUsage
+from loraplex.platform.openai.generation import truncated
 from loraplex.platform.openai.invocation import uses_of
 from loraplex.platform.prompts import INLINE_TOKENISE_CHARS
 from loraplex.platform.services import Services
@@ -64,7 +65,7 @@ async def embed(services: Services, principal: Principal, request: EmbeddingRequ
     given = request.prompts()
     model = await services.catalog.resolve(principal, request.model, request.user)
     _check_dimensions(request.dimensions, services.engine.ready.hidden_size)
-    prompts = await _tokens(services, model, given)
+    prompts = await _tokens(services, model, given, request.truncate_prompt_tokens)
     asked = [
         Embed(request_id=f"embd-{uuid.uuid4().hex}", prompt=prompt, adapters=uses_of(model.adapters, prompt))
         for prompt in prompts
@@ -89,13 +90,16 @@ def _check_dimensions(asked: int | None, hidden_size: int) -> None:
         raise ApiError(400, "unsupported_value", message, param="dimensions")
 
 
-async def _tokens(services: Services, model: ResolvedModel, given: Sequence[str | list[int]]) -> list[list[int]]:
-    """Token ids of every input. Raises ApiError for one that cannot run, and for too many in all."""
+async def _tokens(
+    services: Services, model: ResolvedModel, given: Sequence[str | list[int]], most: int | None
+) -> list[list[int]]:
+    """Token ids of every input, or the last `most` of them. Raises ApiError for one that cannot run, and for too many
+    in all."""
     ready = services.engine.ready
     profile, text = await services.profile_cache.of(model.version), await services.codecs.of(model.version)
     limit = min(ready.max_model_len, profile.context_limit or ready.max_model_len)
     vocab_size = ready.vocab_size if model.version is None else model.version.vocab_size or ready.vocab_size
-    prompts = await _encode(text, given)
+    prompts = [truncated(prompt, most, limit) for prompt in await _encode(text, given)]
     for index, prompt in enumerate(prompts):
         _check(prompt, "input" if len(given) == 1 else f"input[{index}]", limit, vocab_size)
     if sum(map(len, prompts)) > MAX_TOKENS:

@@ -76,7 +76,7 @@ def prepare(
         message = f"'{prompt_field}' has a token id outside of the vocabulary of {vocab_size}."
         raise ApiError(400, "invalid_value", message, param=prompt_field)
     limit = min(ready.max_model_len, profile.context_limit or ready.max_model_len)
-    prompt = _truncated(prompt, request.truncate_prompt_tokens, limit - (max_tokens or 1))
+    prompt = truncated(prompt, request.truncate_prompt_tokens, limit - (max_tokens or 1))
     room = limit - len(prompt)
     if room < 1 or (max_tokens is not None and max_tokens > room):
         asked = "" if max_tokens is None else f" and {max_tokens} in the completion"
@@ -98,7 +98,7 @@ def prepare(
     )
 
 
-def _truncated(prompt: list[int], most: int | None, room: int) -> list[int]:
+def truncated(prompt: list[int], most: int | None, room: int) -> list[int]:
     """The last `most` tokens, with -1 as many as there is room for."""
     if most is None:
         return prompt

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from loraplex.engine.messages import Grammar
+from loraplex.platform.openai.closed_schemas import closed
 from loraplex.platform.openai.structured_output import schema_grammar
 from loraplex.platform.openai.tool_types import FunctionTool
 
@@ -37,7 +38,7 @@ def forced_calls(tools: Sequence[FunctionTool], *, is_one: bool) -> Grammar:
 def tagged_calls(tools: Sequence[FunctionTool]) -> Grammar:
     """The answer is any text, but what stands in it after <tool_call> is a call (`tool_formats.HERMES`)."""
     call, definitions = _call_of(tools)
-    return Grammar("lark", _TAGGED.format(schema=json.dumps({**call, "$defs": definitions})))
+    return Grammar("lark", _TAGGED.format(schema=json.dumps(closed({**call, "$defs": definitions}))))
 
 
 def _call_of(tools: Sequence[FunctionTool]) -> tuple[dict[str, Any], dict[str, Any]]:
