@@ -138,6 +138,10 @@ class Choices:
         cached = sum(usage.prompt_tokens_details.cached_tokens for usage in firsts)
         return Usage(prompt, completion, prompt + completion, PromptTokensDetails(cached))
 
+    def usage_of(self, index: int) -> Usage:
+        """Of one of them, so far."""
+        return self._answers[index].usage
+
     def close(self) -> None:
         """Abort what still runs, and count all: what failed without an answer has used nothing. May be called again."""
         has_failed = any(answer.has_failed for answer in self._answers)

@@ -31,6 +31,7 @@ from loraplex.platform.errors import ApiError
 from loraplex.platform.limits.account import Demand
 from loraplex.platform.openai.connection import while_connected
 from loraplex.platform.openai.embedding_types import Embedding, EmbeddingList, EmbeddingRequest, EmbeddingUsage
+from loraplex.platform.openai.generation import truncated
 from loraplex.platform.openai.invocation import uses_of
 from loraplex.platform.openai.model_bounds import ModelBounds
 from loraplex.platform.prompts import tokenise
@@ -68,7 +69,7 @@ async def embed(
     given = request.prompts()
     model = await services.catalog.resolve(principal, request.model, request.user)
     _check_dimensions(request.dimensions, services.engine.ready.hidden_size)
-    prompts = await _tokens(services, model, given)
+    prompts = await _tokens(services, model, given, request.truncate_prompt_tokens)
     tokens = sum(map(len, prompts))
     admission = await services.limiter.admit(principal, model, Demand(tokens, tokens))
     used = tokens
@@ -109,11 +110,14 @@ def _check_dimensions(asked: int | None, hidden_size: int) -> None:
         raise ApiError(400, "unsupported_value", message, param="dimensions")
 
 
-async def _tokens(services: Services, model: ResolvedModel, given: Sequence[str | list[int]]) -> list[list[int]]:
-    """Token ids of every input. Raises ApiError for one that cannot run, and for too many in all."""
+async def _tokens(
+    services: Services, model: ResolvedModel, given: Sequence[str | list[int]], most: int | None
+) -> list[list[int]]:
+    """Token ids of every input, or the last `most` of them. Raises ApiError for one that cannot run, and for too many
+    in all."""
     profile, text = await services.profile_cache.of(model.version), await services.codecs.of(model.version)
     bounds = ModelBounds.of(services.engine.ready, model.version, profile)
-    prompts = await _encode(text, given)
+    prompts = [truncated(prompt, most, bounds.max_tokens) for prompt in await _encode(text, given)]
     for index, prompt in enumerate(prompts):
         _check(prompt, "input" if len(given) == 1 else f"input[{index}]", bounds)
     if sum(map(len, prompts)) > MAX_TOKENS:

@@ -79,7 +79,7 @@ def prepare(
     bounds = ModelBounds.of(ready, model.version, profile)
     bounds.check_prompt(prompt, prompt_field)
     limit = bounds.max_tokens
-    prompt = _truncated(prompt, request.truncate_prompt_tokens, limit - (max_tokens or 1))
+    prompt = truncated(prompt, request.truncate_prompt_tokens, limit - (max_tokens or 1))
     room = limit - len(prompt)
     if room < 1 or (max_tokens is not None and max_tokens > room):
         asked = "" if max_tokens is None else f" and {max_tokens} in the completion"
@@ -109,7 +109,7 @@ def demand_of(prompts: Sequence[Generate], per_prompt: int, *, is_open: bool) ->
     return Demand(prompt_tokens + per_prompt * sum(most), prompt_tokens)
 
 
-def _truncated(prompt: list[int], most: int | None, room: int) -> list[int]:
+def truncated(prompt: list[int], most: int | None, room: int) -> list[int]:
     """The last `most` tokens, with -1 as many as there is room for."""
     if most is None:
         return prompt

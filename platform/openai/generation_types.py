@@ -34,16 +34,25 @@ MAX_PRIORITY = 1000
 MAX_BIASES = 4096
 MAX_ALLOWED_TOKENS = 1 << 18
 ChoiceCount = Annotated[int, Meta(ge=1, le=1 << 20)]  # how many there may be is a setting
+TruncatedTo = Annotated[int, Meta(ge=-1, le=1 << 24)]
+"""The prompt's last so many tokens are taken; -1: as many as fit. 0 is refused by `check_truncation`."""
 Seed = Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
 
 
 class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`include_obfuscation` is a permission to pad, not a demand; nothing is padded. `continuous_usage_stats` is vLLM's
-    wish for usage in every chunk, which load generators send with `include_usage`: the last chunk tells it, for all."""
+    """`include_obfuscation` is a permission to pad, not a demand; nothing is padded. `continuous_usage_stats` is
+    vLLM's: with `include_usage`, each chunk tells what its choice has used so far."""
 
     include_usage: bool = False
     include_obfuscation: bool = False
     continuous_usage_stats: bool = False
+
+
+def check_truncation(most: int | None) -> None:
+    """Raises ApiError for a prompt of which nothing would be left."""
+    if most == 0:
+        message = "'truncate_prompt_tokens' leaves nothing of the prompt: send 1 or more, or -1 for what fits."
+        raise ApiError(400, "invalid_value", message, param="truncate_prompt_tokens")
 
 
 class WeightedAdapter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -82,8 +91,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     prompt_logprobs: LogprobCount | None = None
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = None
-    truncate_prompt_tokens: Annotated[int, Meta(ge=-1, le=1 << 24)] | None = None
-    """The prompt's last so many tokens are taken; -1: as many as fit."""
+    truncate_prompt_tokens: TruncatedTo | None = None
     priority: Annotated[int, Meta(ge=0, le=MAX_PRIORITY)] | None = None
     """Of what waits, the lowest is first. A client may stand back behind others, and not push before them."""
     timeout: Annotated[float, Meta(gt=0, le=86400)] | None = None
@@ -104,9 +112,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
         if self.stream and self.prompt_logprobs is not None:
             message = "'prompt_logprobs' are told with the whole answer: leave out 'stream'."
             raise ApiError(400, "invalid_value", message, param="prompt_logprobs")
-        if self.truncate_prompt_tokens == 0:
-            message = "'truncate_prompt_tokens' leaves nothing of the prompt: send 1 or more, or -1 for what fits."
-            raise ApiError(400, "invalid_value", message, param="truncate_prompt_tokens")
+        check_truncation(self.truncate_prompt_tokens)
 
     @property
     def scored_tokens(self) -> int | None:
@@ -135,6 +141,10 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     @property
     def include_usage(self) -> bool:
         return self.stream_options is not None and self.stream_options.include_usage
+
+    @property
+    def tells_usage_so_far(self) -> bool:
+        return self.stream_options is not None and self.include_usage and self.stream_options.continuous_usage_stats
 
 
 @dataclass(frozen=True, slots=True)

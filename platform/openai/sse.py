@@ -76,6 +76,16 @@ class TextFrame:
         return self._before + _json(text) + self._after
 
 
+class ChangingFrame:
+    """Frames that differ in more than one text."""
+
+    def __init__(self, payload_of: Callable[[str], msgspec.Struct]) -> None:
+        self._payload_of = payload_of
+
+    def of(self, text: str) -> bytes:
+        return frame(self._payload_of(text))
+
+
 class Write(Protocol):
     """Sends frames, and waits while the client is slow. `more` False ends the response."""
 

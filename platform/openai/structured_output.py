@@ -16,6 +16,7 @@ from loraplex.engine.events import Grammar
 from loraplex.engine.grammar_checks import GrammarChecks
 from loraplex.engine.grammars import GrammarError
 from loraplex.platform.errors import ApiError
+from loraplex.platform.openai.closed_schemas import closed
 from loraplex.platform.tenants import Principal
 
 # -- what is read --------------------------------------------------------------------------------------------------
@@ -114,11 +115,12 @@ async def checked(checks: GrammarChecks, principal: Principal, field: str, gramm
 
 
 def schema_grammar(field: str, schema: Mapping[str, Any], *, strict: bool) -> Grammar:
-    """strict: see `JsonSchema`. Raises ApiError for a schema that is nested too deeply."""
+    """Objects have no properties beyond those listed, unless it says so. strict: see `JsonSchema`. Raises ApiError for
+    a schema that is nested too deeply."""
     if is_deeper(schema, MAX_SCHEMA_DEPTH):
         raise _invalid(field, f"it is nested more than {MAX_SCHEMA_DEPTH} levels deep")
     lenient = {"x-guidance": {"lenient": not strict}}  # llguidance's own keyword, which is not the client's to set
-    return Grammar("json_schema", json.dumps({**schema, **lenient}, ensure_ascii=False, separators=(",", ":")))
+    return Grammar("json_schema", json.dumps({**closed(schema), **lenient}, ensure_ascii=False, separators=(",", ":")))
 
 
 def _of_format(asked: ResponseFormat) -> tuple[str, Grammar] | None:

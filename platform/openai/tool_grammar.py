@@ -11,6 +11,7 @@ from typing import Any
 
 from loraplex.engine.grammars import WHITESPACE
 from loraplex.engine.messages import Grammar
+from loraplex.platform.openai.closed_schemas import closed
 from loraplex.platform.openai.structured_output import schema_grammar
 from loraplex.platform.openai.tool_formats import HERMES, LLAMA3, MISTRAL, ToolCallFormat
 from loraplex.platform.openai.tool_types import FunctionTool
@@ -84,7 +85,7 @@ def _marker(text: str, token_id: int | None) -> str:
 
 def _written(schema: Mapping[str, Any]) -> str:
     """Inside of a grammar, where what cannot be enforced is passed over as in `schema_grammar`."""
-    return json.dumps({**schema, "x-guidance": {"lenient": True, "whitespace_pattern": WHITESPACE}})
+    return json.dumps({**closed(schema), "x-guidance": {"lenient": True, "whitespace_pattern": WHITESPACE}})
 
 
 def _call_of(tools: Sequence[FunctionTool], arguments: str = "arguments") -> tuple[dict[str, Any], dict[str, Any]]:

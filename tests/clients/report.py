@@ -15,6 +15,8 @@ URL = os.environ["OPENAI_BASE_URL"]
 KEY = os.environ["OPENAI_API_KEY"]
 BASE = os.environ["BASE_MODEL"]
 ADAPTER = os.environ["ADAPTER_MODEL"]
+SPARE = os.environ["SPARE_MODEL"]
+"""Another adapter, to be deleted."""
 MODELS = (BASE, ADAPTER)
 MODEL_FOLDER = os.environ["MODEL_FOLDER"]
 """Where the base model's tokenizer is: some clients count tokens themselves."""
@@ -32,10 +34,6 @@ DETAIL_CHARS = 2000
 _defects: list[str] = []
 
 
-class Refused(Exception):
-    """What was asked for is not there, and no error of the server says so."""
-
-
 @contextmanager
 def feature(name: str, model: str = "", *, needs: str = "") -> Iterator[None]:
     """One row of the table. needs: what of the API it stands on, where a server might not serve that yet."""
@@ -44,7 +42,7 @@ def feature(name: str, model: str = "", *, needs: str = "") -> Iterator[None]:
         yield
     except Exception as error:  # whatever a client does with an answer that it cannot read
         detail = f"{type(error).__name__}: {error} {getattr(error, 'code', None) or ''}".strip()
-        refused = isinstance(error, Refused) or any(mark in detail for mark in REFUSALS)
+        refused = any(mark in detail for mark in REFUSALS)
         outcome = "refused" if refused else "defect"
         if outcome == "defect":
             _defects.append(name)

@@ -1,0 +1,69 @@
+"""Schemas whose objects have the properties that are listed and no others, unless the schema speaks of others.
+
+A model that has written all it was asked for may go on and invent properties until it is cut off, and small ones do.
+What follows the closed schema follows the open one, too; vLLM's grammars mean the same. Knows JSON schemas as plain
+data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+_COMPOSING = frozenset(
+    ("allOf", "oneOf", "not", "if", "dependentSchemas", "dependencies", "$dynamicRef", "$recursiveRef")
+)
+"""Where one of these is, an object may have to be what several schemas say, of which each lists a part."""
+
+_ALTERNATIVE = frozenset(("anyOf", "$ref"))
+"""The same, where it stands beside another of these or of _OF_OBJECTS."""
+
+_SPEAKING_OF_OTHERS = frozenset(
+    (
+        "additionalProperties", "patternProperties", "unevaluatedProperties", "propertyNames", "minProperties",
+        "dependentRequired",
+    )
+)  # fmt: skip
+_OF_OBJECTS = _SPEAKING_OF_OTHERS | {"properties", "required", "maxProperties"}
+
+_MAPS = ("properties", "patternProperties", "$defs", "definitions")
+_LISTS = ("anyOf", "prefixItems")
+_SINGLE = ("items", "additionalProperties", "additionalItems", "contains")
+
+
+def closed(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy. Left as it is where its parts may be about the same object. Nesting must be bounded."""
+    return dict(schema) if _is_composed(schema) else _closed(dict(schema))
+
+
+def _is_composed(value: Any) -> bool:
+    """Looks everywhere, also where no schema is: what a reference leads to may be anywhere."""
+    if isinstance(value, list):
+        return any(map(_is_composed, value))
+    if not isinstance(value, dict):
+        return False
+    alternatives = value.keys() & _ALTERNATIVE
+    if value.keys() & _COMPOSING or len(alternatives) > 1 or (alternatives and value.keys() & _OF_OBJECTS):
+        return True
+    return any(map(_is_composed, value.values()))
+
+
+def _closed(schema: Any) -> Any:
+    if not isinstance(schema, dict):
+        return schema
+    found = dict(schema)
+    for key, value in schema.items():
+        if key in _MAPS and isinstance(value, dict):
+            found[key] = {name: _closed(part) for name, part in value.items()}
+        elif key in _LISTS and isinstance(value, list):
+            found[key] = [_closed(part) for part in value]
+        elif key in _SINGLE:
+            found[key] = _closed(value)
+    return {**found, "additionalProperties": False} if _lists_all(schema) else found
+
+
+def _lists_all(schema: dict[str, Any]) -> bool:
+    properties, required = schema.get("properties"), schema.get("required", [])
+    if not isinstance(properties, dict) or not isinstance(required, list) or schema.keys() & _SPEAKING_OF_OTHERS:
+        return False
+    return all(isinstance(name, str) and name in properties for name in required)
