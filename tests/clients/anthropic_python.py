@@ -9,7 +9,6 @@ import anthropic
 from anthropic import Anthropic, AsyncAnthropic
 from report import ADAPTER, BASE, DESK, DESKS, KEY, MODELS, TICKET, URL, feature, finish, holds, same
 
-SERVED = "messages"
 SERVER = {"base_url": URL.removesuffix("/v1"), "api_key": KEY, "max_retries": 0, "timeout": 120}
 client = Anthropic(**SERVER)
 THREAD: list[Any] = [{"role": "user", "content": TICKET}]
@@ -31,7 +30,7 @@ def text_of(model: str, **options: Any) -> str:
 
 
 def messages(model: str) -> None:
-    with feature("messages", model, needs=SERVED):
+    with feature("messages", model):
         message = client.messages.create(model=model, **GREEDY)
         same((message.type, message.role, message.content[0].type), ("message", "assistant", "text"))
         holds(message.content[0].text and message.usage.output_tokens > 0, message)
@@ -40,23 +39,23 @@ def messages(model: str) -> None:
             same(message.content[0].text.strip(), DESK)
         blocks = [{"type": "text", "text": TICKET, "cache_control": {"type": "ephemeral"}}]
         same(text_of(model, messages=[{"role": "user", "content": blocks}]), message.content[0].text)
-    with feature("messages, system prompt and a thread", model, needs=SERVED):
+    with feature("messages, system prompt and a thread", model):
         thread = [*THREAD, {"role": "assistant", "content": "billing"}, {"role": "user", "content": "And now?"}]
         asked = {"system": "Be brief.", "messages": thread}
         same(text_of(model, **asked), text_of(model, **asked | {"system": [{"type": "text", "text": "Be brief."}]}))
-    with feature("messages, stop sequences", model, needs=SERVED):
+    with feature("messages, stop sequences", model):
         stop = text_of(model)[2:4]
         message = client.messages.create(model=model, **GREEDY, stop_sequences=[stop])
         same((message.stop_reason, message.stop_sequence), ("stop_sequence", stop))
         same(message.content[0].text, text_of(model).split(stop)[0])
-    with feature("messages, stream helper", model, needs=SERVED):
+    with feature("messages, stream helper", model):
         with client.messages.stream(model=model, **GREEDY) as stream:
             text = "".join(stream.text_stream)
             final = stream.get_final_message()
         whole = client.messages.create(model=model, **GREEDY)
         same((text, final.content[0].text, final.stop_reason), (whole.content[0].text,) * 2 + (whole.stop_reason,))
         same(final.usage.output_tokens, whole.usage.output_tokens)
-    with feature("messages, raw events", model, needs=SERVED):
+    with feature("messages, raw events", model):
         kinds = [event.type for event in client.messages.create(model=model, **GREEDY, stream=True)]
         kinds = [kind for kind in kinds if kind != "ping"]
         same(kinds[:2], ["message_start", "content_block_start"])
@@ -67,7 +66,7 @@ def messages(model: str) -> None:
 def tools(model: str) -> None:
     forced = {"tools": [ROUTE], "tool_choice": {"type": "tool", "name": "route"}}
     asked = GREEDY | {"model": model, "max_tokens": 96} | forced
-    with feature("messages, tools", model, needs=SERVED):
+    with feature("messages, tools", model):
         message = client.messages.create(**asked)
         (call,) = [block for block in message.content if block.type == "tool_use"]
         same((message.stop_reason, call.name, call.input["desk"] in DESKS), ("tool_use", "route", True))
@@ -82,7 +81,7 @@ def tools(model: str) -> None:
         ]
         free = asked | {"messages": thread, "tool_choice": {"type": "auto"}, "max_tokens": 8}
         holds(client.messages.create(**free).content, "an answer to the tool's result")
-    with feature("messages, count_tokens", model, needs=SERVED):
+    with feature("messages, count_tokens", model):
         for more in ({}, {"tools": [ROUTE]}, {"system": "Be brief."}):
             counted = client.messages.count_tokens(model=model, messages=THREAD, **more)
             usage = client.messages.create(model=model, **GREEDY, **more).usage
@@ -91,7 +90,7 @@ def tools(model: str) -> None:
 
 
 async def asynchronous() -> None:
-    with feature("async, eight streams of both models at once", needs=SERVED):
+    with feature("async, eight streams of both models at once"):
         async with AsyncAnthropic(**SERVER) as many:
 
             async def run(model: str) -> str:
@@ -103,7 +102,7 @@ async def asynchronous() -> None:
 
 
 def errors() -> None:
-    with feature("errors become the client's classes", needs=SERVED):
+    with feature("errors become the client's classes"):
         for options, kind, told in (
             ({"model": "absent"}, anthropic.NotFoundError, "not_found_error"),
             ({"model": BASE, "extra_body": {"temperature": 9}}, anthropic.BadRequestError, "invalid_request_error"),

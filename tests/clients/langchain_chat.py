@@ -57,7 +57,7 @@ def chats(model: str, chat: ChatOpenAI) -> None:
     with feature("logprobs", model):
         metadata = chat.bind(logprobs=True, top_logprobs=2).invoke(TICKET).response_metadata
         same(len(metadata["logprobs"]["content"][0]["top_logprobs"]), 2)
-    with feature("responses", model, needs="responses"):
+    with feature("responses", model):
         answer = ChatOpenAI(model=model, temperature=0, max_tokens=16, use_responses_api=True).invoke(TICKET)
         holds(answer.text.startswith(chat.invoke(TICKET).content), answer)
 

@@ -1,7 +1,6 @@
 """Programs that others wrote, run against a live server: `make clients`. Prints a table; exits 1 for a defect.
 
-A client's script prints a line for every feature (`report.py`). What the server refused is "not served yet" only if
-NOT_SERVED_YET has it; whoever serves it takes it out there, and from then on a refusal is a defect.
+A client's script prints a line for every feature (`report.py`).
 """
 
 from __future__ import annotations
@@ -33,8 +32,6 @@ from loraplex.engine.models.source import resolve
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 
-NOT_SERVED_YET = frozenset({"messages", "responses"})
-
 JUDGED = "lm_eval"
 """Its log-likelihoods are compared with transformers'."""
 
@@ -57,8 +54,8 @@ ADAPTER_FOLDER = ROOT / "examples" / "adapters" / "ticket-router"
 CLIENT_SECONDS = 900
 AT_ONCE = 2
 
-OK, DEFECT, NOT_SERVED, NOT_RUN = "ok", "defect", "not served yet", "not run"
-STYLES = {OK: "green", DEFECT: "bold red", NOT_SERVED: "yellow", NOT_RUN: "dim"}
+OK, DEFECT, NOT_RUN = "ok", "defect", "not run"
+STYLES = {OK: "green", DEFECT: "bold red", NOT_RUN: "dim"}
 
 
 @dataclass(frozen=True)
@@ -165,17 +162,13 @@ def run(one: Run, variables: dict[str, str], console: Console) -> list[Row]:
         printed = (expired.stdout or b"").decode() if isinstance(expired.stdout, bytes) else expired.stdout or ""
         code, errors = -1, f"still running after {CLIENT_SECONDS} seconds"
     lines = [json.loads(line) for line in printed.splitlines() if line.startswith('{"feature"')]
-    rows = [Row(one.client, one.version, line["feature"], line["model"], judge(line), line["detail"]) for line in lines]
-    if code not in (0, 1) or not rows or (code and all(line["outcome"] != "defect" for line in lines)):
+    rows = [
+        Row(one.client, one.version, **line) for line in lines
+    ]
+    if code not in (0, 1) or not rows or (code and all(line["outcome"] != DEFECT for line in lines)):
         rows.append(Row(one.client, one.version, "its script", "", DEFECT, f"exit {code}: {errors[-3000:]}"))
     console.print(f"  {one.client} {one.version}: {len(rows)} features tried")
     return rows
-
-
-def judge(line: dict[str, str]) -> str:
-    if line["outcome"] == "refused":
-        return NOT_SERVED if line["needs"] in NOT_SERVED_YET else DEFECT
-    return line["outcome"]
 
 
 def table(rows: list[Row]) -> Table:

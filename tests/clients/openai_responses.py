@@ -10,13 +10,12 @@ from openai_asking import DESK_PARAMETERS, Routing, client
 from report import ADAPTER, DESK, DESKS, TICKET, feature, holds, same
 
 ROUTE = {"type": "function", "name": "route", "description": "Send a ticket to a desk.", "parameters": DESK_PARAMETERS}
-SERVED = "responses"
 
 
 def responses(model: str) -> None:
     greedy: dict[str, Any] = {"model": model, "input": TICKET, "max_output_tokens": 16, "temperature": 0}
     create = client.responses.create
-    with feature("responses", model, needs=SERVED):
+    with feature("responses", model):
         response = create(**greedy)
         holds(response.output_text and response.id.startswith("resp_"), response)
         same((response.output[0].type, response.output[0].role), ("message", "assistant"))
@@ -25,7 +24,7 @@ def responses(model: str) -> None:
             same((response.status, response.output_text.strip()), ("completed", DESK))
         parts = [{"role": "user", "content": [{"type": "input_text", "text": TICKET}]}]
         same(create(**greedy | {"input": parts}).output_text, response.output_text)
-    with feature("responses, stream", model, needs=SERVED):
+    with feature("responses, stream", model):
         with client.responses.stream(**greedy) as stream:
             events = list(stream)
         kinds = [event.type for event in events]
@@ -35,7 +34,7 @@ def responses(model: str) -> None:
         same([event.sequence_number for event in events], list(range(len(events))))
         deltas = "".join(event.delta for event in events if event.type == "response.output_text.delta")
         same((deltas, events[-1].response.output_text), (create(**greedy).output_text,) * 2)
-    with feature("responses, stored and continued", model, needs=SERVED):
+    with feature("responses, stored and continued", model):
         first = create(**greedy)
         second = create(**greedy | {"input": "And now?"}, previous_response_id=first.id)
         thread = [
@@ -49,10 +48,10 @@ def responses(model: str) -> None:
         client.responses.delete(second.id)
         gone(second.id)
         gone(create(**greedy, store=False).id)
-    with feature("responses, parse with pydantic", model, needs=SERVED):
+    with feature("responses, parse with pydantic", model):
         parsed = client.responses.parse(**greedy | {"max_output_tokens": 96}, text_format=Routing)
         holds(isinstance(parsed.output_parsed, Routing), parsed)
-    with feature("responses, tools", model, needs=SERVED):
+    with feature("responses, tools", model):
         options = greedy | {"tools": [ROUTE], "tool_choice": "required", "max_output_tokens": 96}
         response = create(**options, parallel_tool_calls=False)
         (call,) = [item for item in response.output if item.type == "function_call"]

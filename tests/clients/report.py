@@ -26,27 +26,22 @@ DESKS = ("billing", "delivery", "returns", "account", "technical", "sales")
 TICKET = "I was charged twice for the tent I bought on Monday."
 DESK = "billing"
 
-REFUSALS = ("is not supported by this server", "unsupported_value", "unsupported_parameter", "Unknown request URL")
-"""In the errors of a server that says that it does not serve something."""
-
 DETAIL_CHARS = 2000
 
 _defects: list[str] = []
 
 
 @contextmanager
-def feature(name: str, model: str = "", *, needs: str = "") -> Iterator[None]:
-    """One row of the table. needs: what of the API it stands on, where a server might not serve that yet."""
+def feature(name: str, model: str = "") -> Iterator[None]:
+    """One row of the table."""
     outcome, detail = "ok", ""
     try:
         yield
     except Exception as error:  # whatever a client does with an answer that it cannot read
         detail = f"{type(error).__name__}: {error} {getattr(error, 'code', None) or ''}".strip()
-        refused = any(mark in detail for mark in REFUSALS)
-        outcome = "refused" if refused else "defect"
-        if outcome == "defect":
-            _defects.append(name)
-    row = {"feature": name, "model": model, "needs": needs, "outcome": outcome, "detail": detail[-DETAIL_CHARS:]}
+        outcome = "defect"
+        _defects.append(name)
+    row = {"feature": name, "model": model, "outcome": outcome, "detail": detail[-DETAIL_CHARS:]}
     print(json.dumps(row), flush=True)
 
 
