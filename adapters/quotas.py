@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from sqlalchemy import func, select
+from sqlalchemy import Select, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from loraplex.adapters.errors import StorageLimitReached
@@ -18,7 +18,7 @@ from loraplex.adapters.schema import Adapter, AdapterVersion
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """None: as much as there is room for. Bytes: of weights and configuration."""
+    """None: as much as there is room for. Bytes: of weights."""
 
     adapters: int | None = None
     versions: int | None = None
@@ -44,6 +44,21 @@ async def check_new_adapter(session: AsyncSession, quota_of: QuotaOf, tenant_id:
         raise StorageLimitReached(f"You have {count} adapters, and may have {quota.adapters}. Delete one first.")
 
 
+def check_size(quota: Quota, size_bytes: int) -> None:
+    """Raises StorageLimitReached for a version that the tenant could not keep if it had no other."""
+    if quota.stored_bytes is not None and size_bytes > quota.stored_bytes:
+        message = f"These weights have {size_bytes} bytes; all that you keep may have {quota.stored_bytes} together."
+        raise StorageLimitReached(f"{message} Send smaller ones, or ask the operator for a higher limit.")
+
+
+async def check_new_bytes(session: AsyncSession, quota: Quota, tenant_id: str, *, digest: str, size_bytes: int) -> None:
+    """Before bytes are stored, so that what will be refused takes no room: as `check_new_version`, of those that the
+    tenant has in no version. Raises StorageLimitReached."""
+    same = _versions_of(tenant_id).where(AdapterVersion.digest == digest)
+    if await session.scalar(same.limit(1)) is None:
+        await check_new_version(session, quota, tenant_id, digest=digest, size_bytes=size_bytes)
+
+
 async def lock_quota(session: AsyncSession, quota_of: QuotaOf, tenant_id: str) -> Quota:
     """The tenant's quota and, where versions count for it, the only transaction that may add to them."""
     quota = await quota_of(session, tenant_id)
@@ -56,8 +71,7 @@ async def check_new_version(
     session: AsyncSession, quota: Quota, tenant_id: str, *, digest: str, size_bytes: int
 ) -> None:
     """In the transaction that makes one, after `lock_quota`. Raises StorageLimitReached."""
-    own = select(AdapterVersion.digest, AdapterVersion.size_bytes)
-    own = own.join(Adapter, Adapter.id == AdapterVersion.adapter_id).where(Adapter.tenant_id == tenant_id)
+    own = _versions_of(tenant_id)
     if quota.versions is not None:
         count = await session.scalar(select(func.count()).select_from(own.subquery())) or 0
         if count >= quota.versions:
@@ -72,3 +86,9 @@ async def check_new_version(
                 "Delete versions first."
             )
             raise StorageLimitReached(message)
+
+
+def _versions_of(tenant_id: str) -> Select[str, int]:
+    """Digest and size."""
+    own = select(AdapterVersion.digest, AdapterVersion.size_bytes)
+    return own.join(Adapter, Adapter.id == AdapterVersion.adapter_id).where(Adapter.tenant_id == tenant_id)

@@ -45,7 +45,14 @@ from loraplex.adapters.lookup import (
 from loraplex.adapters.names import check_slug, check_text, version_number
 from loraplex.adapters.publication import of_checks, select_received, write_version
 from loraplex.adapters.quarantine import MAX_REASON_LENGTH
-from loraplex.adapters.quotas import QuotaOf, check_new_adapter, lock_quota, unlimited
+from loraplex.adapters.quotas import (
+    QuotaOf,
+    check_new_adapter,
+    check_new_bytes,
+    check_size,
+    lock_quota,
+    unlimited,
+)
 from loraplex.adapters.schema import (
     Adapter,
     AdapterPin,
@@ -181,6 +188,16 @@ class AdapterRegistry:
             if changed:
                 await record_change(session, names_of(tenant_id, name))
             return version
+
+    async def check_room(self, tenant_id: str, size_bytes: int, digest: str | None = None) -> None:
+        """Before weights are stored, or even sent: raises StorageLimitReached where `publish` would, as far as can be
+        known. digest: of the version; None where only the size is known, which may be too much in any case."""
+        async with self._database.read() as session:
+            quota = await self._quota_of(session, tenant_id)
+            if digest is None:
+                check_size(quota, size_bytes)
+            else:
+                await check_new_bytes(session, quota, tenant_id, digest=digest, size_bytes=size_bytes)
 
     async def find_received(self, tenant_id: str, name: str, received_sha256: str) -> VersionInfo | None:
         """The version that files with this `types.received_digest` last became: one of this adapter that is not

@@ -94,10 +94,12 @@ class Engine:
         else:
             self._compiling[request_id] = sequence, after, self._grammars.begin(grammar)
 
-    def embed(self, request_id: str, prompt: list[int], *, adapters: tuple[AdapterUse, ...] = ()) -> None:
-        """Queue a prompt that is to be embedded, beside those that generate."""
+    def embed(
+        self, request_id: str, prompt: list[int], *, adapters: tuple[AdapterUse, ...] = (), priority: int = 0
+    ) -> None:
+        """Queue a prompt that is to be embedded, beside those that generate. priority: see Generate."""
         nothing = SamplingParams(max_tokens=0)
-        self._scheduler.add(Sequence(request_id, prompt, nothing, adapters, salt=b"", seed=0, pooling=Pooling()))
+        self._scheduler.add(Sequence(request_id, prompt, nothing, adapters, b"", 0, priority, pooling=Pooling()))
 
     def abort(self, request_id: str) -> None:
         """End a request without another word; its pages and its adapter's lease are free at once."""

@@ -9,7 +9,17 @@ from pathlib import Path
 from typing import Annotated
 
 import msgspec
-from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, InstanceOf, TypeAdapter, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ByteSize,
+    ConfigDict,
+    Field,
+    InstanceOf,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 from pydantic_settings import NoDecode
 
 from loraplex.platform.limits.rules import TenantLimits
@@ -17,11 +27,15 @@ from loraplex.platform.limits.rules import TenantLimits
 _SIZE = TypeAdapter(ByteSize)
 
 
-def _parse_size(value: object) -> int:
-    return int(_SIZE.validate_python(value))
+def parse_size(value: object) -> int:
+    """A number, which may have the unit of a size. Raises ValueError."""
+    try:
+        return int(_SIZE.validate_python(value))
+    except ValidationError:
+        raise ValueError("write a number, which may have a unit, as in 512MiB") from None
 
 
-Bytes = Annotated[int, BeforeValidator(_parse_size), Field(ge=1, le=1 << 50)]
+Bytes = Annotated[int, BeforeValidator(parse_size), Field(ge=1, le=1 << 50)]
 """A size in bytes: 1048576, "512MiB" or "2GB"."""
 
 
@@ -72,10 +86,15 @@ def _parse_limits(value: object) -> object:
     """`name=number,...`; sizes may have their unit."""
     if not isinstance(value, str):
         return value
-    pairs = [word.partition("=") for word in value.replace(",", " ").split()]
+    limits: dict[str, int] = {}
     try:
-        return msgspec.convert({name: _parse_size(number) for name, _, number in pairs}, TenantLimits)
-    except msgspec.ValidationError as error:
+        for word in value.replace(",", " ").split():
+            name, _, number = word.partition("=")
+            if name in limits:
+                raise ValueError(f"{name} is there twice")
+            limits[name] = parse_size(number)
+        return msgspec.convert(limits, TenantLimits)
+    except ValueError as error:
         raise ValueError(f"{error}; write NAME=NUMBER of: {', '.join(TenantLimits.__struct_fields__)}") from None
 
 

@@ -10,11 +10,11 @@ from typing import Any, TypeVar
 
 import click
 import msgspec
-from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from loraplex.platform.cli.database import database_options, print_json, print_table, run_with_database
 from loraplex.platform.limits.owners import LimitOwners
 from loraplex.platform.limits.rules import MOST, Limits, RateLimits, TenantLimits
+from loraplex.platform.setting_types import parse_size
 
 NONE = "none"
 
@@ -42,8 +42,8 @@ class LimitType(click.ParamType[int | str]):
         if value == NONE:
             return NONE
         try:
-            number = int(TypeAdapter(ByteSize).validate_python(value))
-        except ValidationError:
+            number = parse_size(value)
+        except ValueError:
             number = 0
         if not 1 <= number <= MOST:
             self.fail(f"give a whole number from 1 to {MOST}, such as 90000 or 10GiB, or {NONE}", param, ctx)
@@ -72,7 +72,6 @@ def tenant_limits(url: str, /, slug: str, as_json: bool, **given: Any) -> None:
 
     Where a tenant has none of its own, the server's setting tenant_limits holds.
     """
-
     if any(value is not None for value in given.values()):
         limits = run_with_database(url, lambda database: LimitOwners(database).set_tenant(slug, _changing(given)))
     else:

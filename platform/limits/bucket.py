@@ -55,9 +55,10 @@ class Bucket:
         return self._used_at(now) / self.rate
 
     def charge(self, amount: float, now: float) -> None:
-        """Take so much; below 0, give back what was taken and not used."""
-        self._used = max(0.0, self._used_at(now) + amount)
-        self._at = now
+        """Take so much; below 0, give back what was taken and not used, as far as it has not come back by itself."""
+        used = self._used_at(now)
+        amount = max(amount, -used)
+        self._used, self._at = used + amount, now
         if not self.untold:
             self._untold_since = now
         self.untold += amount

@@ -13,7 +13,7 @@ import msgspec
 
 from loraplex.engine.messages import Generate, SamplingParams
 from loraplex.platform.errors import ApiError
-from loraplex.platform.limits.admission import UNLIMITED, Admission
+from loraplex.platform.limits.admission import Admission
 from loraplex.platform.openai.answer import Answer, news_of_any
 from loraplex.platform.openai.generation_types import PromptTokensDetails, Usage
 
@@ -68,7 +68,7 @@ class Choices:
         *,
         per_prompt: int,
         kept: int,
-        admission: Admission = UNLIMITED,
+        admission: Admission,
     ) -> None:
         """start: has the engine run one. Raises what it raises, and then none runs. admission: settled with them."""
         self.admission = admission

@@ -15,8 +15,8 @@ _COMPOSING = frozenset(
 )
 """Where one of these is, an object may have to be what several schemas say, of which each lists a part."""
 
-_ALTERNATIVE = frozenset(("anyOf", "$ref"))
-"""The same, where it stands beside another of these or of _OF_OBJECTS."""
+_BESIDE = frozenset(("anyOf", "$ref", "contains"))
+"""The same, where it stands beside another of these, of _OF_OBJECTS or of _OF_ITEMS."""
 
 _SPEAKING_OF_OTHERS = frozenset(
     (
@@ -25,6 +25,7 @@ _SPEAKING_OF_OTHERS = frozenset(
     )
 )  # fmt: skip
 _OF_OBJECTS = _SPEAKING_OF_OTHERS | {"properties", "required", "maxProperties"}
+_OF_ITEMS = frozenset(("items", "prefixItems", "additionalItems", "unevaluatedItems"))
 
 _MAPS = ("properties", "patternProperties", "$defs", "definitions")
 _LISTS = ("anyOf", "prefixItems")
@@ -42,10 +43,18 @@ def _is_composed(value: Any) -> bool:
         return any(map(_is_composed, value))
     if not isinstance(value, dict):
         return False
-    alternatives = value.keys() & _ALTERNATIVE
-    if value.keys() & _COMPOSING or len(alternatives) > 1 or (alternatives and value.keys() & _OF_OBJECTS):
+    beside = value.keys() & _BESIDE
+    if len(beside) > 1 or (beside and value.keys() & (_OF_OBJECTS | _OF_ITEMS)):
+        return True
+    if value.keys() & _COMPOSING or _has_overlapping_patterns(value):
         return True
     return any(map(_is_composed, value.values()))
+
+
+def _has_overlapping_patterns(schema: dict[str, Any]) -> bool:
+    """Whether what `patternProperties` says of a property may not be all that is said of it."""
+    patterns = schema.get("patternProperties")
+    return isinstance(patterns, dict) and (len(patterns) > 1 or "properties" in schema)
 
 
 def _closed(schema: Any) -> Any:

@@ -88,7 +88,12 @@ async def _embeddings(
     services: Services, request: EmbeddingRequest, principal: Principal, model: ResolvedModel, prompts: list[list[int]]
 ) -> list[Embedding]:
     asked = [
-        Embed(request_id=f"embd-{uuid.uuid4().hex}", prompt=prompt, adapters=uses_of(model.adapters, prompt))
+        Embed(
+            request_id=f"embd-{uuid.uuid4().hex}",
+            prompt=prompt,
+            adapters=uses_of(model.adapters, prompt),
+            priority=principal.priority,
+        )
         for prompt in prompts
     ]
     encode = _base64 if request.encoding_format == "base64" else _floats

@@ -85,7 +85,7 @@ def _marker(text: str, token_id: int | None) -> str:
 
 def _written(schema: Mapping[str, Any]) -> str:
     """Inside of a grammar, where what cannot be enforced is passed over as in `schema_grammar`."""
-    return json.dumps({**closed(schema), "x-guidance": {"lenient": True, "whitespace_pattern": WHITESPACE}})
+    return json.dumps({**schema, "x-guidance": {"lenient": True, "whitespace_pattern": WHITESPACE}})
 
 
 def _call_of(tools: Sequence[FunctionTool], arguments: str = "arguments") -> tuple[dict[str, Any], dict[str, Any]]:
@@ -107,8 +107,9 @@ def _call_of(tools: Sequence[FunctionTool], arguments: str = "arguments") -> tup
 
 
 def _moved(schema: dict[str, Any], home: str) -> dict[str, Any]:
-    """A schema that stands at `home` in another one. Arguments are an object, whether it says so or not."""
-    moved: dict[str, Any] = _rebased(schema, home)
+    """A tool's schema, as it stands at `home` in another one: closed by what it says alone, whatever other tools' say.
+    Arguments are an object, whether it says so or not."""
+    moved: dict[str, Any] = _rebased(closed(schema), home)
     kept = {key: value for key, value in moved.items() if key not in ("$schema", "$id")}
     return kept if "type" in kept or "$ref" in kept else {"type": "object", **kept}
 

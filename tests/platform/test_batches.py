@@ -170,6 +170,21 @@ async def test_a_batch_makes_responses(api: Api) -> None:
 
 
 @on_sqlite
+async def test_prompts_that_a_batch_embeds_stand_behind_live_ones(api: Api, engine: PausingEngine) -> None:
+    """As those that it has answered do."""
+    body = {"model": "tiny", "input": ["a", "b"]}
+    line = {"custom_id": "a", "method": "POST", "url": "/v1/embeddings", "body": body}
+    await create(api, [line], endpoint="/v1/embeddings")
+    engine.answered = 0
+    working = asyncio.create_task(work(api))
+    await engine.paused.wait()
+    working.cancel()
+    await asyncio.gather(working, return_exceptions=True)
+
+    assert {asked.priority for asked in engine.asked} == {MAX_PRIORITY}
+
+
+@on_sqlite
 async def test_lines_run_one_adapter_after_the_other(
     api: Api, engine: PausingEngine, tmp_path: Path, make_adapter: Callable[..., Path]
 ) -> None:
@@ -248,6 +263,7 @@ async def test_an_input_as_a_whole_is_bounded(api: Api, monkeypatch: pytest.Monk
     assert await failure([b"", b" "]) == ("empty_file", None)
     assert await failure([request(str(number)) for number in range(3)]) == ("too_many_requests", None)
     assert await failure([request("a"), request("b", prompt="x" * 999)]) == ("request_too_large", 2)
+    assert await failure([request("a"), b" " * 999 + jsonl([request("b")]).strip()]) == ("request_too_large", 2)
     assert await failure([request("a")], is_gone=True) == ("input_file_missing", None)
 
 

@@ -311,6 +311,9 @@ GRAMMAR_CASES = [
     ("list", '[{"name": "tree", "arguments": {"v": {"v": "2', False),
     ("list", '[{"name": "no', False),
     ("list", "[]", False),
+    ("list", '[{"name": "open", "arguments": {"a": 1, "b": 2}}]', False),
+    ("list", '[{"name": "mixed", "arguments": {"a": 1, "b": 2}}]', True),
+    ("tags", '<tool_call>{"name": "open", "arguments": {"a": 1, "b', False),
     ("tags", "Just <b>text</b> and <tool_ca", True),
     ("tags", 'So.\n<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call> Done.', True),
     ("tags", '<tool_call>{"name": "add", "arguments": {"a": "', False),
@@ -319,7 +322,8 @@ GRAMMAR_CASES = [
 
 @pytest.mark.parametrize(("kind", "text", "is_allowed"), GRAMMAR_CASES)
 def test_grammars_mean_what_they_say_to_llguidance(kind, text, is_allowed):
-    """Calls follow the schemas of their tools, references inside of these included; all other text is free."""
+    """Calls follow the schemas of their tools, references inside of these included; all other text is free. What one
+    tool lists is all that it takes, though another's schema is composed of several."""
     tree = {
         "type": "object",
         "properties": {"l": {"$ref": "#"}, "v": {"$ref": "#/$defs/V"}},
@@ -327,7 +331,13 @@ def test_grammars_mean_what_they_say_to_llguidance(kind, text, is_allowed):
         "$defs": {"V": {"type": "object", "properties": {"v": {"type": "integer"}}, "additionalProperties": False}},
     }
     add = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"], "additionalProperties": False}
-    functions = [{"name": "add", "parameters": add}, {"name": "tree", "parameters": tree}]
+    named = {
+        "add": add,
+        "tree": tree,
+        "open": {"type": "object", "properties": {"a": {"type": "integer"}}},
+        "mixed": {"allOf": [{"properties": {"a": {"type": "integer"}}}, {"properties": {"b": {"type": "integer"}}}]},
+    }
+    functions = [{"name": name, "parameters": parameters} for name, parameters in named.items()]
     tools = msgspec.convert([{"type": "function", "function": each} for each in functions], list[FunctionTool])
     grammar = tool_grammar.forced_calls(tools, is_one=False) if kind == "list" else tool_grammar.tagged_calls(tools)
     assert allows(grammar, text) == is_allowed

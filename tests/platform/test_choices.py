@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from loraplex.engine.events import SamplingParams
 from loraplex.engine.generation import Generation, GenerationFailed
 from loraplex.engine.messages import Generate, TokenChunk
+from loraplex.platform.limits.admission import UNLIMITED
 from loraplex.platform.metrics import Metrics
 from loraplex.platform.openai.answer import Answer
 from loraplex.platform.openai.choices import Choices, sequences_of
@@ -94,6 +95,7 @@ def open_choices(count):
         lambda asked: Answer(services, "chat", asked, Reading(stops=("stop",)), "t", text),
         per_prompt=count,
         kept=count,
+        admission=UNLIMITED,
     )
     return engine, choices
 

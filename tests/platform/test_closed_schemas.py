@@ -38,6 +38,7 @@ def test_objects_have_the_properties_that_they_list():
         "$defs": {"T": linked | end, "none": came["$defs"]["none"]},  # where "a" is required, yet not listed
     }
     assert closed({"properties": {}}) == {"properties": {}} | end
+    assert closed({"patternProperties": {"^b": thing()}}) == {"patternProperties": {"^b": thing() | end}}
 
 
 @pytest.mark.parametrize(
@@ -55,6 +56,11 @@ def test_objects_have_the_properties_that_they_list():
         {"oneOf": [thing(), {"properties": {"b": WHOLE}}]},
         {"not": thing()},
         {"type": "array", "items": {"$ref": "#/elsewhere"}, "elsewhere": {"allOf": [thing()]}, "contains": thing()},
+        {"items": thing(), "anyOf": [{"items": thing(properties={"b": WHOLE})}]},
+        {"prefixItems": [thing()], "$ref": "#/$defs/other", "$defs": {"other": {"items": thing()}}},
+        {"items": thing(), "contains": thing(properties={"b": WHOLE})},
+        {"properties": {"b": thing()}, "patternProperties": {"^b": thing(properties={"b": WHOLE})}},
+        {"patternProperties": {"^b": thing(), "c$": thing(properties={"b": WHOLE})}},
         {"const": {"properties": {}}},
         thing(properties=[]),
         thing(required="a"),

@@ -31,6 +31,12 @@ STEP = st.tuples(st.floats(0, 30), AMOUNT, st.integers(0, 100))
 """Seconds that pass, what is asked for, and the part in percent of it that is used."""
 
 
+@pytest.fixture(autouse=True)
+def patient_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However slow the machine is: no look outlasts its moment on the tests' clock."""
+    monkeypatch.setattr("loraplex.platform.limits.limiter.LOOK_SECONDS", 60.0)
+
+
 def caller(**limits: int) -> Principal:
     held = CallerLimits(RateLimits(), RateLimits(**limits), RateLimits())
     return Principal("k", "t", "acme", frozenset({"inference"}), b"", held)
@@ -70,6 +76,19 @@ def test_what_was_used_beyond_what_was_taken_is_paid_before_anything_else() -> N
 
     assert (bucket.remaining(0.0), bucket.seconds_until(1, 0.0)) == (-30, 31)
     assert bucket.remaining(1000.0) == 60
+
+
+def test_what_came_back_by_itself_is_not_given_back_again() -> None:
+    """A request that ends a minute after it took everything: what is taken then counts, here and once others know."""
+    bucket = Bucket(60, 0.0)
+    bucket.charge(60, 0.0)
+    bucket.hear(bucket.tell(5, 1.0).after(0.0, 0.0), 1.0)
+    bucket.charge(-60, 61.0)
+    bucket.charge(50, 61.0)
+    assert bucket.remaining(61.0) == 10
+
+    bucket.hear(bucket.tell(5, 61.0).after(59.0, 60.0), 61.0)
+    assert bucket.remaining(61.0) == 10
 
 
 @pytest.mark.parametrize(

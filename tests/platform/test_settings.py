@@ -67,6 +67,7 @@ def test_arguments_win_over_variables(monkeypatch: pytest.MonkeyPatch) -> None:
         {"lora_modules": ["bot"]},
         {"tenant_limits": "tokens_per_minute"},
         {"tenant_limits": "tokens_per_minute=0"},
+        {"tenant_limits": "tokens_per_minute=5,tokens_per_minute=6"},
         {"tenant_limits": "tokens_per_second=5"},
         {"lora_modules": ["bot="]},
         {"lora_modules": ["{bot"]},
