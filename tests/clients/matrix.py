@@ -162,9 +162,7 @@ def run(one: Run, variables: dict[str, str], console: Console) -> list[Row]:
         printed = (expired.stdout or b"").decode() if isinstance(expired.stdout, bytes) else expired.stdout or ""
         code, errors = -1, f"still running after {CLIENT_SECONDS} seconds"
     lines = [json.loads(line) for line in printed.splitlines() if line.startswith('{"feature"')]
-    rows = [
-        Row(one.client, one.version, **line) for line in lines
-    ]
+    rows = [Row(one.client, one.version, **line) for line in lines]
     if code not in (0, 1) or not rows or (code and all(line["outcome"] != DEFECT for line in lines)):
         rows.append(Row(one.client, one.version, "its script", "", DEFECT, f"exit {code}: {errors[-3000:]}"))
     console.print(f"  {one.client} {one.version}: {len(rows)} features tried")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import unittest
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from math import ceil
 from typing import Any
 
 from fuzzing.by_document import MODES, DocumentCases
@@ -81,7 +82,7 @@ def hunt(
 def look_for(
     site: FuzzSite, operations: Sequence[Operation], cases: int, start: int, tick: Callable[[], None] = lambda: None
 ) -> Iterator[Found]:
-    """Send about so many cases to the operations together. start: the seed. tick: called for each case."""
+    """Send so many cases to the operations together, or a few more. start: the seed. tick: called for each case."""
     by_document = DocumentCases(site)
     ordered = sorted(operations, key=lambda operation: ORDER.index(operation.method))
     weights = [WEIGHT_OF_BODIES if operation.reads_body else 1 for operation in ordered]
@@ -100,10 +101,10 @@ def look_for(
             tick()
             by_document.send(operation, case)
 
-        most = max(1, round(share * (1 - SHARE_BY_DOCUMENT)))
+        most = ceil(share * (1 - SHARE_BY_DOCUMENT))
         yield from hunt(str(operation), requests_to(operation, site.known, site.files), send, most=most, start=start)
         for mode in MODES[: 1 + operation.can_be_wrong]:
-            most = max(1, round(share * SHARE_BY_DOCUMENT / 2))
+            most = ceil(share * SHARE_BY_DOCUMENT / 2)
             cases_of = by_document.of(operation, mode)
             yield from hunt(str(operation), cases_of, send_by_document, shown=by_document.shown, most=most, start=start)
 

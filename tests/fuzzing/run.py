@@ -27,12 +27,15 @@ def main() -> int:
     console = Console()
     console.print(f"{arguments.cases} cases, --seed {arguments.seed}")
     found: list[Found] = []
+    sent = 0
     with tempfile.TemporaryDirectory(prefix="loraplex-fuzz-") as folder:
         databases = [name for name in arguments.database if name != "postgres" or find_postgres() is not None]
         for database in databases:
             with _site(Path(folder) / database, database) as site:
-                found += _hunted(site, console, database, arguments, arguments.cases // len(databases))
+                found += _hunted(site, console, database, arguments, -(-arguments.cases // len(databases)))
                 site.check_whole()
+                sent += site.seen.total()
+    console.print(f"{sent} answers looked at; {len(found) or 'no'} operations answer wrongly")
     return 1 if found else 0
 
 
