@@ -189,8 +189,8 @@ class CountTokensRequest(PreparedBody, frozen=True, kw_only=True, forbid_unknown
         for index, message in enumerate(self.messages):
             message.check(f"messages[{index}]")
 
-    @staticmethod
-    def prepare(document: dict[str, Any]) -> None:
+    @classmethod
+    def prepare(cls, document: dict[str, Any]) -> None:
         """See `unserved`."""
         refuse_unserved(document)
 

@@ -17,9 +17,10 @@ from loraplex.platform.anthropic.content import ContentWriter
 from loraplex.platform.anthropic.events import Message, TokensCount
 from loraplex.platform.anthropic.message_types import CountTokensRequest, MessagesRequest
 from loraplex.platform.anthropic.shape import MessageShape
-from loraplex.platform.anthropic.translation import chat_request, words_of_messages
+from loraplex.platform.anthropic.translation import FIELD_NAMES, chat_request
 from loraplex.platform.logging import request_id
 from loraplex.platform.openai.conversation import open_conversation, render_request
+from loraplex.platform.openai.field_names import named_by
 from loraplex.platform.openai.response import respond
 from loraplex.platform.services import Services
 from loraplex.platform.tenants import Principal
@@ -37,7 +38,7 @@ async def create_message(
 ) -> Response[Any]:
     """Answer a conversation, in one piece or, with `stream`, as the events of Anthropic's Messages API."""
     asked = chat_request(data)
-    with words_of_messages():
+    with named_by(FIELD_NAMES):
         conversation = await open_conversation(
             services,
             request.auth,
@@ -67,7 +68,7 @@ async def count_tokens(
 ) -> TokensCount:
     """How many tokens a message would read: those of the rendered conversation, tools and system prompt."""
     asked = chat_request(data)
-    with words_of_messages():
+    with named_by(FIELD_NAMES):
         rendered = await render_request(services, principal, asked)
     return TokensCount(len(rendered.prompt))
 

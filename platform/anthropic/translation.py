@@ -1,4 +1,4 @@
-"""Requests of the Messages API as the chat completions that they mean, and refusals of those in its own words.
+"""Requests of the Messages API as the chat completions that they mean, and what the fields of those are called here.
 
 Knows both APIs' fields. Knows no answer.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from itertools import groupby
 
 import msgspec
@@ -29,6 +28,7 @@ from loraplex.platform.anthropic.message_types import (
 from loraplex.platform.errors import ApiError
 from loraplex.platform.openai import tool_types as chat_tools
 from loraplex.platform.openai.chat_types import ChatCompletionRequest, ChatMessage, TemplateValue
+from loraplex.platform.openai.field_names import FieldNames, named_by
 from loraplex.platform.openai.structured_output import JsonSchema, JsonSchemaFormat
 
 NOT_FOR_THE_MODEL = "x-anthropic-billing-header:"
@@ -37,35 +37,44 @@ NOT_FOR_THE_MODEL = "x-anthropic-billing-header:"
 FAILED = "Error: "
 """Before the result of a call that failed: chat templates have no other place for it."""
 
+SAME_FIELDS = ("stream", "temperature", "top_k", "top_p", "min_p", "seed", "cache_salt")
+"""Fields that mean the same in both."""
 
+FIELD_NAMES: FieldNames = (
+    (re.compile(r"(tools\[\d+\])\.function\.parameters\b"), r"\1.input_schema"),
+    (re.compile(r"(tools\[\d+\])\.function\b"), r"\1"),
+    (re.compile(r"response_format\b.*"), "output_config.format.schema"),
+    (re.compile(r"stop\b"), "stop_sequences"),
+    (re.compile(r"user$"), "metadata.user_id"),
+)
+"""What a chat's fields are called here."""
+
+
+@named_by(FIELD_NAMES)
 def chat_request(request: CountTokensRequest) -> ChatCompletionRequest:
     """The chat completion, without a limit on its tokens. Raises ApiError, in words of this API."""
     messages, is_prefilled = _messages(request.messages)
     if system := _system(request.system):
         messages.insert(0, ChatMessage("system", system))
-    sampling = {name: getattr(request, name) for name in _SAME} if isinstance(request, MessagesRequest) else {}
+    sampling = {name: getattr(request, name) for name in SAME_FIELDS} if isinstance(request, MessagesRequest) else {}
     choice = request.tool_choice
-    with words_of_messages():
-        return ChatCompletionRequest(
-            model=request.model,
-            adapters=request.adapters,
-            adapter_id=request.adapter_id,
-            lora_path=request.lora_path,
-            user=None if request.metadata is None else request.metadata.user_id,
-            messages=messages,
-            tools=[_tool(tool.name, tool.description, tool.input_schema) for tool in request.tools or ()] or None,
-            tool_choice=None if choice is None else _tool_choice(choice),
-            parallel_tool_calls=False if choice is not None and choice.disable_parallel_tool_use else None,
-            chat_template_kwargs=_template_variables(request.thinking, request.output_config) or None,
-            response_format=_response_format(request.output_config),
-            continue_final_message=is_prefilled or None,
-            stop=getattr(request, "stop_sequences", None),
-            **sampling,
-        )
+    return ChatCompletionRequest(
+        model=request.model,
+        adapters=request.adapters,
+        adapter_id=request.adapter_id,
+        lora_path=request.lora_path,
+        user=None if request.metadata is None else request.metadata.user_id,
+        messages=messages,
+        tools=[_tool(tool.name, tool.description, tool.input_schema) for tool in request.tools or ()] or None,
+        tool_choice=None if choice is None else _tool_choice(choice),
+        parallel_tool_calls=False if choice is not None and choice.disable_parallel_tool_use else None,
+        chat_template_kwargs=_template_variables(request.thinking, request.output_config) or None,
+        response_format=_response_format(request.output_config),
+        continue_final_message=is_prefilled or None,
+        stop=getattr(request, "stop_sequences", None),
+        **sampling,
+    )
 
-
-_SAME = ("stream", "temperature", "top_k", "top_p", "min_p", "seed", "cache_salt")
-"""Fields that mean the same in both."""
 
 # -- messages ------------------------------------------------------------------------------------------------------
 
@@ -179,32 +188,3 @@ def _response_format(output: OutputConfig | None) -> JsonSchemaFormat | None:
     if output is None or output.format is None:
         return None
     return JsonSchemaFormat(JsonSchema("output", schema=output.format.schema))
-
-
-# -- words of this API ---------------------------------------------------------------------------------------------
-
-_WORDS = (
-    (re.compile(r"^tools\[(\d+)\]\.function\.parameters"), r"tools[\1].input_schema"),
-    (re.compile(r"^tools\[(\d+)\]\.function\."), r"tools[\1]."),
-    (re.compile(r"^response_format\b.*"), "output_config.format.schema"),
-    (re.compile(r"^stop\b"), "stop_sequences"),
-    (re.compile(r"^user$"), "metadata.user_id"),
-)
-"""Fields of a chat completion, and what they are called here."""
-
-
-@contextmanager
-def words_of_messages() -> Iterator[None]:
-    """What a chat completion is refused for is said in words of this API. Not for what is refused before there is one:
-    a client's own words, whatever they are, are not changed."""
-    try:
-        yield
-    except ApiError as error:
-        if error.param is None:
-            raise
-        param = error.param
-        for pattern, word in _WORDS:
-            param = pattern.sub(word, param)
-        message = error.message.replace(f"'{error.param}'", f"'{param}'")
-        told = ApiError(error.status, error.code, message, param=param, type=error.type, headers=error.headers)
-        raise told from error

@@ -4,11 +4,11 @@ reason. Knows bodies as plain JSON.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from loraplex.platform.errors import ApiError
-from loraplex.platform.openai.body import drop_unserved
+from loraplex.platform.openai.body import drop_unserved, objects_in
 
 UNSERVED: Mapping[str, tuple[Any, ...]] = {
     # field -> the values that ask for nothing; any other is refused
@@ -50,10 +50,10 @@ def refuse_unserved(document: dict[str, Any]) -> None:
         told = "Unsupported parameter: 'thread': no conversation is kept here. Leave it out, and send all messages."
         raise ApiError(400, NO_THREADS, told, param="thread", details={"error_code": NO_THREADS})
     drop_unserved(document, UNSERVED, "", instead=INSTEAD)
-    for index, message in _objects(document.get("messages")):
+    for index, message in objects_in(document.get("messages")):
         _check_blocks(message.get("content"), f"messages[{index}].content")
     _check_blocks(document.get("system"), "system")
-    for index, tool in _objects(document.get("tools")):
+    for index, tool in objects_in(document.get("tools")):
         kind = tool.get("type")
         if isinstance(kind, str) and kind != "custom":
             param = f"tools[{index}].type"
@@ -65,7 +65,7 @@ def refuse_unserved(document: dict[str, Any]) -> None:
 
 
 def _check_blocks(content: Any, path: str) -> None:
-    for index, block in _objects(content):
+    for index, block in objects_in(content):
         kind = block.get("type")
         param = f"{path}[{index}]"
         if isinstance(kind, str) and kind not in SERVED_BLOCKS:
@@ -76,9 +76,3 @@ def _check_blocks(content: Any, path: str) -> None:
             raise ApiError(400, "unsupported_value", message, param=param)
         if kind == "tool_result":
             _check_blocks(block.get("content"), f"{param}.content")
-
-
-def _objects(items: Any) -> Iterator[tuple[int, dict[str, Any]]]:
-    for index, item in enumerate(items if isinstance(items, list) else ()):
-        if isinstance(item, dict):
-            yield index, item

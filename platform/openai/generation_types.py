@@ -6,7 +6,7 @@ Knows OpenAI's field names and defaults. Knows no model, tenant or engine.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -15,7 +15,9 @@ from loraplex.adapters.names import MAX_WEIGHT
 from loraplex.adapters.profile import MinP, StopString, Temperature, TokenCount, TokenId, TopK, TopP
 from loraplex.engine.messages import MAX_ADAPTERS
 from loraplex.platform.errors import ApiError
+from loraplex.platform.openai.body import PreparedBody, drop_unserved
 from loraplex.platform.openai.structured_output import ResponseFormat, StructuredOutputs, TextFormat
+from loraplex.platform.openai.unserved import INSTEAD, UNSERVED
 
 # -- what is read --------------------------------------------------------------------------------------------------
 
@@ -62,8 +64,9 @@ class WeightedAdapter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     weight: Annotated[float, Meta(ge=-MAX_WEIGHT, le=MAX_WEIGHT)] = 1.0
 
 
-class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What chat and completions have in common. None is the same as leaving the field out, as in OpenAI's clients."""
+class GenerationFields(PreparedBody, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What all of OpenAI's endpoints have in common that generate text: which model, and how it is sampled. None is the
+    same as leaving the field out, as in OpenAI's clients."""
 
     model: ModelRef
     adapter_id: ModelRef | None = None
@@ -72,7 +75,6 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     """SGLang's field for the same."""
     adapters: Annotated[list[WeightedAdapter], Meta(min_length=1, max_length=MAX_ADAPTERS)] | None = None
     """Several adapters, where `model` is the base; as text it is `model: "a*0.7+b*0.3"`."""
-    max_tokens: TokenCount | None = None
     temperature: Temperature | None = None
     top_p: TopP | None = None
     top_k: TopK | None = None
@@ -88,21 +90,31 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     logit_bias: Annotated[dict[TokenId, float], Meta(max_length=MAX_BIASES)] | None = None
     allowed_token_ids: Annotated[list[TokenId], Meta(min_length=1, max_length=MAX_ALLOWED_TOKENS)] | None = None
     bad_words: Annotated[list[BadWord], Meta(max_length=128)] | None = None
-    prompt_logprobs: LogprobCount | None = None
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = None
-    truncate_prompt_tokens: TruncatedTo | None = None
     priority: Annotated[int, Meta(ge=0, le=MAX_PRIORITY)] | None = None
     """Of what waits, the lowest is first. A client may stand back behind others, and not push before them."""
     timeout: Annotated[float, Meta(gt=0, le=86400)] | None = None
     """Seconds after which the request has failed, if it is not done."""
-    response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
-    n: ChoiceCount | None = None
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
     user: Annotated[str, Meta(max_length=512)] | None = None
     cache_salt: Label | None = None
+
+
+class GenerationRequest(GenerationFields, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What chat and completions have in common."""
+
+    max_tokens: TokenCount | None = None
+    prompt_logprobs: LogprobCount | None = None
+    truncate_prompt_tokens: TruncatedTo | None = None
+    response_format: ResponseFormat | None = None
+    n: ChoiceCount | None = None
+    stream_options: StreamOptions | None = None
+
+    @classmethod
+    def prepare(cls, document: dict[str, Any]) -> None:
+        drop_unserved(document, UNSERVED, "", served=cls.__struct_fields__, instead=INSTEAD)
 
     def __post_init__(self) -> None:
         if self.stream_options is not None and not self.stream:

@@ -95,7 +95,8 @@ async def grammar_of(
     asked = None if response_format is None else _of_format(response_format)
     if structured_outputs is not None:
         if asked is not None:
-            message = "Both 'response_format' and 'structured_outputs' ask for a form of the answer; send one of them."
+            # the format has another name in other APIs, and is not the field that is told as at fault
+            message = "'structured_outputs' and the response format both ask for a form of the answer; send one."
             raise ApiError(400, "invalid_value", message, param="structured_outputs")
         asked = _of_vllm(structured_outputs)
     if asked is None:

@@ -11,8 +11,8 @@ from jsonschema import Draft202012Validator, ValidationError
 
 from loraplex.platform.anthropic.routes import MESSAGES_PATH
 from loraplex.platform.anthropic.unserved import UNSERVED as OF_MESSAGES
-from loraplex.platform.openai.body import UNSERVED, UNSERVED_IN_MESSAGES
 from loraplex.platform.openai.responses import unserved as of_responses
+from loraplex.platform.openai.unserved import UNSERVED, UNSERVED_IN_MESSAGES
 
 METHODS = ("get", "head", "post", "put", "patch", "delete")
 

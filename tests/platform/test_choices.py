@@ -41,10 +41,10 @@ class Engine:
 
     def __init__(self):
         self.generations = []
-        self.aborted = set()
+        self.aborted = []
 
     def generate(self, request):
-        self.generations.append(Generation(request, self.aborted.add))
+        self.generations.append(Generation(request, self.aborted.append))
         return self.generations[-1]
 
     def deliver(self, index, text, finish_reason=None):
@@ -154,7 +154,7 @@ def test_each_choice_is_told_its_own_text_however_they_interleave(count, steps):
         *pieces, finish = [chunk for chunk in told if chunk["index"] == index]
         assert "".join(piece["text"] for piece in pieces) == said.split("stop")[0]
         assert finish["finish_reason"] == ("stop" if "stop" in said else "length")
-    assert engine.aborted <= {generation.request.request_id for generation in engine.generations}
+    assert set(engine.aborted) <= {generation.request.request_id for generation in engine.generations}
 
 
 @given(count=st.integers(1, 5), steps=STEPS)
@@ -162,7 +162,7 @@ def test_a_client_that_leaves_aborts_all_that_run(count, steps):
     """Whatever has come until then."""
     engine, frames = asyncio.run(streamed(count, steps, leaves=True))
 
-    assert engine.aborted == {generation.request.request_id for generation in engine.generations}
+    assert set(engine.aborted) == {generation.request.request_id for generation in engine.generations}
     assert "data: [DONE]" not in frames or all(generation._ended for generation in engine.generations)
 
 
@@ -195,6 +195,13 @@ def test_a_stream_does_not_begin_before_its_first_choice():
         except GenerationFailed:
             continue
         raise AssertionError("no failure was raised")
+
+
+def test_the_first_choice_is_aborted_last():
+    """What waits for its prompt must not go on to compute it."""
+    engine, choices = open_choices(3)
+    choices.close()
+    assert engine.aborted == ["r-2", "r-1", "r"]
 
 
 def test_choices_of_one_seed_draw_on_their_own():

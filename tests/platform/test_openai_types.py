@@ -9,10 +9,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from loraplex.platform.errors import ApiError, to_api_error
-from loraplex.platform.openai.body import UNSERVED, UNSERVED_IN_MESSAGES, read_body
+from loraplex.platform.openai.body import read_body
 from loraplex.platform.openai.chat_types import ChatCompletionRequest, ChatMessage
 from loraplex.platform.openai.completion_types import CompletionRequest
 from loraplex.platform.openai.stop_strings import StopStrings
+from loraplex.platform.openai.unserved import UNSERVED, UNSERVED_IN_MESSAGES
 
 USER = {"role": "user", "content": "hi"}
 

@@ -12,8 +12,11 @@ from openai import BadRequestError, OpenAI
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import BaseModel, TypeAdapter
 from scripted_engine import Api, ByteText, Script, Scripts
+from sqlalchemy.exc import OperationalError
+from structlog.testing import capture_logs
 
 from loraplex.engine.client import EngineUnavailable, GenerationFailed
+from loraplex.engine.templates import TemplateError
 
 HERMES = "{% if tools %}<tools>{% endif %}<tool_call>"
 THINKS = HERMES + "{{ '</think>' }}"
@@ -158,11 +161,15 @@ def test_an_answer_without_text_is_an_empty_message() -> None:
         (EngineUnavailable("down", retry_after_seconds=5), "server_error"),
         (GenerationFailed("invalid_grammar", "no"), "invalid_prompt"),
         (ValueError("a secret"), "server_error"),
+        (OperationalError("a secret", {}, OSError("down")), "server_error"),
     ],
 )
 def test_a_stream_that_breaks_off_ends_with_an_error_and_a_failed_response(failure: Exception, code: str) -> None:
-    """Of which nothing tells what is our own."""
-    told = events(Api(Script(b"hel", failure)))
+    """Of which nothing tells what is our own, and our own log no more than once."""
+    with capture_logs() as logged:
+        told = events(Api(Script(b"hel", failure)))
+
+    assert len(logged) == isinstance(failure, ValueError | OperationalError)
 
     assert kinds(told)[-2:] == ["error", "failed"]
     failed = told[-1]["response"]
@@ -241,6 +248,11 @@ def test_the_package_runs_a_tool() -> None:
     assert last[1]["reasoning_content"] == "Hm."
 
 
+def nested(depth: int) -> dict[str, Any]:
+    return {"x": nested(depth - 1)} if depth else {}
+
+
+ALLOWED = {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "function", "name": "get_weather"}]}
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"background": True}, "background"),
     ({"conversation": "conv_1"}, "conversation"),
@@ -257,6 +269,11 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"tools": [{"type": "mcp", "server_label": "x"}]}, "tools[0].type"),
     ({"tools": [TOOL, TOOL]}, "tools[1].name"),
     ({"tool_choice": {"type": "file_search"}}, "tool_choice.type"),
+    ({"text": {"format": {"type": "json_object"}}, "structured_outputs": {"regex": "a"}}, "structured_outputs"),
+    ({"tools": [{**TOOL, "parameters": nested(70)}]}, "tools[0].parameters"),
+    ({"tools": [{**TOOL, "name": "f"}, TOOL, TOOL], "tool_choice": ALLOWED}, "tools[2].name"),
+    ({"tools": [TOOL, {**TOOL, "name": "f", "parameters": nested(70)}], "tool_choice": ALLOWED}, "tools[1].parameters"),
+    ({"text": {"format": {"type": "json_schema", "name": "x", "schema": nested(70)}}}, "text.format.schema"),
     ({"tool_choice": "required"}, "tool_choice"),
     ({"tools": [TOOL], "tool_choice": {"type": "function", "name": "x"}}, "tool_choice"),
     ({"stream_options": {"include_obfuscation": True}}, "stream_options"),
@@ -292,6 +309,38 @@ def test_what_is_refused_is_named_as_it_was_sent(http: TestClient[Any], fields: 
     assert error["param"] == param
     assert "response_format" not in error["message"] or "response_format" in fields
     assert "'messages" not in error["message"] or "messages" in fields
+
+
+def function(name: str) -> dict[str, Any]:
+    return {"type": "function", "name": name}
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"tools": [function("messages")] * 2}, "'messages'"),
+        ({"tools": [TOOL], "tool_choice": function("max_tokens")}, "'max_tokens'"),
+        ({"tools": [TOOL], "tool_choice": {**ALLOWED, "tools": [function("response_format")]}}, "'response_format'"),
+        ({"input": [{"type": "item_reference", "id": "messages"}]}, "'messages'"),
+    ],
+)
+def test_a_clients_own_words_are_not_taken_for_fields(
+    http: TestClient[Any], fields: dict[str, Any], words: str
+) -> None:
+    """What it calls as a chat calls a field is told as it has sent it."""
+    response = http.post("/v1/responses", json={"model": "base", "input": "hello", "store": False} | fields)
+    assert words in response.json()["error"]["message"]
+
+
+def test_a_template_that_refuses_is_said_in_fields_of_this_api() -> None:
+    """But not what the template says, even if it speaks of the same field."""
+    running = api("hello")
+
+    def refuse(*_: Any) -> None:
+        raise TemplateError("'messages' in the messages")
+
+    running.text.render_chat = refuse
+    assert running.respond().json()["error"]["message"] == "Invalid value for 'input': 'messages' in the messages."
 
 
 def test_a_request_without_input_is_refused(http: TestClient[Any]) -> None:

@@ -134,9 +134,30 @@ async def test_items_are_referred_to_by_their_ids(api: Api) -> None:
     await create(api, "two", previous_response_id=first["id"])
 
     assert referred == asked(api)
+    assert refusal(await send(api, [*references, {"id": said["id"]}])) == (400, "invalid_value", "input")
     unknown = [{"type": "item_reference", "id": f"msg_{'0' * 36}"}]
     assert refusal(await send(api, unknown)) == (404, "item_not_found", "input")
     assert refusal(await send(api, references, who="globex")) == (404, "item_not_found", "input")
+
+
+@on_sqlite
+async def test_items_that_come_again_are_listed_each_time(api: Api) -> None:
+    """Under ids of their own, by which the pages of a list go on to its end."""
+    first = await create(api, "one")
+    said = first["output"][0]
+    mine = [{"role": "user", "content": text, "id": "mine"} for text in ("two", "three")]
+    second = await create(api, [{"id": said["id"]}, said, *mine])
+    third = await create(api, [said], previous_response_id=second["id"])
+
+    ids: list[str] = []
+    while len(ids) < 10:
+        after = f"&after={ids[-1]}" if ids else ""
+        page = (await get(api, f"{third['id']}/input_items?limit=1&order=asc{after}")).json()
+        ids += [item["id"] for item in page["data"]]
+        if not page["has_more"]:
+            break
+    assert len(ids) == len(set(ids)) == 6
+    assert (ids[0], ids[2], ids[4]) == (said["id"], "mine", second["output"][0]["id"])
 
 
 async def test_foreign_responses_are_as_absent_ones(api: Api) -> None:
@@ -228,6 +249,10 @@ async def test_a_conversation_is_bounded(
         last = (await create(api, "x" * 200))["id"]
         last = (await create(api, "x" * 200, previous_response_id=last))["id"]
         too_large = await send(api, "y", previous_response_id=last)
+        large = [(await create(api, "x" * 300))["output"][0]["id"] for _ in range(2)]
+        references = [{"type": "item_reference", "id": name} for name in large]
+        assert refusal(await send(api, references)) == (400, "context_length_exceeded", "input")
+        assert refusal(await send(api, references, who="globex")) == (404, "item_not_found", "input")
 
     for refused in (too_long, too_large):
         assert refusal(refused) == (400, "context_length_exceeded", "previous_response_id")

@@ -13,9 +13,10 @@ from litestar.params import FromPath, JSONBody, QueryParameter
 from loraplex.platform.batches.files import Order
 from loraplex.platform.errors import ApiError
 from loraplex.platform.openai.conversation import open_conversation
+from loraplex.platform.openai.field_names import named_by
 from loraplex.platform.openai.generation_types import Usage
 from loraplex.platform.openai.response import respond
-from loraplex.platform.openai.responses.chat_request import chat_request, in_own_fields
+from loraplex.platform.openai.responses.chat_request import FIELD_NAMES, chat_request
 from loraplex.platform.openai.responses.items import completed, responses_referred_to
 from loraplex.platform.openai.responses.request_types import LOGPROBS, CreateResponse
 from loraplex.platform.openai.responses.response_types import ItemList, ResponseDeleted, ResponseObject
@@ -44,12 +45,12 @@ async def create_response(
     """
     is_stored = _is_to_be_stored(data, services)
     response_id = f"resp_{uuid4().hex}"
-    with in_own_fields():
-        store = services.responses
-        context = await read_context(store, tenant_id, data.previous_response_id)
-        referred = await read_referred(store, tenant_id, responses_referred_to(data.input))
-        items = completed(data.input, response_id, referred)
-        asked = chat_request(data, [*context.items, *items])
+    store = services.responses
+    context = await read_context(store, tenant_id, data.previous_response_id)
+    referred = await read_referred(store, tenant_id, responses_referred_to(data.input))
+    items = completed(data.input, response_id, referred, {item.id for item in context.items})
+    asked = chat_request(data, [*context.items, *items])
+    with named_by(FIELD_NAMES):
         conversation = await open_conversation(
             services, request.auth, asked, endpoint="responses", request_id=response_id
         )

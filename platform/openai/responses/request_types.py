@@ -6,27 +6,13 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
-from loraplex.adapters.profile import MinP, StopString, Temperature, TokenCount, TokenId, TopK, TopP
-from loraplex.engine.messages import MAX_ADAPTERS
+from loraplex.adapters.profile import TokenCount
 from loraplex.platform.errors import ApiError
-from loraplex.platform.openai.body import PreparedBody
-from loraplex.platform.openai.chat_types import TEMPLATE_VARIABLES, TemplateValue
-from loraplex.platform.openai.generation_types import (
-    MAX_ALLOWED_TOKENS,
-    MAX_BIASES,
-    MAX_STOP_STRINGS,
-    BadWord,
-    Label,
-    LogprobCount,
-    ModelRef,
-    Penalty,
-    Seed,
-    Text,
-    WeightedAdapter,
-)
+from loraplex.platform.openai.chat_types import TemplateVariables
+from loraplex.platform.openai.generation_types import GenerationFields, LogprobCount, Text
 from loraplex.platform.openai.responses.item_types import MAX_ITEMS, Item, ItemReference
 from loraplex.platform.openai.responses.unserved import prepare
-from loraplex.platform.openai.structured_output import JsonObjectFormat, SchemaName, StructuredOutputs, TextFormat
+from loraplex.platform.openai.structured_output import JsonObjectFormat, SchemaName, TextFormat
 from loraplex.platform.openai.tool_types import MAX_TOOLS, FunctionName
 
 LOGPROBS = "message.output_text.logprobs"
@@ -97,20 +83,17 @@ class ResponseStreamOptions(Struct, frozen=True, forbid_unknown_fields=True):
 ResponseToolChoice = Literal["none", "auto", "required"] | FunctionChoice | AllowedTools
 
 
-class CreateResponse(PreparedBody, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """None is the same as leaving the field out. `store`: by default the server's setting. `max_tool_calls` bounds
-    calls of built-in tools, of which there are none. `prompt_cache_key` is for routing: prefixes are cached inside a
-    tenant, with or without it. Fields below `user` are not OpenAI's; they are those of chat completions."""
+class CreateResponse(GenerationFields, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`store`: by default the server's setting. `max_tool_calls` bounds calls of built-in tools, of which there are
+    none. `prompt_cache_key` is for routing: prefixes are cached inside a tenant, with or without it.
+    `chat_template_kwargs` is vLLM's, as in a chat completion."""
 
-    model: ModelRef
     input: Text | Annotated[list[Item | ItemReference], Meta(min_length=1, max_length=MAX_ITEMS)]
     instructions: Text | None = None
     previous_response_id: Annotated[str, Meta(max_length=64)] | None = None
     store: bool | None = None
     metadata: Metadata | None = None
     max_output_tokens: TokenCount | None = None
-    temperature: Temperature | None = None
-    top_p: TopP | None = None
     text: TextOptions | None = None
     reasoning: ReasoningOptions | None = None
     tools: Annotated[list[ResponseTool], Meta(max_length=MAX_TOOLS)] | None = None
@@ -119,34 +102,10 @@ class CreateResponse(PreparedBody, frozen=True, kw_only=True, forbid_unknown_fie
     max_tool_calls: Annotated[int, Meta(ge=1, le=1 << 20)] | None = None
     include: Annotated[list[Includable], Meta(max_length=16)] | None = None
     top_logprobs: LogprobCount | None = None
-    stream: bool | None = None
     stream_options: ResponseStreamOptions | None = None
     prompt_cache_key: ShortText | None = None
     safety_identifier: ShortText | None = None
-    user: ShortText | None = None
-    adapter_id: ModelRef | None = None
-    lora_path: ModelRef | None = None
-    adapters: Annotated[list[WeightedAdapter], Meta(min_length=1, max_length=MAX_ADAPTERS)] | None = None
-    top_k: TopK | None = None
-    min_p: MinP | None = None
-    seed: Seed | None = None
-    stop: StopString | Annotated[list[StopString], Meta(max_length=MAX_STOP_STRINGS)] | None = None
-    stop_token_ids: Annotated[list[TokenId], Meta(max_length=64)] | None = None
-    ignore_eos: bool | None = None
-    min_tokens: Annotated[int, Meta(ge=0, le=1 << 24)] | None = None
-    presence_penalty: Penalty | None = None
-    frequency_penalty: Penalty | None = None
-    repetition_penalty: Annotated[float, Meta(gt=0, le=100)] | None = None
-    logit_bias: Annotated[dict[TokenId, float], Meta(max_length=MAX_BIASES)] | None = None
-    allowed_token_ids: Annotated[list[TokenId], Meta(min_length=1, max_length=MAX_ALLOWED_TOKENS)] | None = None
-    bad_words: Annotated[list[BadWord], Meta(max_length=128)] | None = None
-    include_stop_str_in_output: bool | None = None
-    skip_special_tokens: bool | None = None
-    priority: Annotated[int, Meta(ge=0, le=1000)] | None = None
-    timeout: Annotated[float, Meta(gt=0, le=86400)] | None = None
-    structured_outputs: StructuredOutputs | None = None
-    chat_template_kwargs: Annotated[dict[str, TemplateValue], Meta(max_length=len(TEMPLATE_VARIABLES))] | None = None
-    cache_salt: Label | None = None
+    chat_template_kwargs: TemplateVariables | None = None
 
     def __post_init__(self) -> None:
         if self.stream_options is not None and not self.stream:
@@ -156,8 +115,8 @@ class CreateResponse(PreparedBody, frozen=True, kw_only=True, forbid_unknown_fie
             message = f"'top_logprobs' is only allowed when 'include' has '{LOGPROBS}'."
             raise ApiError(400, "invalid_value", message, param="top_logprobs")
 
-    @staticmethod
-    def prepare(document: dict[str, Any]) -> None:
+    @classmethod
+    def prepare(cls, document: dict[str, Any]) -> None:
         prepare(document)
 
     @property

@@ -9,7 +9,6 @@ from typing import Any
 
 from msgspec import structs
 
-from loraplex.platform.errors import to_api_error
 from loraplex.platform.openai.answer import Answer
 from loraplex.platform.openai.answer_parts import Part, PartReader, Said
 from loraplex.platform.openai.generation_types import Usage
@@ -22,7 +21,7 @@ from loraplex.platform.openai.responses.response_types import (
     ResponseObject,
     ResponseUsage,
 )
-from loraplex.platform.openai.sse import error_body, event_frame
+from loraplex.platform.openai.sse import event_frame, stream_error
 
 
 class ResponseShape:
@@ -76,11 +75,10 @@ class ResponseShape:
 
     def failure(self, error: Exception) -> bytes:
         """What broke off, as an event of its own and as the response's end, which is all that some clients look at."""
-        told = error_body(error)["error"]
-        status = to_api_error(error).status
+        told = stream_error(error)
         failed = ResponseError(
-            "rate_limit_exceeded" if status == 429 else "invalid_prompt" if status < 500 else "server_error",
-            told["message"],
+            "rate_limit_exceeded" if told.status == 429 else "invalid_prompt" if told.status < 500 else "server_error",
+            told.message,
         )
         response = structs.replace(
             self._response,
@@ -91,7 +89,7 @@ class ResponseShape:
             incomplete_details=None,
             usage=None,
         )
-        fields = {"code": told["code"], "message": told["message"], "param": told["param"]}
+        fields = {"code": told.code, "message": told.message, "param": told.param}
         return self._frames([("error", fields), ("response.failed", {"response": response})])
 
     def _end(self, answer: Answer) -> list[Event]:

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from loraplex.platform.errors import ApiError
-from loraplex.platform.openai.body import drop_unserved
+from loraplex.platform.openai.body import drop_unserved, objects_in
 
 UNSERVED: Mapping[str, tuple[Any, ...]] = {
-    # as in `body.UNSERVED`: the values that ask for nothing
+    # field -> the values that ask for nothing; any other is refused
     "access_programs": (None, {}),
     "background": (None, False),
     "background_options": (None, {}),
@@ -78,11 +78,11 @@ def prepare(document: dict[str, Any]) -> None:
     for field, unserved in (("text", UNSERVED_IN_TEXT), ("reasoning", UNSERVED_IN_REASONING)):
         if isinstance(options := document.get(field), dict):
             drop_unserved(options, unserved, f"{field}.")
-    for index, tool in _dicts(document.get("tools")):
+    for index, tool in objects_in(document.get("tools")):
         _check_tool(tool, f"tools[{index}]")
     if isinstance(choice := document.get("tool_choice"), dict):
         _check_choice(choice)
-    for index, item in _dicts(document.get("input")):
+    for index, item in objects_in(document.get("input")):
         _prepare_item(item, f"input[{index}]")
 
 
@@ -106,15 +106,10 @@ def _prepare_item(item: dict[str, Any], path: str) -> None:
         raise _unsupported(f"{path}.type", kind, f"Items are of type {', '.join(ITEMS)}.")
     drop_unserved(item, UNSERVED_IN_ITEMS, f"{path}.")
     for field in ("content", "output", "summary"):
-        for index, part in _dicts(item.get(field)):
+        for index, part in objects_in(item.get(field)):
             if isinstance(kind := part.get("type"), str) and kind not in PARTS:
                 raise _unsupported(f"{path}.{field}[{index}].type", kind, "Only text is served.")
             drop_unserved(part, UNSERVED_IN_PARTS, f"{path}.{field}[{index}].")
-
-
-def _dicts(value: Any) -> list[tuple[int, dict[str, Any]]]:
-    entries = enumerate(value) if isinstance(value, list) else ()
-    return [(index, entry) for index, entry in entries if isinstance(entry, dict)]
 
 
 def _unsupported(param: str, value: str, reason: str) -> ApiError:
