@@ -129,6 +129,12 @@ def _unknown(path: str, field: str, rule: str) -> ApiError:
     return ApiError(400, "invalid_value", f"Invalid value for '{path}.{field}': {rule}", param=f"{path}.{field}")
 
 
+def prepare_messages(document: dict[str, Any]) -> None:
+    """Leave out what says nothing in the messages of a body. Raises ApiError for what is not served."""
+    for index, message in objects_in(document.get("messages")):
+        drop_unserved(message, UNSERVED_IN_MESSAGES, f"messages[{index}].")
+
+
 class ChatCompletionRequest(GenerationRequest, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`chat_template_kwargs`: see TEMPLATE_VARIABLES. `continue_final_message`: the answer goes on where the last
     message, which is the assistant's, ends."""
@@ -147,8 +153,7 @@ class ChatCompletionRequest(GenerationRequest, frozen=True, kw_only=True, forbid
     @classmethod
     def prepare(cls, document: dict[str, Any]) -> None:
         super().prepare(document)
-        for index, message in objects_in(document.get("messages")):
-            drop_unserved(message, UNSERVED_IN_MESSAGES, f"messages[{index}].")
+        prepare_messages(document)
 
     def __post_init__(self) -> None:
         super().__post_init__()

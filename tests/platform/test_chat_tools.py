@@ -458,7 +458,7 @@ def test_a_conversation_is_tokenized_as_it_would_run():
     del call["function"]["parameters"]
     messages = [
         USER,
-        {"role": "assistant", "tool_calls": [call]},
+        {"role": "assistant", "tool_calls": [call], "annotations": []},
         {"role": "tool", "tool_call_id": "c1", "content": "4"},
     ]
     running.chat(messages=messages)
