@@ -103,8 +103,10 @@ class Engine:
 
     def abort(self, request_id: str) -> None:
         """End a request without another word; its pages and its adapter's lease are free at once."""
-        if self._compiling.pop(request_id, None) is None:
+        if (compiling := self._compiling.pop(request_id, None)) is None:
             self._scheduler.abort(request_id)
+        else:
+            compiling[2].cancel()  # others wait for theirs behind it
 
     def warm(self, digest: str) -> None:
         """Bring an adapter to the device before anyone asks for it, beside the steps and at no sequence's cost."""
@@ -145,7 +147,8 @@ class Engine:
         return StepResult(chunks, failures, self._scheduler.take_started(), ran=True)
 
     def wait(self, timeout_seconds: float) -> None:
-        """After a step that did not run: sleep until an adapter load has made progress or a grammar is compiled."""
+        """After a step that did not run: sleep until a grammar is compiled or, where none is being compiled, until an
+        adapter load has made progress."""
         if self._compiling:
             wait([matcher for _, _, matcher in self._compiling.values()], timeout_seconds, FIRST_COMPLETED)
         else:

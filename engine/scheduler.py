@@ -134,11 +134,11 @@ class Scheduler:
     def _continue_running(self, chunks: list[Chunk]) -> int:
         """Give every running sequence its next chunk, preempting the youngest when pages run out; the budget left."""
         budget = self._limits.max_step_tokens
-        for sequence in list(self._running):
+        for place, sequence in enumerate(list(self._running)):
+            if place >= len(self._running):
+                break  # it and all after it were preempted
             count = min(sequence.remaining, budget)
-            if count == 0 or sequence not in self._running:
-                continue
-            if self._make_room(sequence, sequence.computed + count):
+            if count and self._make_room(sequence, sequence.computed + count):
                 chunks.append(_chunk(sequence, count))
                 budget -= count
         return budget

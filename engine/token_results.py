@@ -25,7 +25,7 @@ def told_of(sequence: Sequence, index: int, score: TokenScore | None, finish_rea
         finish_reason=finish_reason,
         cached_tokens=sequence.cached_tokens,
         scores=scores,
-        stopped_by=score if finish_reason == "stop" else None,
+        stopped_by=score if finish_reason == "stop" and not appended else None,
         prompt_scores=sequence.prompt_scores if index == 0 and sequence.prompt_scores else None,
     )
 

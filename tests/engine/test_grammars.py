@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,6 +22,7 @@ from tokenizers import Tokenizer
 from loraplex.engine.build import BuiltEngine
 from loraplex.engine.events import Grammar, SamplingParams, only
 from loraplex.engine.grammar_masks import Grammars
+from loraplex.engine.loop import Engine
 
 PROMPT = [5, 6, 7]
 ENDINGS, LEFT_OPEN = '"}]', " \n\t\r\\"
@@ -117,6 +119,33 @@ def test_other_grammars(built, text_of, grammar, pattern):
         assert outcomes[name].finish_reason == "stop"
         assert re.fullmatch(pattern, text_of(outcomes[name])), text_of(outcomes[name])
     assert len({text_of(outcomes[name]) for name in names}) > 1
+
+
+def test_a_last_token_of_a_grammar_is_told_once(built, text_of):
+    """It ends the text and is a part of it, unlike a stop token."""
+    sampling = SamplingParams(max_tokens=20, seed=1, logprobs=True, top_logprobs=1)
+    built.engine.submit("scored", PROMPT, sampling, grammar=Grammar("regex", "abc"))
+    outcome = collect(built.engine, ["scored"])["scored"]
+
+    assert (text_of(outcome), outcome.finish_reason) == ("abc", "stop")
+    assert [score.token for score in outcome.scores] == outcome.tokens
+    assert outcome.stopped_by is None
+
+
+def test_a_request_that_is_aborted_is_not_compiled():
+    """Its grammar leaves the queue, in which those of others stand behind it."""
+    matchers = []
+
+    def begin(_):
+        matchers.append(Future())
+        return matchers[-1]
+
+    engine = Engine(SimpleNamespace(abort=None), None, None, SimpleNamespace(begin=begin))
+    for name in ("goes", "stays"):
+        engine.submit(name, PROMPT, greedy(1), grammar=Grammar("regex", "a"))
+    engine.abort("goes")
+
+    assert [matcher.cancelled() for matcher in matchers] == [True, False]
 
 
 def test_max_tokens_cuts_a_grammar(built, text_of):

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import pytest
 from engine_running import collect, greedy, start_engine, store_adapter
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from loraplex.engine import drafting
@@ -36,13 +36,27 @@ def engines(tiny_model_dir, make_adapter, tmp_path_factory):
         one.engine.close()
 
 
-def run(engine, requests):
+def run(engine, requests, after=None):
     """{name: (prompt, sampling, adapters)} -> the outcomes of these requests, submitted together."""
     for name, (prompt, sampling, adapters) in requests.items():
-        engine.submit(name, prompt, sampling, adapters=adapters)
+        engine.submit(name, prompt, sampling, adapters=adapters, after=after)
     outcomes = collect(engine, requests)
     assert engine.status().pages_used == 0
     return outcomes
+
+
+def run_foreseen(engine, requests, expected, after=None):
+    """The same, with drafts that are mostly what is expected."""
+    Foresight.texts = [prompt + expected[name].tokens for name, (prompt, _, _) in requests.items()]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(drafting, "PromptLookup", Foresight)
+        return run(engine, requests, after)
+
+
+def told_likelihoods(outcome):
+    """Of every token and what else was likely, with the token that ended the answer; numbers alone, in order."""
+    scores = [*outcome.scores, *filter(None, [outcome.stopped_by])]
+    return [value for score in scores for value in (score.logprob, *(likely for _, likely in score.top))]
 
 
 class Foresight:
@@ -107,17 +121,34 @@ def test_answers_are_what_they_are_without(engines, requests):
         adapters = (AdapterUse(first, start=len(prompt) // 2),) if kind == "invoked" else uses[kind]
         named[str(number)] = prompt, sampling, adapters
     expected = run(plain, named)
-    Foresight.texts = [prompt + expected[name].tokens for name, (prompt, _, _) in named.items()]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(drafting, "PromptLookup", Foresight)
-        found = run(ahead, named)
+    found = run_foreseen(ahead, named, expected)
 
     for name in named:
         assert found[name].tokens == expected[name].tokens
         assert found[name].finish_reason == expected[name].finish_reason
         assert found[name].logprobs == pytest.approx(expected[name].logprobs, abs=1e-3)
-        assert len(found[name].logprobs) == len(found[name].tokens)
+        assert [score.token for score in found[name].scores] == found[name].tokens
+        assert told_likelihoods(found[name]) == pytest.approx(told_likelihoods(expected[name]), abs=1e-3)
         assert len(found[name].prompt_scores) == len(expected[name].prompt_scores)
+
+
+def test_choices_that_share_pages_are_what_they_are_without(engines):
+    """Each tries its own tokens ahead, after the pages that all of them read."""
+    (plain, ahead), (first, _) = engines
+    named = {}
+    for seed in range(3):
+        sampling = SamplingParams(max_tokens=25, seed=seed, ignore_eos=True, logprobs=True, top_logprobs=4)
+        named[str(seed)] = [5, 6, 7] * 12, sampling, (AdapterUse(first, start=20),)
+    expected = run(plain, named, after="0")
+    before = ahead.status()
+    found = run_foreseen(ahead, named, expected, after="0")
+
+    assert ahead.status().accepted_tokens - before.accepted_tokens > 20
+    assert [found[name].cached_tokens for name in "12"] == [32, 32]
+    for name in named:
+        assert found[name].tokens == expected[name].tokens
+        assert [score.token for score in found[name].scores] == found[name].tokens
+        assert told_likelihoods(found[name]) == pytest.approx(told_likelihoods(expected[name]), abs=1e-3)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.1])
@@ -199,6 +230,7 @@ class Machine:
             text = texts.setdefault(chunk.sequence.request_id, chunk.sequence.tokens[: chunk.start])
             text += chunk.tokens
             assert self.pool.pages_for(len(text)) <= len(chunk.sequence.pages)
+            self.check_writes(chunk)
             if chunk.samples:
                 sampled.append((next_token(text), None))
         for told in self.scheduler.commit(plan, sampled):
@@ -206,6 +238,13 @@ class Machine:
         self.pool.check_integrity()
         for sequence in self.scheduler.running:
             self.check_pages(sequence)
+
+    def check_writes(self, chunk):
+        """Nothing that is computed is written again, and no page that somebody else reads."""
+        assert chunk.start >= chunk.sequence.computed
+        written = chunk.sequence.pages[chunk.start // PAGE_TOKENS : self.pool.pages_for(chunk.start + chunk.count)]
+        others = (other.pages for other in self.scheduler.running if other is not chunk.sequence)
+        assert set().union(*others).isdisjoint(written)
 
     def check_pages(self, sequence):
         """What others can find is of tokens that the sequence has, and nothing is thought computed that is not."""
@@ -233,6 +272,7 @@ texts = st.lists(st.integers(2, 4), min_size=1, max_size=20)
         max_size=25,
     ),
 )
+@example(max_step_tokens=12, moves=[("submit", [2, 3, 4] * 4, 40)] * 4)  # thirteen preemptions
 def test_every_text_goes_on_as_it_would_alone(max_step_tokens, moves):
     """Whatever is foreseen, preempted or aborted: everybody is told the tokens that follow, each once."""
     machine = Machine(max_step_tokens)
