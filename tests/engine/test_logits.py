@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import transformers
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -171,16 +172,57 @@ EVERYTHING = LogitRules(
     ],
 )
 def test_draws_follow_the_probabilities(sampled, one):
-    """Chi-square over 6,000 positions of one seed at fixed logits: with each rule, and with all beside all filters."""
-    draws = 6000
-    logits = 1.5 * torch.randn(VOCAB, generator=torch.Generator().manual_seed(3))
-    edit: RowEdit = LogitEdits(one, PROMPT, ends=(5,)).after(PROMPT + OUTPUT)
+    """Chi-square at fixed logits: with each rule, and with all beside all filters."""
+    logits = fixed_logits()
     expected = probabilities(reference(logits.double().tolist(), one, PROMPT, OUTPUT, (5,)), **sampled)
+
+    check_draws(logits, one, expected, **sampled)
+
+
+@pytest.mark.parametrize(
+    "sampled",
+    [
+        {"temperature": 1.0},
+        {"temperature": 0.6},
+        {"temperature": 1.3, "top_k": 5},
+        {"temperature": 1.0, "top_p": 0.8},
+        {"temperature": 1.0, "min_p": 0.08},
+        {"temperature": 1.2, "top_k": 8, "top_p": 0.9, "min_p": 0.05},
+    ],
+)
+def test_draws_follow_transformers_probabilities(sampled):
+    """Chi-square at fixed logits, beside repetition penalty, biases and bad words, which Transformers has too."""
+    logits = fixed_logits()
+    rules = LogitRules(repetition_penalty=1.4, logit_bias={0: 1.5, 9: -1.0}, bad_words=((8,), (7, 6, 11)))
+    processors = transformers.LogitsProcessorList(
+        [
+            transformers.SequenceBiasLogitsProcessor([[[token], bias] for token, bias in rules.logit_bias.items()]),
+            transformers.RepetitionPenaltyLogitsProcessor(rules.repetition_penalty),
+            transformers.NoBadWordsLogitsProcessor([list(word) for word in rules.bad_words]),
+            transformers.TemperatureLogitsWarper(sampled["temperature"]),
+            transformers.TopKLogitsWarper(sampled.get("top_k", VOCAB)),
+            transformers.TopPLogitsWarper(sampled.get("top_p", 1.0)),
+            transformers.MinPLogitsWarper(sampled.get("min_p", 0.0)),
+        ]
+    )
+    scores = processors(torch.tensor([PROMPT + OUTPUT]), logits.double().unsqueeze(0))
+
+    check_draws(logits, rules, scores[0].softmax(0).numpy(), **sampled)
+
+
+def fixed_logits() -> torch.Tensor:
+    return 1.5 * torch.randn(VOCAB, generator=torch.Generator().manual_seed(3))
+
+
+def check_draws(logits, rules, expected, *, temperature, top_k=0, top_p=1.0, min_p=0.0):
+    """6,000 positions of one seed draw as often as these probabilities say."""
+    draws = 6000
+    edit: RowEdit = LogitEdits(rules, PROMPT, ends=(5,)).after(PROMPT + OUTPUT)
     batch = SamplingBatch(
-        temperature=torch.full((draws,), sampled["temperature"]),
-        top_k=torch.full((draws,), sampled.get("top_k", 0), dtype=torch.int32),
-        top_p=torch.full((draws,), sampled.get("top_p", 1.0)),
-        min_p=torch.full((draws,), sampled.get("min_p", 0.0)),
+        temperature=torch.full((draws,), temperature),
+        top_k=torch.full((draws,), top_k, dtype=torch.int32),
+        top_p=torch.full((draws,), top_p),
+        min_p=torch.full((draws,), min_p),
         uniform=torch.tensor([uniform(11, position) for position in range(draws)]),
         all_greedy=False,
     )

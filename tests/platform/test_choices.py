@@ -8,9 +8,12 @@ from functools import partial
 from types import SimpleNamespace
 
 import msgspec
+import numpy as np
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from loraplex.engine.batch import uniform
 from loraplex.engine.events import SamplingParams
 from loraplex.engine.generation import Generation, GenerationFailed
 from loraplex.engine.messages import Generate, TokenChunk
@@ -202,6 +205,19 @@ def test_the_first_choice_is_aborted_last():
     engine, choices = open_choices(3)
     choices.close()
     assert engine.aborted == ["r-2", "r-1", "r"]
+
+
+def test_choices_are_independent():
+    """What one choice draws says nothing of what another one does: chi-square of pairs of draws over 4,000 seeds."""
+    table = np.zeros((4, 4))
+    for seed in range(4000):
+        asked = msgspec.structs.replace(PROMPT, sampling=SamplingParams(max_tokens=1, seed=seed))
+        first, second = (uniform(sequence.sampling.seed, 0) for sequence in sequences_of([asked], 2))
+        table[int(first * 4), int(second * 4)] += 1
+
+    mean = table.sum() / table.size
+    statistic, freedom = ((table - mean) ** 2 / mean).sum(), table.size - 1
+    assert torch.special.gammaincc(torch.tensor(freedom / 2), torch.tensor(statistic / 2)) > 1e-3
 
 
 def test_choices_of_one_seed_draw_on_their_own():
