@@ -1,0 +1,184 @@
+"""How near the engine's steps on a device come to their floor. `gpu_engine.py bench` runs it.
+
+The floor of a step is the bytes that it must read over the copy bandwidth that the same run measured: the weights of
+all products, the keys and values of the contexts, and every adapter that is in the batch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from gpu_model import CONFIGS, Adapters, adapter_bytes, kv_bytes, make_resident, prompt, start, weight_bytes
+from gpu_report import Timer, device_name, write_results
+
+from loraplex.engine.build import BuiltEngine
+from loraplex.engine.events import SamplingParams, only
+
+MIXED_RANKS = (8, 16, 32, 64)
+WARM_STEPS = 5  # launched once, recorded once, and a few more
+
+
+@dataclass(frozen=True)
+class DecodeRow:
+    """One measured kind of decode step. Targets and shares are of the floor's bandwidth."""
+
+    rows: str
+    batch: int
+    step_ms: float
+    fastest_ms: float
+    floor_ms: float
+    tokens_per_second: float
+    target_share: float | None
+
+    @property
+    def share(self) -> float:
+        return self.floor_ms / self.step_ms
+
+
+def bench(arguments: argparse.Namespace) -> int:
+    device = torch.device(arguments.device)
+    bandwidth = Timer(device).copy_bandwidth()
+    print(f"{device_name(device)}, copy {bandwidth:.0f} GB/s", flush=True)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        built = _bench_engine(folder, arguments)
+        adapters = Adapters(folder, built.shape, built.dtype)
+        rows = []
+        for label, batch, ranks, target in _decode_plan(arguments):
+            digests = adapters.digests(ranks)
+            make_resident(built, digests)
+            times, context = decode_seconds(built, (digests or [None]) * (batch // max(len(digests), 1)), arguments)
+            median = statistics.median(times)
+            floor = needed_bytes(built, context, ranks) / bandwidth / 1e6
+            row = DecodeRow(label, batch, median * 1e3, min(times) * 1e3, floor, batch / median, target)
+            rows.append(row)
+            _print_row(row)
+        enabled = _told_enabled(rows)
+        prefill = prefill_rows(built, adapters, arguments)
+        built.engine.close()
+    report = {
+        "model": arguments.model,
+        "layers": built.config.num_layers,
+        "context": arguments.context,
+        "cuda_graphs": arguments.graphs,
+        "copy_gigabytes_per_second": bandwidth,
+        "decode": [{**asdict(row), "share_of_floor": row.share} for row in rows],
+        "base_with_adapters_loaded_over_base": enabled,
+        "prefill": prefill,
+    }
+    print(f"written to {write_results(arguments.results, 'engine', device, report)}")
+    return 0
+
+
+def _bench_engine(folder: Path, arguments: argparse.Namespace) -> BuiltEngine:
+    """Memory for the largest batch and all adapters of a batch at once."""
+    probe = CONFIGS[arguments.model]
+    most = max(*arguments.batches, *arguments.distinct, *arguments.mixed)
+    built_options = {
+        "kernels": arguments.kernels,
+        "device": arguments.device,
+        "dtype": "bfloat16",
+        "max_model_len": min(probe["max_position_embeddings"], arguments.context + 512),
+        "max_num_seqs": most,
+        "max_step_tokens": arguments.prefill,
+        "cuda_graphs": arguments.graphs,
+        "adapter_device_bytes": arguments.adapter_gigabytes << 30,
+        "kv_cache_bytes": arguments.kv_gigabytes << 30,
+    }
+    return start(folder, arguments.model, arguments.layers, **built_options)
+
+
+def _decode_plan(arguments: argparse.Namespace) -> list[tuple[str, int, tuple[int, ...], float | None]]:
+    """(label, batch, one rank per row or none, target). The base first, while no adapter was ever loaded, and again."""
+    plan: list[tuple[str, int, tuple[int, ...], float | None]] = []
+    plan += [("base", batch, (), 0.85) for batch in arguments.batches]
+    plan += [("distinct rank 16", batch, (16,) * batch, 0.80) for batch in arguments.distinct]
+    plan += [("one rank 16", batch, (16,), None) for batch in arguments.distinct[:1]]
+    mixed = [(batch, tuple(MIXED_RANKS[row % len(MIXED_RANKS)] for row in range(batch))) for batch in arguments.mixed]
+    plan += [("distinct, ranks 8 to 64", batch, ranks, 0.80) for batch, ranks in mixed]
+    return plan + [("base, adapters loaded", batch, (), 0.85) for batch in arguments.batches]
+
+
+def needed_bytes(built: BuiltEngine, context: int, ranks: Sequence[int]) -> int:
+    """What a decode step cannot do without: `context` tokens in all contexts, an adapter of each of the ranks."""
+    itemsize = built.dtype.itemsize
+    adapters = sum(adapter_bytes(built.shape, rank, itemsize) for rank in ranks)
+    return weight_bytes(built.config, itemsize) + kv_bytes(built.config, context, itemsize) + adapters
+
+
+def decode_seconds(
+    built: BuiltEngine, adapters: Sequence[str | None], arguments: argparse.Namespace
+) -> tuple[list[float], int]:
+    """Seconds of each step in which every row decodes, the first few dropped, and the tokens in all contexts then."""
+    engine, steps = built.engine, arguments.steps
+    sampling = SamplingParams(max_tokens=steps + WARM_STEPS + 2 * len(adapters), temperature=0.0, ignore_eos=True)
+    for index, digest in enumerate(adapters):
+        engine.submit(str(index), prompt(index, arguments.context), sampling, adapters=only(digest))
+    times: list[float] = []
+    contexts: list[int] = []
+    while len(times) < steps + WARM_STEPS:
+        if not engine.has_work:
+            raise RuntimeError("requests ended before enough steps were measured; is memory too small for the batch?")
+        if not engine.step().ran:
+            engine.wait(1.0)
+        elif engine.recent_steps[-1].decode_tokens == len(adapters):
+            times.append(engine.recent_steps[-1].seconds)
+            contexts.append(sum(sequence.prompt_tokens + sequence.generated_tokens for sequence in engine.running()))
+    for index in range(len(adapters)):
+        engine.abort(str(index))
+    return times[WARM_STEPS:], contexts[len(contexts) // 2]
+
+
+def _told_enabled(rows: Sequence[DecodeRow]) -> dict[str, float]:
+    """By batch: the base's step with adapters on the device, over its step when none had ever been loaded."""
+    base = {row.batch: row.fastest_ms for row in rows if row.rows == "base"}
+    ratios = {str(row.batch): row.fastest_ms / base[row.batch] for row in rows if row.rows == "base, adapters loaded"}
+    told = ", ".join(f"{batch}: {ratio - 1:+.1%}" for batch, ratio in ratios.items())
+    print(
+        f"base with adapters loaded over base before, fastest steps, by batch (target: within 1%): {told}", flush=True
+    )
+    return ratios
+
+
+def prefill_rows(built: BuiltEngine, adapters: Adapters, arguments: argparse.Namespace) -> list[dict[str, float | str]]:
+    """One step of 8 equal prompts, on the base and with 8 adapters, in turns."""
+    digests = adapters.digests((16,) * 8)
+    make_resident(built, digests)
+    times: dict[str, list[float]] = {"base": [], "8 adapters of rank 16": []}
+    for _ in range(6):
+        for label, rows in zip(times, ([None] * 8, digests), strict=True):
+            times[label].append(_prefill_seconds(built, rows, arguments.prefill // 8))
+    base, lora = (statistics.median(seconds[1:]) for seconds in times.values())
+    print(f"prefill of {arguments.prefill} tokens: base {base * 1e3:.1f} ms, 8 adapters {lora * 1e3:.1f} ms, "
+          f"{lora / base - 1:+.1%} (target: at most +10%)")  # fmt: skip
+    return [{"rows": label, "tokens": arguments.prefill, "ms": statistics.median(seconds[1:]) * 1e3}
+            for label, seconds in times.items()]  # fmt: skip
+
+
+def _prefill_seconds(built: BuiltEngine, adapters: Sequence[str | None], length: int) -> float:
+    sampling = SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True)
+    for index, digest in enumerate(adapters):
+        built.engine.submit(f"prefill {index}", prompt(index, length), sampling, adapters=only(digest))
+    while built.engine.has_work:
+        if not built.engine.step().ran:
+            built.engine.wait(1.0)
+    record = built.engine.recent_steps[-1]
+    if record.prefill_tokens != length * len(adapters):
+        raise RuntimeError(f"the prompts did not run in one step: its last held {record.prefill_tokens} tokens")
+    return record.seconds
+
+
+def _print_row(row: DecodeRow) -> None:
+    target = "" if row.target_share is None else f"  target {row.target_share:.0%}"
+    verdict = "" if row.target_share is None else ("  met" if row.share >= row.target_share else "  MISSED")
+    print(
+        f"{row.rows:24} batch {row.batch:4} {row.step_ms:8.2f} ms/step (fastest {row.fastest_ms:.2f}, floor "
+        f"{row.floor_ms:.2f}) {row.tokens_per_second:9.0f} tok/s  {row.share:6.1%} of the floor{target}{verdict}",
+        flush=True,
+    )
