@@ -6,7 +6,7 @@ ONCE ?=
 # pip would compile all that it installs, which takes longer than to unpack it. Python compiles what is imported, once.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo lifecycle clients check format lint types imports test wheel bench bench-cpu-kernels bench-scale bench-registry bench-peers examples gpu-check gpu-bench gpu-tune clean
+.PHONY: help setup demo lifecycle clients screenshots check format lint types imports test wheel bench bench-cpu-kernels bench-scale bench-registry bench-peers examples gpu-check gpu-bench gpu-tune clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -30,6 +30,9 @@ lifecycle: setup  ## push, canary, promote, roll back and delete versions under 
 
 clients: setup  ## programs that others wrote (openai, langchain, llm, lm-eval, vLLM's benchmark...) against a live server
 	PYTHONPATH=tests $(BIN)/python tests/clients/matrix.py $(ARGS)
+
+screenshots: setup  ## pictures of the admin pages, light and dark, in docs/screens/ (needs a Chromium)
+	$(BIN)/python docs/screenshots.py $(ARGS)
 
 check: format lint types imports test wheel  ## all that CI runs
 

@@ -45,6 +45,7 @@ async def clean_up(services: Services) -> None:
     """Raises OSError and the database's errors; what was cleaned up before stays so."""
     await services.uploads.drop_expired()
     await services.idempotency.drop_expired()
+    await services.web_sessions.drop_expired()
     await _sweep_upload_files(services)
     await services.files.drop_expired()
     live_files = await services.files.live_ids()

@@ -209,6 +209,16 @@ class Settings(BaseSettings):
         16, ge=1, le=4096, description="Most requests of batches in flight; less while live traffic needs the room."
     )
 
+    session_idle_seconds: float = Field(
+        30 * 60, ge=60, le=7 * 24 * 3600, description="Silence after which a session on the admin pages ends."
+    )
+    session_max_seconds: float = Field(
+        12 * 3600, ge=60, le=30 * 24 * 3600, description="Age at which a session on the admin pages ends."
+    )
+    insecure_admin_http: bool = Field(
+        False, description="Let people sign in over plain HTTP from other machines: passwords travel in the clear."
+    )
+
     engine_stall_seconds: float = Field(30, ge=1, le=3600, description="Silence of the engine that fails /readyz.")
     drain_seconds: float = Field(30, ge=0, le=3600, description="How long running streams may finish after SIGTERM.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe line logged.")
