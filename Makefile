@@ -6,7 +6,7 @@ ONCE ?=
 # pip would compile all that it installs, which takes longer than to unpack it. Python compiles what is imported, once.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo lifecycle clients screenshots check format lint types imports test wheel bench bench-cpu-kernels bench-scale bench-registry bench-peers examples gpu-check gpu-bench gpu-tune clean
+.PHONY: help setup demo lifecycle clients fuzz screenshots check format lint types imports test slow wheel bench bench-cpu-kernels bench-scale bench-registry bench-peers examples gpu-check gpu-bench gpu-tune clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -33,6 +33,8 @@ clients: setup  ## programs that others wrote (openai, langchain, llm, lm-eval, 
 
 screenshots: setup  ## pictures of the admin pages, light and dark, in docs/screens/ (needs a Chromium)
 	$(BIN)/python docs/screenshots.py $(ARGS)
+fuzz: setup  ## 10,000 generated requests to real servers; what is answered wrongly is told (ARGS="--seed N --only 'POST /v1'")
+	PYTHONPATH=tests $(BIN)/python -m fuzzing.run $(ARGS)
 
 check: format lint types imports test wheel  ## all that CI runs
 
@@ -53,6 +55,9 @@ test: setup  ## the tests, with coverage of the four packages
 	$(BIN)/coverage run -m pytest -q --numprocesses 2 --dist loadfile
 	$(BIN)/coverage combine -q
 	$(BIN)/coverage report --fail-under=90
+
+slow: setup  ## the tests that `make check` has no time for
+	$(BIN)/python -m pytest -q -m slow
 
 wheel: setup  ## a wheel built from the sdist, installed into a clean environment and smoke-tested
 	$(BIN)/python tests/wheel_smoke.py

@@ -29,6 +29,10 @@ class VersionNotFound(AdapterNotFound):
     """The adapter is there, the version or alias of it that was named is not."""
 
 
+class StorageLimitReached(AdapterError):
+    """The tenant keeps as many adapters, versions or bytes as it may."""
+
+
 class AdapterExists(AdapterError):
     """The tenant has an adapter of that name already."""
 

@@ -15,6 +15,7 @@ from sqlalchemy.orm import undefer
 from loraplex.adapters.errors import AdapterNotFound
 from loraplex.adapters.lookup import VersionRows, is_adapter, no_adapter, select_all_versions
 from loraplex.adapters.profile_store import set_template, template_of
+from loraplex.adapters.quotas import Quota, check_new_version
 from loraplex.adapters.schema import Adapter, AdapterVersion
 
 _MAX_OTHERS = 16
@@ -22,19 +23,20 @@ _MAX_OTHERS = 16
 
 
 async def write_version(
-    session: AsyncSession, tenant_id: str, name: str, new: AdapterVersion, chat_template: str | None
+    session: AsyncSession, tenant_id: str, name: str, new: AdapterVersion, chat_template: str | None, quota: Quota
 ) -> tuple[AdapterVersion, bool]:
     """`new`, which has all but a number and a state, or the adapter's version of its bytes, with this chat template in
     its profile; and whether that changes what its names stand for.
 
     It is validating, if it is not an old one that still is what it was. But bytes that the tenant serves from another
     adapter on the same base, by the same chat template, are ready at once, with the report of those; and bytes that
-    were taken out there are out here. Raises AdapterNotFound.
+    were taken out there are out here. Raises AdapterNotFound; StorageLimitReached for one too many.
     """
     adapter = await _lock(session, tenant_id, name, new.digest)
     same_bytes = AdapterVersion.adapter_id == adapter.id, AdapterVersion.digest == new.digest
     known = await session.scalar(select(AdapterVersion).where(*same_bytes).options(undefer(AdapterVersion.profile)))
     if known is None:
+        await check_new_version(session, quota, tenant_id, digest=new.digest, size_bytes=new.size_bytes)
         adapter.last_number += 1
         new.adapter_id, new.number = adapter.id, adapter.last_number
     else:

@@ -45,6 +45,14 @@ from loraplex.adapters.lookup import (
 from loraplex.adapters.names import check_slug, check_text, version_number
 from loraplex.adapters.publication import of_checks, select_received, write_version
 from loraplex.adapters.quarantine import MAX_REASON_LENGTH
+from loraplex.adapters.quotas import (
+    QuotaOf,
+    check_new_adapter,
+    check_new_bytes,
+    check_size,
+    lock_quota,
+    unlimited,
+)
 from loraplex.adapters.schema import (
     Adapter,
     AdapterPin,
@@ -74,11 +82,12 @@ class AdapterRegistry:
     """Each method is one transaction. Changes of one adapter wait for each other; those of different ones only where
     they are about the same bytes."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, quota_of: QuotaOf = unlimited) -> None:
         self._database = database
+        self._quota_of = quota_of
 
     async def create_adapter(self, tenant_id: str, name: str, base_model: str, description: str = "") -> AdapterInfo:
-        """A new adapter without versions. Raises InvalidName, BaseModelUnknown, AdapterExists."""
+        """A new adapter without versions. Raises InvalidName, BaseModelUnknown, AdapterExists, StorageLimitReached."""
         check_slug(name, "name")
         check_text(description, "description", MAX_DESCRIPTION_LENGTH)
         try:
@@ -88,6 +97,7 @@ class AdapterRegistry:
                     raise BaseModelUnknown(f"base_model: no base model {ascii(base_model)[:140]} is served here")
                 if await session.scalar(select(BaseModel.id).where(BaseModel.name == name)):
                     raise InvalidName("name", f'"{name}" is the name of a base model; choose another')
+                await check_new_adapter(session, self._quota_of, tenant_id)
                 session.add(Adapter(tenant_id=tenant_id, name=name, base_model_id=base.id, description=description))
                 await session.flush()
                 return await find_adapter(session, tenant_id, name)
@@ -168,7 +178,7 @@ class AdapterRegistry:
         It is validating, and serves once `settle` has made it ready, unless the tenant serves these bytes already: see
         `publication.write_version`. One that was rejected begins anew. The bytes must be in the blob store already.
         received_sha256: by which `find_received` finds it. chat_template: goes into its profile. Raises
-        AdapterNotFound, and what `record` raises.
+        AdapterNotFound, StorageLimitReached, and what `record` raises.
         """
         new = AdapterVersion(
             digest=digest,
@@ -183,7 +193,8 @@ class AdapterRegistry:
             received_sha256=received_sha256,
         )
         async with self._database.transaction() as session:
-            row, changed = await write_version(session, tenant_id, name, new, chat_template)
+            quota = await lock_quota(session, self._quota_of, tenant_id)
+            row, changed = await write_version(session, tenant_id, name, new, chat_template, quota)
             version = await first_version(session, select_versions(tenant_id, name).where(AdapterVersion.id == row.id))
             assert version is not None, "the transaction has just seen or written it"
             if record is not None:
@@ -191,6 +202,16 @@ class AdapterRegistry:
             if changed:
                 await record_change(session, names_of(tenant_id, name))
             return version
+
+    async def check_room(self, tenant_id: str, size_bytes: int, digest: str | None = None) -> None:
+        """Before weights are stored, or even sent: raises StorageLimitReached where `publish` would, as far as can be
+        known. digest: of the version; None where only the size is known, which may be too much in any case."""
+        async with self._database.read() as session:
+            quota = await self._quota_of(session, tenant_id)
+            if digest is None:
+                check_size(quota, size_bytes)
+            else:
+                await check_new_bytes(session, quota, tenant_id, digest=digest, size_bytes=size_bytes)
 
     async def find_received(self, tenant_id: str, name: str, received_sha256: str) -> VersionInfo | None:
         """The version that files with this `types.received_digest` last became: one of this adapter that is not

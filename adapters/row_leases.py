@@ -28,16 +28,16 @@ Job = TypeVar("Job", bound=JobRow)
 async def taken_up(
     database: Database, table: type[Job], open_jobs: Select[Job], moment: datetime
 ) -> AsyncIterator[tuple[AsyncSession, Job] | None]:
-    """The job that has been due longest of those that are open, held for LEASE from the end of the block on; and the
-    transaction that takes it up. None where there is none. Raises the database's errors."""
-    longest_due = open_jobs.where(table.due_at <= moment).order_by(table.due_at).limit(1)
+    """The first of the open jobs that are due, of equals the one that has been so longest, held for LEASE from the end
+    of the block on; and the transaction that takes it up. None where there is none. Raises the database's errors."""
+    first_due = open_jobs.where(table.due_at <= moment).order_by(table.due_at).limit(1)
     async with database.read() as session:  # servers look often and find something seldom
-        is_due = await session.scalar(longest_due) is not None
+        is_due = await session.scalar(first_due) is not None
     if not is_due:
         yield None
         return
     async with database.transaction() as session:
-        row = await session.scalar(longest_due.with_for_update(of=table, skip_locked=True))
+        row = await session.scalar(first_due.with_for_update(of=table, skip_locked=True))
         if row is None:
             yield None
             return

@@ -61,21 +61,23 @@ def check(arguments: argparse.Namespace) -> int:
     """fp32, so that all ways must give the same tokens; random weights leave clear margins."""
     outcomes, failed = {}, 0
     ways = (
-        ("reference", "reference", False),
-        ("launched", arguments.kernels, False),
-        ("graphs", arguments.kernels, True),
+        ("reference", "reference", False, 0),
+        ("launched", arguments.kernels, False, 0),
+        ("graphs", arguments.kernels, True, 0),
+        ("ahead", arguments.kernels, True, 8),
     )
-    for way, kernels, graphs in ways:
+    for way, kernels, graphs, speculative_tokens in ways:
         with tempfile.TemporaryDirectory() as name:
             built = start(
                 Path(name), arguments.model, arguments.layers, kernels=kernels, device=arguments.device,
                 dtype="float32", kv_cache_bytes=256 << 20, adapter_device_bytes=1 << 30, max_model_len=512,
                 max_step_tokens=192, cuda_graphs=graphs,
+                speculative_tokens=speculative_tokens,
             )  # fmt: skip
             outcomes[way] = answers(built, Path(name), arguments.tokens)
             failed += _told_about_steps(built, way)
             built.engine.close()
-    for way in ("launched", "graphs"):
+    for way in ("launched", "graphs", "ahead"):
         failed += _told_about_answers(way, outcomes["reference"], outcomes[way], arguments.tolerance)
     print(f"engine check on {device_name(torch.device(arguments.device))}: {failed} failed")
     return 1 if failed else 0
@@ -124,6 +126,9 @@ def _told_about_steps(built: BuiltEngine, way: str) -> int:
     broken = int(not one_copy)
     if way != "reference":  # which may ask the host for anything
         broken += _told_about_transfers(built, way)
+    if way == "ahead":
+        status = built.engine.status()
+        print(f"{way}: {status.drafted_tokens} tokens tried ahead, {status.accepted_tokens} of them right")
     if way == "graphs":
         used = graphs is not None and graphs.recorded > 0 and graphs.replays > graphs.recorded
         counts = f"{graphs.recorded} recorded, {graphs.replays} replayed" if graphs else "none at all"

@@ -21,9 +21,8 @@ from loraplex.engine.events import MAX_ADAPTERS
 from loraplex.engine.lora_work import PADDING, Run, Span, logit_spans, runs_by_place, token_spans, work_lists
 from loraplex.engine.page_tables import PageTables
 from loraplex.engine.prompt_scores import MAX_ROWS, ScoredTokens, scored_spans, scored_tokens
-from loraplex.engine.scheduler import Chunk, StepPlan
-from loraplex.engine.sequence import Sequence
 from loraplex.engine.step_buffer import StepBuffer
+from loraplex.engine.step_plan import Chunk, StepPlan
 from loraplex.kernels.ops import TABLE_COLUMNS, WORK_NUMBERS, WORK_TOKENS, AttentionBatch, LoraBatch, SamplingBatch
 
 
@@ -70,9 +69,9 @@ class BatchInputs:
 
 @dataclass(frozen=True, slots=True)
 class StepLimits:
-    """The largest step: sequences, tokens, pages of one sequence."""
+    """The largest step: chunks, tokens, pages of one sequence."""
 
-    max_num_seqs: int
+    max_chunks: int
     max_step_tokens: int
     max_pages: int
 
@@ -96,8 +95,8 @@ class BatchBuilder:
         self._spare_page = spare_page
         self._adapter_pool = adapter_pool
         self._buffer = StepBuffer(_capacity_bytes(limits, num_sites), device)
-        self._page_tables = PageTables(limits.max_num_seqs, limits.max_pages)
-        self._adapters = AdapterTable(limits.max_num_seqs * MAX_ADAPTERS, num_sites, TABLE_COLUMNS, device)
+        self._page_tables = PageTables(limits.max_chunks, limits.max_pages)
+        self._adapters = AdapterTable(limits.max_chunks * MAX_ADAPTERS, num_sites, TABLE_COLUMNS, device)
 
     @property
     def copies(self) -> int:
@@ -121,8 +120,8 @@ class BatchBuilder:
         runs = runs_by_place(token_spans(chunks, starts.tolist()))
         lora = self._passes(runs, _LAYERS, shape)
         ends = self._ends(chunks, runs)
+        sampling = self._sampling([chunks[row] for row in sampling_chunks])
         sequences = [chunks[row].sequence for row in sampling_chunks]
-        sampling = self._sampling(sequences)
         logprob_rows = self._rows(s.sampling.logprobs for s in sequences)
         edited_rows = self._rows(s.edits is not None for s in sequences)
         scored = tuple(self._scored(portion) for portion in scored_tokens(chunks, starts.tolist()))
@@ -166,9 +165,7 @@ class BatchBuilder:
         first_positions = np.zeros(num_rows, dtype=np.int64)
         first_positions[:num_chunks] = [chunk.start for chunk in chunks]
         ids, token_ids = self._buffer.take("int64", num_tokens)
-        ids[: starts[num_chunks]] = [
-            token for chunk in chunks for token in chunk.sequence.tokens[chunk.start : chunk.start + chunk.count]
-        ]
+        ids[: starts[num_chunks]] = [token for chunk in chunks for token in chunk.tokens]
         ids[starts[num_chunks] :] = 0
         places, positions = self._buffer.take("int64", num_tokens)
         row_of_token = np.repeat(np.arange(num_rows), counts)
@@ -213,9 +210,11 @@ class BatchBuilder:
         table = self._adapters.tensor
         return LoraBatch(self._adapter_pool, table, work, max_rank, long_work, len(lists.short), has_vectors)
 
-    def _sampling(self, sequences: list[Sequence]) -> SamplingBatch:
-        params = [sequence.sampling for sequence in sequences]
-        draws = [uniform(s.seed, s.generated) if s.sampling.temperature > 0 else 0.0 for s in sequences]
+    def _sampling(self, chunks: list[Chunk]) -> SamplingBatch:
+        params = [chunk.sequence.sampling for chunk in chunks]
+        draws = [
+            uniform(c.sequence.seed, c.index) if p.temperature > 0 else 0.0 for c, p in zip(chunks, params, strict=True)
+        ]
         return SamplingBatch(
             temperature=self._filled("float32", np.array([p.temperature for p in params], dtype=np.float32)),
             top_k=self._filled("int32", np.array([p.top_k for p in params], dtype=np.int32)),
@@ -241,7 +240,7 @@ _ENDS = attrgetter("vocabulary", "head_rank", "head_has_vectors")
 
 def _capacity_bytes(limits: StepLimits, num_sites: int) -> int:
     """The buffer of the largest step, every sequence of it with all the adapters it may have, none seen before."""
-    rows = limits.max_num_seqs
+    rows = limits.max_chunks
     tokens = max(limits.max_step_tokens, rows)
     entries = rows + tokens // WORK_TOKENS
     per_token = [("int64", (tokens,))] * 3

@@ -63,7 +63,8 @@ class BoundedProcesses:
     async def run(self, owner: str, job: object) -> bytes:
         """The answer to a job, as the process wrote it.
 
-        Raises Ended; EngineUnavailable when the owner has MAX_WAITING jobs under way or no process can be started.
+        Raises Ended; EngineUnavailable when the owner has MAX_WAITING jobs under way, and when no process can be
+        started or gets its processor time.
         """
         async with self._turn(owner):
             return await self._run(job, owner)
@@ -94,7 +95,11 @@ class BoundedProcesses:
         try:
             async with asyncio.timeout(WALL_SECONDS):
                 answer = await process.ask(job)
-        except (asyncio.IncompleteReadError, ConnectionError, TimeoutError, msgspec.DecodeError):
+        except TimeoutError:
+            await process.end()
+            log.warning("a process got no processor time for a %s of %s", self._work, owner)
+            raise EngineUnavailable(f"this server has no time for a {self._work} now; try again", 5) from None
+        except (asyncio.IncompleteReadError, ConnectionError, msgspec.DecodeError):
             reason = await process.end()
             log.warning("the process of a %s of %s was ended: it %s", self._work, owner, reason)
             raise Ended(reason) from None
@@ -161,4 +166,4 @@ class _Process:
             code = await self.process.wait()
         if code == -signal.SIGPROF:
             return f"takes more than {self.cpu_seconds:g} s of processor time"
-        return "takes more time or memory than it may"
+        return "takes more memory than it may"

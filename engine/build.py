@@ -16,6 +16,7 @@ from loraplex.adapters.residency import AdapterResidency
 from loraplex.adapters.types import BaseShape
 from loraplex.engine.batch import BatchBuilder, StepLimits
 from loraplex.engine.decode_shapes import DecodeShapes
+from loraplex.engine.drafting import FREE_ROWS_ON_CPU, FREE_ROWS_ON_GPU, NO_DRAFTS, DraftLimits
 from loraplex.engine.grammar_masks import Grammars
 from loraplex.engine.graphs import CudaRecorder, DecodeGraphs
 from loraplex.engine.kv_cache import PagePool
@@ -97,17 +98,19 @@ def build_engine(settings: EngineSettings, *, on_progress: Callable[[], None] = 
         pin_limits=PinLimits(settings.pinned_share, settings.pinned_share_per_tenant),
         on_loaded=on_progress,
     )
+    drafts = _draft_limits(settings, device)
     limits = SchedulerLimits(
-        settings.max_num_seqs, settings.max_step_tokens, max_len, frozenset(config.eos_token_ids), digest
+        settings.max_num_seqs, settings.max_step_tokens, max_len, frozenset(config.eos_token_ids), digest, drafts
     )
     pages = PagePool(num_pages, PAGE_TOKENS, prefix_cache=settings.enable_prefix_cache)
-    step_limits = StepLimits(settings.max_num_seqs, settings.max_step_tokens, pages.pages_for(max_len))
+    max_chunks = max(settings.max_num_seqs, drafts.max_rows)
+    step_limits = StepLimits(max_chunks, settings.max_step_tokens, pages.pages_for(max_len))
     builder = BatchBuilder(device, PAGE_TOKENS, num_pages, pool.pool, shape.num_sites + 1, step_limits)
     tokenizer = folder / "tokenizer.json"
     grammars = Grammars(tokenizer, config.vocab_size, config.eos_token_ids, device, on_progress)
     runner = Runner(Decoder(config, weights, kernels), cache, builder, kernels, grammars.masks)
     if settings.cuda_graphs and kernels.name == "triton":  # the reference asks the device for values as it goes
-        shapes = DecodeShapes(step_limits.max_num_seqs, step_limits.max_pages)
+        shapes = DecodeShapes(step_limits.max_chunks, step_limits.max_pages)
         runner.graphs = DecodeGraphs(runner.forward, shapes, CudaRecorder())
     engine = Engine(Scheduler(pages, residency, limits), runner, residency, grammars, settings.seed)
     return BuiltEngine(
@@ -177,6 +180,15 @@ def _split_memory(settings: EngineSettings, shape: BaseShape, dtype: torch.dtype
         return split_memory(budget, needs, adapter_bytes=adapter_bytes, kv_cache_bytes=kv_cache_bytes)
     except BudgetExceeded as error:
         raise EngineConfigError(str(error)) from error
+
+
+def _draft_limits(settings: EngineSettings, device: torch.device) -> DraftLimits:
+    """Drafts take rows that sequences leave, so that steps are no larger than without them, but for very small ones."""
+    if settings.speculative_tokens == 0:
+        return NO_DRAFTS
+    max_rows = min(max(settings.max_num_seqs, 1 + settings.speculative_tokens), settings.max_step_tokens)
+    free_rows = FREE_ROWS_ON_CPU if device.type == "cpu" else FREE_ROWS_ON_GPU
+    return DraftLimits(settings.speculative_tokens, max_rows, free_rows)
 
 
 def _num_pages(kv_bytes: int, config: ModelConfig, dtype: torch.dtype) -> int:

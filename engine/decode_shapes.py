@@ -8,7 +8,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from dataclasses import dataclass
 
-from loraplex.engine.scheduler import StepPlan
+from loraplex.engine.step_plan import StepPlan
 
 FIRST_PAGES = 64
 PAGES_GROWTH = 4

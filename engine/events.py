@@ -59,10 +59,16 @@ class SamplingParams:
 @dataclass(frozen=True, slots=True)
 class Grammar:
     """What the text of an answer has to follow: a JSON schema as JSON text, a regular expression, or a grammar in
-    Lark's notation."""
+    Lark's notation. otherwise: another grammar, which a text may follow instead."""
 
     kind: Literal["json_schema", "regex", "lark"]
     source: str
+    otherwise: Grammar | None = None
+
+    @property
+    def chars(self) -> int:
+        """Of all of it."""
+        return len(self.source) + (self.otherwise.chars if self.otherwise else 0)
 
 
 class AdapterUse(NamedTuple):
@@ -142,7 +148,10 @@ class ResidentAdapter(NamedTuple):
     leases: int
 
 
-class RunningSequence(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class RunningSequence:
+    """`adapters`: the digests of its versions, none for the base."""
+
     request_id: str
     adapters: list[str]
     prompt_tokens: int
@@ -150,8 +159,10 @@ class RunningSequence(NamedTuple):
     pages: int
 
 
-class StepRecord(NamedTuple):
-    """One step as it ran. `adapters`: digests of the adapters in the batch; `base`: base rows stood beside them."""
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """One step as it ran. `adapters`: digests in the batch; `base`: sequences of the base model stood beside them.
+    `drafted_tokens`: tried ahead by prompt lookup, among `decode_tokens`; `accepted_tokens`: those that were right."""
 
     step: int
     seconds: float
@@ -160,6 +171,8 @@ class StepRecord(NamedTuple):
     sequences: int
     adapters: list[str]
     base: bool
+    drafted_tokens: int
+    accepted_tokens: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,6 +189,8 @@ class Status:
     prompt_tokens: int
     cached_prompt_tokens: int
     generated_tokens: int
+    drafted_tokens: int
+    accepted_tokens: int
     adapter_loads: int
     adapter_evictions: int
     adapter_device_bytes_used: int

@@ -64,7 +64,7 @@ class GrammarChecks:
     def _keep(self, key: bytes, verdict: Verdict) -> None:
         if key in self._verdicts:
             return
-        size = len(verdict.grammar.source if isinstance(verdict, Sound) else verdict.reason) + 256
+        size = (verdict.grammar.chars if isinstance(verdict, Sound) else len(verdict.reason)) + 256
         self._verdicts[key] = verdict, size
         self._kept_bytes += size
         while self._kept_bytes > KEPT_BYTES:

@@ -24,7 +24,7 @@ from loraplex.engine.events import Grammar
 if TYPE_CHECKING:
     from llguidance import LLExecutor, LLMatcher, LLTokenizer
 
-    from loraplex.engine.scheduler import StepPlan
+    from loraplex.engine.step_plan import StepPlan
 
 KEPT_CHARS = 2 << 20
 """Source of the grammars that are kept compiled: hundreds of usual ones, or 16 of the longest."""
@@ -70,10 +70,10 @@ class Grammars:
             self._tokenizer = load_tokenizer(self._path, self._vocab_size, self._eos_token_ids)
         if grammar not in self._compiled:
             self._compiled[grammar] = compile_grammar(self._tokenizer, grammar)
-            self._kept_chars += len(grammar.source)
+            self._kept_chars += grammar.chars
         self._compiled.move_to_end(grammar)
         while self._kept_chars > KEPT_CHARS and len(self._compiled) > 1:
-            self._kept_chars -= len(self._compiled.popitem(last=False)[0].source)
+            self._kept_chars -= self._compiled.popitem(last=False)[0].chars
         return self._compiled[grammar].deep_copy()
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -52,7 +53,7 @@ def main() -> None:
 def check(tokenizer: LLTokenizer, grammar: Grammar) -> Verdict:
     try:
         if grammar.kind == "lark":
-            grammar = Grammar("lark", as_lark(grammar.source))
+            grammar = replace(grammar, source=as_lark(grammar.source))
         check_satisfiable(compile_grammar(tokenizer, grammar))
     except GrammarError as error:
         return Unsound(str(error))

@@ -5,8 +5,11 @@ Knows the base's tokenizer file. Knows no tensors, no sequences and no requests.
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from llguidance.gbnf_to_lark import any_to_lark
@@ -28,6 +31,9 @@ WHITESPACE = r" {1,2}|\r?\n[ \t]{0,48}"
 ever, as small ones do where all whitespace is allowed."""
 
 
+_GBNF_RULE = re.compile(r"^[ \t]*[\w-]+[ \t]*::=", re.MULTILINE)
+
+
 class GrammarError(ValueError):
     """A grammar is wrong, takes too much, or allows no text. The message is for whoever wrote it."""
 
@@ -39,7 +45,7 @@ def load_tokenizer(path: Path, vocab_size: int, eos_token_ids: Sequence[int]) ->
 
 def as_lark(source: str) -> str:
     """A grammar in Lark's notation, from that or from the GBNF of llama.cpp. Raises GrammarError."""
-    if "::=" not in source:
+    if not _GBNF_RULE.search(source):
         return source
     try:
         return any_to_lark(source)
@@ -68,11 +74,22 @@ def check_satisfiable(matcher: LLMatcher) -> None:
 
 
 def _definition(grammar: Grammar) -> str:
-    if grammar.kind == "regex":
-        return LLMatcher.grammar_from_regex(grammar.source)
+    if grammar.otherwise is None:
+        return json.dumps({"grammars": [_part(grammar)]})
+    ways = [_part(grammar) | {"name": "one"}, _part(grammar.otherwise) | {"name": "other"}]
+    return json.dumps({"grammars": [{"lark_grammar": "start: @one | @other"}, *ways]})
+
+
+def _part(grammar: Grammar) -> dict[str, Any]:
+    """In llguidance's own notation."""
     if grammar.kind == "lark":
-        return LLMatcher.grammar_from_lark(grammar.source)
-    return LLMatcher.grammar_from_json_schema(grammar.source, overrides={"whitespace_pattern": WHITESPACE})
+        return {"lark_grammar": grammar.source}
+    if grammar.kind == "regex":
+        definition = LLMatcher.grammar_from_regex(grammar.source)
+    else:
+        definition = LLMatcher.grammar_from_json_schema(grammar.source, overrides={"whitespace_pattern": WHITESPACE})
+    (part,) = json.loads(definition)["grammars"]
+    return dict(part)
 
 
 def _readable(error: str) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from loraplex.engine.batch import BatchInputs
 from loraplex.engine.decode_shapes import DecodeShape, DecodeShapes
-from loraplex.engine.scheduler import StepPlan
+from loraplex.engine.step_plan import StepPlan
 
 Record = Callable[[Callable[[], None]], Callable[[], None]]
 """Takes a function that launches work on the device; gives one that repeats the same work on the same memory."""

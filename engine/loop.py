@@ -30,8 +30,9 @@ from loraplex.engine.events import (
 from loraplex.engine.grammar_masks import Grammars
 from loraplex.engine.pooling import Pooling
 from loraplex.engine.runner import Runner
-from loraplex.engine.scheduler import Scheduler, StepPlan
+from loraplex.engine.scheduler import Scheduler
 from loraplex.engine.sequence import Sequence
+from loraplex.engine.step_plan import StepPlan
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher
@@ -93,15 +94,19 @@ class Engine:
         else:
             self._compiling[request_id] = sequence, after, self._grammars.begin(grammar)
 
-    def embed(self, request_id: str, prompt: list[int], *, adapters: tuple[AdapterUse, ...] = ()) -> None:
-        """Queue a prompt that is to be embedded, beside those that generate."""
+    def embed(
+        self, request_id: str, prompt: list[int], *, adapters: tuple[AdapterUse, ...] = (), priority: int = 0
+    ) -> None:
+        """Queue a prompt that is to be embedded, beside those that generate. priority: see Generate."""
         nothing = SamplingParams(max_tokens=0)
-        self._scheduler.add(Sequence(request_id, prompt, nothing, adapters, salt=b"", seed=0, pooling=Pooling()))
+        self._scheduler.add(Sequence(request_id, prompt, nothing, adapters, b"", 0, priority, pooling=Pooling()))
 
     def abort(self, request_id: str) -> None:
         """End a request without another word; its pages and its adapter's lease are free at once."""
-        if self._compiling.pop(request_id, None) is None:
+        if (compiling := self._compiling.pop(request_id, None)) is None:
             self._scheduler.abort(request_id)
+        else:
+            compiling[2].cancel()  # others wait for theirs behind it
 
     def warm(self, digest: str) -> None:
         """Bring an adapter to the device before anyone asks for it, beside the steps and at no sequence's cost."""
@@ -135,12 +140,15 @@ class Engine:
             return StepResult(failures=failures)
         started = time.perf_counter()
         sampled = self._runner.execute(plan)
+        accepted = self._scheduler.drafting.accepted
         chunks = self._scheduler.commit(plan, sampled)
-        self._record(plan, time.perf_counter() - started, len(sampled))
+        accepted = self._scheduler.drafting.accepted - accepted
+        self._record(plan, time.perf_counter() - started, len(sampled), accepted)
         return StepResult(chunks, failures, self._scheduler.take_started(), ran=True)
 
     def wait(self, timeout_seconds: float) -> None:
-        """After a step that did not run: sleep until an adapter load has made progress or a grammar is compiled."""
+        """After a step that did not run: sleep until a grammar is compiled or, where none is being compiled, until an
+        adapter load has made progress."""
         if self._compiling:
             wait([matcher for _, _, matcher in self._compiling.values()], timeout_seconds, FIRST_COMPLETED)
         else:
@@ -148,17 +156,20 @@ class Engine:
 
     def status(self) -> Status:
         pages, residency = self._scheduler.pages, self._residency
+        pool = pages.pool
         return Status(
             steps=self._steps,
             running=len(self._scheduler.running),
             waiting=self._num_waiting,
-            pages_total=pages.num_pages,
-            pages_used=pages.num_used,
-            pages_cached=pages.num_cached,
+            pages_total=pool.num_pages,
+            pages_used=pool.num_used,
+            pages_cached=pool.num_cached,
             preemptions=self._scheduler.preemptions,
-            prompt_tokens=self._scheduler.prompt_tokens,
-            cached_prompt_tokens=self._scheduler.cached_prompt_tokens,
+            prompt_tokens=pages.prompt_tokens,
+            cached_prompt_tokens=pages.cached_prompt_tokens,
             generated_tokens=self._generated_tokens,
+            drafted_tokens=self._scheduler.drafting.drafted,
+            accepted_tokens=self._scheduler.drafting.accepted,
             adapter_loads=residency.loads,
             adapter_evictions=residency.evictions,
             adapter_device_bytes_used=residency.device_bytes_used,
@@ -200,9 +211,11 @@ class Engine:
                 self._scheduler.add(sequence, after)
         return failures
 
-    def _record(self, plan: StepPlan, seconds: float, sampled: int) -> None:
+    def _record(self, plan: StepPlan, seconds: float, sampled: int, accepted: int) -> None:
+        """accepted: of the plan's drafts."""
+        drafted = sum(chunk.draft is not None for chunk in plan.chunks)
         self._steps += 1
-        self._generated_tokens += sampled
+        self._generated_tokens += sampled - drafted + accepted
         decodes = sum(chunk.start >= len(chunk.sequence.prompt) for chunk in plan.chunks)
         uses = [chunk.sequence.adapters for chunk in plan.chunks]
         self.recent_steps.append(
@@ -211,8 +224,10 @@ class Engine:
                 seconds=seconds,
                 prefill_tokens=sum(chunk.count for chunk in plan.chunks) - decodes,
                 decode_tokens=decodes,
-                sequences=len(plan.chunks),
+                sequences=len(plan.chunks) - drafted,
                 adapters=list(dict.fromkeys(use.digest for adapters in uses for use in adapters)),
                 base=() in uses,
+                drafted_tokens=drafted,
+                accepted_tokens=accepted,
             )
         )

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from loraplex.adapters.device_adapter import DeviceAdapter
-from loraplex.engine.scheduler import Chunk
 from loraplex.engine.sequence import Sequence as EngineSequence
+from loraplex.engine.step_plan import Chunk
 from loraplex.kernels.ops import LONG_WORK_TOKENS, WORK_TOKENS, scale_bits
 
 Entry = tuple[int, int, int, int]

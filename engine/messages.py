@@ -105,11 +105,15 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Embed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Run a prompt with the sum of the given adapters; its only chunk has the embedding. See engine.pooling."""
+    """Run a prompt with the sum of the given adapters; its only chunk has the embedding. See engine.pooling.
+
+    priority: see Generate.
+    """
 
     request_id: str
     prompt: list[int]
     adapters: tuple[AdapterUse, ...] = ()
+    priority: int = 0
 
 
 class Abort(msgspec.Struct, frozen=True, tag=True):

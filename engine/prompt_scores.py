@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from loraplex.engine.lora_work import Span
-from loraplex.engine.scheduler import Chunk
 from loraplex.engine.sequence import Sequence as EngineSequence
+from loraplex.engine.step_plan import Chunk
 
 MAX_ROWS = 128
 """Most rows of logits at a time: a vocabulary of 150,000 takes 77 MB of fp32 for so many."""

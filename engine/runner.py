@@ -11,8 +11,8 @@ from loraplex.engine.grammar_masks import GrammarMasks
 from loraplex.engine.graphs import DecodeGraphs
 from loraplex.engine.logits import edited, scores
 from loraplex.engine.models.decoder import Decoder, KVCache
-from loraplex.engine.scheduler import StepPlan
 from loraplex.engine.sequence import Sequence
+from loraplex.engine.step_plan import StepPlan
 from loraplex.kernels.ops import Kernels
 
 Sampled = tuple[int, TokenScore | None]

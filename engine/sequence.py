@@ -9,6 +9,7 @@ from loraplex.adapters.device_adapter import DeviceAdapter
 from loraplex.engine.events import AdapterUse, FinishReason, SamplingParams, TokenScore
 from loraplex.engine.logit_edits import LogitEdits
 from loraplex.engine.pooling import Pooling
+from loraplex.engine.prompt_lookup import PromptLookup
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher
@@ -30,6 +31,7 @@ class Sequence:
     matcher: where its tokens are in the grammar that they have to follow; stays with it through preemptions.
     overtaken: how many younger sequences of higher priority were put before it while it waited.
     edits: what its rules do to its logits; None where it has none.
+    lookup: what its text makes expect next; None while it has not been asked.
     prompt_scores: of the prompt's tokens from the second on, as far as they were asked for and are computed.
     """
 
@@ -57,6 +59,7 @@ class Sequence:
     matcher: LLMatcher | None = None
     overtaken: int = 0
     edits: LogitEdits | None = None
+    lookup: PromptLookup | None = None
     prompt_scores: list[TokenScore] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -90,6 +93,10 @@ class Sequence:
         """Tokens that end it."""
         stops = frozenset(self.sampling.stop_token_ids)
         return stops if self.sampling.ignore_eos else stops | eos_token_ids
+
+    def most_new_tokens(self, max_model_len: int) -> int:
+        """That may still be generated."""
+        return min(self.sampling.max_tokens - self.generated, max_model_len - len(self.tokens))
 
     def finish_after(self, token: int, eos_token_ids: frozenset[int], max_model_len: int) -> FinishReason | None:
         """Whether this newly sampled token ends the sequence. A stop token is not appended, any other is, unless none

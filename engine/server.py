@@ -127,7 +127,7 @@ def _handle(engine: Engine, connection: socket.socket, message: ToEngine | Wake)
                 priority=message.priority,
             )
         case Embed():
-            engine.embed(message.request_id, message.prompt, adapters=message.adapters)
+            engine.embed(message.request_id, message.prompt, adapters=message.adapters, priority=message.priority)
         case Abort(request_id):
             engine.abort(request_id)
         case Warm(digest):

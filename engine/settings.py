@@ -14,7 +14,8 @@ class EngineSettings:
     """Sizes are in bytes, lengths in tokens; None means: chosen from the device and the model.
 
     memory_bytes: what adapters on the device and the KV cache take together. pinned_share: of the adapters' part, what
-    pins may take; pinned_share_per_tenant: those of one.
+    pins may take; pinned_share_per_tenant: those of one. speculative_tokens: most that one sequence
+    tries ahead in a step; 0: none.
     """
 
     model_path: str
@@ -35,6 +36,7 @@ class EngineSettings:
     pinned_share: float = 0.5
     pinned_share_per_tenant: float = 0.25
     enable_prefix_cache: bool = True
+    speculative_tokens: int = 0
     kernels: Literal["auto", "reference", "native", "triton"] = "auto"
     cuda_graphs: bool = True
     seed: int = 0

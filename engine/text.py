@@ -113,8 +113,7 @@ class TextCodec:
 
     def end_of(self, token_ids: Sequence[int]) -> str:
         """Text of the last few tokens, special ones included."""
-        text: str = self._tokenizer.decode(token_ids[-END_TOKENS:], skip_special_tokens=False)
-        return text
+        return self.decode(token_ids[-END_TOKENS:])
 
     def detokenizer(self, *, special_tokens: bool = False, markers: Iterable[str] = ()) -> Detokenizer:
         """special_tokens: they have a text, too; without that, those of `markers` have."""

@@ -11,8 +11,10 @@ from litestar import Litestar
 from litestar.datastructures import State
 from litestar.di import Provide
 
+from loraplex.platform.anthropic.errors import error_body
+from loraplex.platform.anthropic.routes import ANTHROPIC_ROUTES, MESSAGES_PATH
 from loraplex.platform.auth import Authenticator, make_guard, provide_principal, provide_tenant_id, require_closed
-from loraplex.platform.errors import EXCEPTION_HANDLERS
+from loraplex.platform.errors import exception_handlers
 from loraplex.platform.health import HEALTH_ROUTES, make_drain_guard
 from loraplex.platform.logging import note_arrival, response_hook
 from loraplex.platform.manage.adapters import ADAPTER_ROUTES
@@ -47,6 +49,7 @@ def create_app(services: Services, drain: asyncio.Event | None = None) -> Litest
         route_handlers=[
             *HEALTH_ROUTES,
             *OPENAI_ROUTES,
+            *ANTHROPIC_ROUTES,
             *ADAPTER_ROUTES,
             *VERSION_ROUTES,
             *UPLOAD_ROUTES,
@@ -74,7 +77,7 @@ def create_app(services: Services, drain: asyncio.Event | None = None) -> Litest
             make_page_guard(services.web_sessions, services.settings),
             make_drain_guard(draining),
         ],
-        exception_handlers=EXCEPTION_HANDLERS,
+        exception_handlers=exception_handlers({MESSAGES_PATH: error_body}),
         request_class=JsonRequest,
         middleware=[note_arrival],
         before_send=[response_hook(services.metrics)],

@@ -1,4 +1,4 @@
-"""Who is calling, and may they: bearer keys, scopes, and the rule that a handler nobody thought of is closed.
+"""Who is calling, and may they: keys, scopes, and the rule that a handler nobody thought of is closed.
 
 Knows where keys are checked (`tenants`), not how they are stored. Every handler carries either `opt["public"]` or the
 one scope that it needs, `opt["scope"]`; pages for people carry `opt["page"]`, and `web/access` decides about them.
@@ -15,6 +15,7 @@ from typing import Any
 
 from litestar import Litestar, Request
 from litestar.connection import ASGIConnection
+from litestar.datastructures import Headers
 from litestar.di import NamedDependency
 from litestar.handlers import BaseRouteHandler
 from litestar.types import Guard
@@ -98,7 +99,7 @@ def make_guard(authenticator: Authenticator) -> Guard:
             return
         principal: Any = connection.scope.get(ON_BEHALF_OF)
         if principal is None:
-            principal = await _authenticate(authenticator, connection.headers.get("authorization", ""))
+            principal = await _authenticate(authenticator, connection.headers)
         scope = handler.opt.get("scope")
         if scope not in principal.scopes or (scope != "admin" and principal.tenant_id is None):
             raise ApiError(403, "insufficient_permissions", _why_forbidden(principal, scope))
@@ -139,12 +140,17 @@ def _why_forbidden(principal: Principal, scope: str | None) -> str:
     return f"This API key lacks the scope `{scope}`, which is needed here. Ask the operator for a key that has it."
 
 
-async def _authenticate(authenticator: Authenticator, header: str) -> Principal:
-    kind, _, secret = header.partition(" ")
-    secret = secret.strip()
-    if not header:
-        message = "No API key was given. Send it in the header `Authorization: Bearer YOUR_KEY`."
+async def _authenticate(authenticator: Authenticator, headers: Headers) -> Principal:
+    """By either header; clients that send both send the same key in both."""
+    bearer, own = headers.get("authorization", ""), headers.get("x-api-key", "").strip()
+    if not bearer and not own:
+        message = "No API key was given. Send it in the header `Authorization: Bearer YOUR_KEY`, or in `x-api-key`."
         raise ApiError(401, None, message, headers=CHALLENGE)
+    kind, _, secret = bearer.partition(" ") if bearer else ("bearer", "", own)
+    secret = secret.strip()
+    if own and secret != own:
+        message = "`Authorization` and `x-api-key` hold different keys. Send one of them, or the same key in both."
+        raise ApiError(401, "invalid_api_key", message, headers=CHALLENGE)
     try:
         if kind.lower() != "bearer" or not 0 < len(secret) <= MAX_SECRET_CHARS:
             raise InvalidKey

@@ -1,13 +1,12 @@
 """The one shape of every error, and the one table from exceptions to it.
 
 Every error body is OpenAI's: {"error": {"message", "type", "param", "code"}}, plus "details" where a report belongs to
-it. Knows Litestar's exceptions and our domain errors; knows no route. What is not in the table is our own fault: a 500
-that tells the client nothing and the log everything.
+it; but for paths that are said to have another. Knows Litestar's exceptions and our domain errors; knows no route. What
+is not in the table is our own fault: a 500 that tells the client nothing and the log everything.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -40,6 +39,7 @@ from loraplex.adapters.errors import (
     InvalidName,
     NothingToRestore,
     ProfileChanged,
+    StorageLimitReached,
     TooManyImports,
     UploadBusy,
     UploadIncomplete,
@@ -58,8 +58,10 @@ from loraplex.platform.batches.errors import (
     NoSuchFile,
     TooManyBatches,
 )
+from loraplex.platform.field_errors import field_error
 from loraplex.platform.idempotency_keys import IdempotencyKeyInUse, IdempotencyKeyReused, TooManyIdempotencyKeys
 from loraplex.platform.logging import request_id
+from loraplex.platform.openai.responses.store import ConversationTooLong, ResponseNotFound
 from loraplex.platform.passwords import PasswordRefused, PasswordsBusy
 from loraplex.platform.tenants import InvalidKeyRequest, KeyNotFound, TenantError, TenantExists, TenantNotFound
 
@@ -114,35 +116,17 @@ def internal_error() -> ApiError:
     return ApiError(500, None, message, type="server_error")
 
 
-# -- from msgspec's messages to fields and codes -------------------------------------------------------------------
-
-_AT_PATH = re.compile(r" - at `(?:key` in `)?\$\.?(.*)`$", re.DOTALL)
-_MISSING = re.compile(r"Object missing required field `(.+)`$", re.DOTALL)
-_UNKNOWN = re.compile(r"Object contains unknown field `(.+)`$", re.DOTALL)
-_WRONG_TYPE = re.compile(r"Expected `[^`]+`, got `[^`]+`$")
+# -- from other tellers of errors ----------------------------------------------------------------------------------
 
 
 def validation_error(message: str, path: str = "") -> ApiError:
     """A 400 that names the field, from msgspec's message and, where that does not hold it, the field's path."""
-    if at_path := _AT_PATH.search(message):
-        message, path = message[: at_path.start()], at_path[1]
-    if missing := _MISSING.match(message):
-        param = _join(path, missing[1])
-        return ApiError(400, "missing_required_parameter", f"Missing required parameter: '{param}'.", param=param)
-    if unknown := _UNKNOWN.match(message):
-        param = _join(path, unknown[1])[:100]
-        return ApiError(400, "unknown_parameter", f"Unknown parameter: '{param}'.", param=param)
-    code = "invalid_type" if _WRONG_TYPE.match(message) else "invalid_value"
-    where = f"'{path}'" if path else "the request body"
-    return ApiError(400, code, f"Invalid value for {where}: {message}.", param=path or None)
+    code, told, param = field_error(message, path)
+    return ApiError(400, code, told, param=param)
 
 
 def malformed_json(reason: str) -> ApiError:
     return ApiError(400, "invalid_json", f"The request body is not valid JSON: {reason}.")
-
-
-def _join(path: str, field: str) -> str:
-    return f"{path}.{field}" if path else field
 
 
 def _from_litestar_validation(error: ValidationException) -> ApiError:
@@ -220,6 +204,7 @@ TRANSLATIONS: dict[type[Exception], Callable[[Any], ApiError]] = {
     AliasMoved: lambda e: ApiError(412, "alias_moved", str(e), param="If-Match", headers=_NO_RETRY),
     ProfileChanged: lambda e: ApiError(412, "profile_changed", str(e), param="If-Match", headers=_NO_RETRY),
     NothingToRestore: lambda e: ApiError(409, "nothing_to_restore", str(e), headers=_NO_RETRY),
+    StorageLimitReached: lambda e: ApiError(429, "storage_limit_reached", str(e), type="requests", headers=_NO_RETRY),
     VersionNotReady: lambda e: ApiError(409, "version_not_ready", str(e), param="version", headers=_NO_RETRY),
     VersionInUse: lambda e: ApiError(409, "version_in_use", str(e), headers=_NO_RETRY),
     BaseModelConflict: lambda e: ApiError(409, "base_model_conflict", str(e), headers=_NO_RETRY),
@@ -242,6 +227,9 @@ TRANSLATIONS: dict[type[Exception], Callable[[Any], ApiError]] = {
     NoSuchBatch: lambda e: ApiError(404, "batch_not_found", str(e), param="batch_id"),
     BatchEnded: lambda e: ApiError(409, "batch_ended", str(e), param="batch_id", headers=_NO_RETRY),
     TooManyBatches: lambda e: ApiError(429, "too_many_batches", str(e), type="requests", headers=_NO_RETRY),
+    # stored responses
+    ResponseNotFound: lambda e: ApiError(404, e.code, str(e), param=e.field),
+    ConversationTooLong: lambda e: ApiError(400, "context_length_exceeded", str(e), param=e.field),
     # requests that clients named
     IdempotencyKeyInUse: lambda e: ApiError(409, "idempotency_key_in_use", str(e), headers=_SOON),
     IdempotencyKeyReused: lambda e: ApiError(422, "idempotency_key_reused", str(e)),
@@ -304,13 +292,33 @@ def tell(request: Request[Any, Any, Any], error: Exception) -> ApiError:
     return api_error
 
 
-def respond(request: Request[Any, Any, Any], error: Exception) -> Response[dict[str, Any]]:
+ErrorBody = Callable[[ApiError, str], dict[str, Any]]
+"""Of an error and the id of its request."""
+
+
+def respond(
+    request: Request[Any, Any, Any],
+    error: Exception,
+    body_of: ErrorBody = lambda error, _: error.body(),
+) -> Response[dict[str, Any]]:
     """Turn any exception into its response, as `tell` has it."""
     api_error = tell(request, error)
     return Response(
-        api_error.body(), status_code=api_error.status, headers=api_error.headers, media_type="application/json"
+        body_of(api_error, request_id(request.scope)),
+        status_code=api_error.status,
+        headers=api_error.headers,
+        media_type="application/json",
     )
 
 
-EXCEPTION_HANDLERS: ExceptionHandlersMap = {Exception: respond, HTTPException: respond}
-"""For `Litestar(exception_handlers=...)`."""
+def exception_handlers(bodies: Mapping[str, ErrorBody]) -> ExceptionHandlersMap:
+    """For `Litestar(exception_handlers=...)`. bodies: of paths whose errors, and those below, are not OpenAI's."""
+
+    def handle(request: Request[Any, Any, Any], error: Exception) -> Response[dict[str, Any]]:
+        path = request.scope["path"]
+        for place, body_of in bodies.items():
+            if path == place or path.startswith(f"{place}/"):
+                return respond(request, error, body_of)
+        return respond(request, error)
+
+    return {Exception: handle, HTTPException: handle}

@@ -1,4 +1,5 @@
-"""Clean up after what was begun and not ended: uploads, names of requests, files that nothing refers to.
+"""Clean up after what was begun and not ended, or has had its time: uploads, names of requests, stored responses, use
+of limits, files that nothing refers to.
 
 Of the servers that share a database one does it at a time. Each step may be done twice and beside any request, and
 takes nothing that somebody may still come back for. The list of changes bounds itself (`changes`).
@@ -46,6 +47,8 @@ async def clean_up(services: Services) -> None:
     await services.uploads.drop_expired()
     await services.idempotency.drop_expired()
     await services.web_sessions.drop_expired()
+    await services.shared_use.drop_idle()
+    await services.responses.drop_expired()
     await _sweep_upload_files(services)
     await services.files.drop_expired()
     live_files = await services.files.live_ids()

@@ -83,8 +83,9 @@ def note_arrival(app: ASGIApp) -> ASGIApp:
 
 
 def _stamps(scope: Scope) -> list[tuple[bytes, bytes]]:
-    """Headers of every response; of inference also the time until it begins, in milliseconds, as OpenAI tells it."""
-    headers = [(b"x-request-id", request_id(scope).encode())]
+    """Headers of every response: its id, by OpenAI's and by Anthropic's name; of inference also the time until it
+    begins, in milliseconds, as OpenAI tells it."""
+    headers = [(name, request_id(scope).encode()) for name in (b"x-request-id", b"request-id")]
     arrived_at = scope["state"].get("arrived_at")
     if arrived_at is not None and scope["route_handler"].opt.get("scope") == "inference":
         milliseconds = round((time.monotonic() - arrived_at) * 1000)

@@ -16,7 +16,8 @@ from loraplex.adapters.registry import VersionInfo
 from loraplex.platform.errors import ApiError
 from loraplex.platform.lora_folders import ANYWHERE, open_adapter_files, publish_folder
 from loraplex.platform.services import Services
-from loraplex.platform.settings import LoraModule, Settings
+from loraplex.platform.setting_types import LoraModule
+from loraplex.platform.settings import Settings
 from loraplex.platform.tenants import TenantError, TenantExists, TenantInfo, TenantNotFound
 
 logger = structlog.get_logger(__name__)

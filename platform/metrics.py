@@ -109,6 +109,8 @@ class _EngineCollector(Collector):
         ("prompt_tokens", "engine_prompt_tokens", "Prompt tokens, cached ones included."),
         ("cached_prompt_tokens", "engine_cached_prompt_tokens", "Prompt tokens found in the prefix cache."),
         ("generated_tokens", "engine_generated_tokens", "Tokens sampled."),
+        ("drafted_tokens", "engine_drafted_tokens", "Tokens tried ahead by prompt lookup."),
+        ("accepted_tokens", "engine_accepted_tokens", "Tokens tried ahead that were right."),
         ("adapter_loads", "adapter_loads", "Adapters brought to the device."),
         ("adapter_evictions", "adapter_evictions", "Adapters evicted from the device."),
     )

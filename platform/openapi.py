@@ -1,12 +1,12 @@
 """The OpenAPI document: what Litestar derives from the handlers, plus what is the same for all of them.
 
-That is: which key and scope an operation needs, and the one shape of every error. Served as JSON; no page loads scripts
-from elsewhere.
+That is: which key and scope an operation needs, the schemas of bodies, every status that there may be, and the
+shape of its errors. Served as JSON; no page loads scripts from elsewhere.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -14,10 +14,13 @@ from litestar import Litestar, Request, Response, Router, get
 from litestar.handlers import HTTPRouteHandler
 from litestar.openapi import OpenAPIConfig
 from litestar.types import ControllerRouterHandler
+from litestar.typing import FieldDefinition
 
 from loraplex import __version__
+from loraplex.platform.anthropic.errors import ERROR_SCHEMA as MESSAGES_ERROR_SCHEMA
 
 BEARER = "apiKey"
+OWN_HEADER = "apiKeyHeader"
 ERROR_SCHEMA = {
     "type": "object",
     "required": ["error"],
@@ -44,13 +47,34 @@ ERRORS = {
     "500": "The server failed",
     "503": "The server cannot take the request now; try again after `retry-after` seconds",
 }
-
+"""Of everything that needs a key."""
 
 ERRORS_OF_CHANGES = {
     "409": "The change conflicts with what is there",
     "413": "The body is too large",
     "415": "The body comes in a form that is not read here",
 }
+ERROR_OF_STREAMED_BODIES = {"408": "The body stalled"}
+ERROR_OF_PRECONDITIONS = {"412": "It is not at the revision that the request is about"}
+ERROR_OF_DEADLINES = {"504": "The request was not done within its own `timeout`"}
+
+PRECONDITIONS = [
+    {
+        "name": "If-Match",
+        "in": "header",
+        "schema": {"type": "string", "pattern": '^("[0-9]{1,9}"|[0-9]{1,9})$'},
+        "description": "Change it only from this revision: its ETag.",
+    },
+    {
+        "name": "If-None-Match",
+        "in": "header",
+        "schema": {"type": "string", "const": "*"},
+        "description": "Change nothing that is there.",
+    },
+]
+"""Of handlers with `opt["preconditions"]`, which read them from the request."""
+
+EVENTS = {"schema": {"type": "string", "description": "Server-sent events, where the request asks for `stream`."}}
 
 
 class _NoPages(Router):
@@ -65,7 +89,8 @@ def openapi_config() -> OpenAPIConfig:
     return OpenAPIConfig(
         title="Loraplex",
         version=__version__,
-        description="Many tenants' LoRA adapters on one base model. `/v1` speaks OpenAI's protocol.",
+        description="Many tenants' LoRA adapters on one base model. `/v1` speaks OpenAI's protocol, and "
+        "`/v1/messages` Anthropic's.",
         use_handler_docstrings=True,
         openapi_router=_NoPages("/", route_handlers=[]),
     )
@@ -84,17 +109,27 @@ def build_document(app: Litestar) -> bytes:
     """The document of all routes of `app`, as JSON."""
     document = app.openapi_schema.to_schema()
     components = document.setdefault("components", {})
-    components.setdefault("schemas", {})["Error"] = ERROR_SCHEMA
-    components["securitySchemes"] = {BEARER: {"type": "http", "scheme": "bearer", "description": "A Loraplex API key."}}
+    schemas = components.setdefault("schemas", {})
+    schemas.update(_schemas_of(handler for _, handler in _documented(app)))
+    schemas.update(Error=ERROR_SCHEMA, MessagesError=MESSAGES_ERROR_SCHEMA)
+    components["securitySchemes"] = {
+        BEARER: {"type": "http", "scheme": "bearer", "description": "A Loraplex API key."},
+        OWN_HEADER: {"type": "apiKey", "in": "header", "name": "x-api-key", "description": "The same key."},
+    }
     for path, handler in _documented(app):
         for method in handler.http_methods:
             operation = document["paths"][path][method.lower()]
             scope = handler.opt.get("scope")
             if "request_body" in handler.opt:  # of a handler that reads the raw stream
                 operation["requestBody"] = {"required": True, "content": handler.opt["request_body"]}
-            operation["security"] = [] if scope is None else [{BEARER: [scope]}]
+            if handler.opt.get("preconditions"):
+                operation["parameters"] = [*operation.get("parameters", []), *PRECONDITIONS]
+            if "stream" in _body_fields(handler):
+                operation["responses"]["200"]["content"]["text/event-stream"] = EVENTS
+            operation["security"] = [] if scope is None else [{BEARER: [scope]}, {OWN_HEADER: [scope]}]
             if scope is not None:
-                _add_errors(operation, ERRORS if method == "GET" else {**ERRORS, **ERRORS_OF_CHANGES})
+                _add_errors(operation, _errors_of(handler, method), handler.opt.get("error_schema", "Error"))
+            _drop_content(operation, method)
     return msgspec.json.encode(document)
 
 
@@ -105,9 +140,52 @@ def _documented(app: Litestar) -> Iterator[tuple[str, HTTPRouteHandler]]:
                 yield route.path_format, handler
 
 
-def _add_errors(operation: dict[str, Any], errors: Mapping[str, str]) -> None:
-    content = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+def _schemas_of(handlers: Iterable[HTTPRouteHandler]) -> dict[str, Any]:
+    """Of all bodies, by msgspec, which reads them: Litestar's lack bounds inside of lists, and what is forbidden."""
+    bodies: set[Any] = set()
+    for handler in handlers:
+        answer = handler.parsed_return_field
+        answers = [answer, *answer.inner_types] + [
+            FieldDefinition.from_annotation(spec.data_container) for spec in (handler.responses or {}).values()
+        ]
+        bodies.update(field.annotation for field in (handler.parsed_data_field, *answers) if field is not None)
+    structs = sorted((body for body in bodies if _is_struct(body)), key=lambda struct: struct.__name__)
+    return msgspec.json.schema_components(structs, ref_template="#/components/schemas/{name}")[1]
+
+
+def _is_struct(body: Any) -> bool:
+    return isinstance(body, type) and issubclass(body, msgspec.Struct)
+
+
+def _body_fields(handler: HTTPRouteHandler) -> tuple[str, ...]:
+    data = handler.parsed_data_field
+    return data.annotation.__struct_fields__ if data is not None and _is_struct(data.annotation) else ()
+
+
+def _errors_of(handler: HTTPRouteHandler, method: str) -> dict[str, str]:
+    """Every error that an operation with a scope can answer with, beside those that it names itself."""
+    errors = dict(ERRORS)
+    if method not in ("GET", "HEAD"):
+        errors |= ERRORS_OF_CHANGES
+    if "request_body" in handler.opt:
+        errors |= ERROR_OF_STREAMED_BODIES
+    if handler.opt.get("preconditions"):
+        errors |= ERROR_OF_PRECONDITIONS
+    if "timeout" in _body_fields(handler):
+        errors |= ERROR_OF_DEADLINES
+    return errors
+
+
+def _add_errors(operation: dict[str, Any], errors: Mapping[str, str], schema: str) -> None:
+    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}}
     responses = operation["responses"]
     described = {status: response["description"] for status, response in responses.items() if status[0] in "45"}
     for status, description in sorted({**described, **errors}.items()):
         responses[status] = {"description": description, "content": content}
+
+
+def _drop_content(operation: dict[str, Any], method: str) -> None:
+    """Of answers that HTTP gives no body."""
+    for status, response in operation["responses"].items():
+        if method == "HEAD" or status == "204":
+            response.pop("content", None)

@@ -6,6 +6,7 @@ Knows templates and tokenisers, and what may hold up the event loop. Knows no re
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import anyio.to_thread
 
@@ -13,11 +14,13 @@ from loraplex.engine.templates import UP_TO_THE_ANSWER, Messages, TemplateOption
 from loraplex.engine.text import TextCodec
 from loraplex.engine.untrusted_templates import UntrustedTemplates
 
+T = TypeVar("T")
+
 INLINE_TOKENISE_CHARS = 4096
 """About a millisecond of tokenising. More goes to a thread, so that the event loop turns."""
 
 
-async def tokenise(encode: Callable[[], list[int]], chars: int) -> list[int]:
+async def tokenise(encode: Callable[[], T], chars: int) -> T:
     """Run `encode`, which turns `chars` characters into token ids."""
     return encode() if chars <= INLINE_TOKENISE_CHARS else await anyio.to_thread.run_sync(encode)
 

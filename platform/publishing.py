@@ -28,7 +28,7 @@ from loraplex.adapters.lookup import not_ready
 from loraplex.adapters.peft_checks import AdapterLimits, CheckedAdapter, check_adapter
 from loraplex.adapters.registry import Recorder, VersionInfo
 from loraplex.adapters.tokenizer_file import TOKENIZER_BYTES, TokenizerDifference
-from loraplex.adapters.types import AdapterSpec, BaseShape, received_digest
+from loraplex.adapters.types import AdapterSpec, BaseShape, adapter_digest, received_digest
 from loraplex.engine.client import EngineUnavailable
 from loraplex.platform.check_report import report_of_checks
 from loraplex.platform.errors import ApiError
@@ -106,12 +106,13 @@ async def publish_staged(
     """The next version of an adapter, from staged files, not run yet; or the version that has these bytes.
 
     weights_sha256: of the weights as they came in. A chat template among the files goes into the version's profile.
-    record: see `AdapterRegistry.publish`. Raises AdapterInvalid with every failed check, AdapterNotFound;
-    EngineUnavailable.
+    record: see `AdapterRegistry.publish`. Raises AdapterInvalid with every failed check, AdapterNotFound,
+    StorageLimitReached; EngineUnavailable.
     """
     checked = await check_staged(services, staging, tenant_id, weights_sha256)
     adapter = checked.adapter
     size_bytes = staging.path(WEIGHTS_FILE).stat().st_size
+    await services.registry.check_room(tenant_id, size_bytes, adapter_digest(adapter.spec, adapter.weights_sha256))
     digest = await _in_thread(services.blobs.commit, staging, adapter.spec, adapter.weights_sha256)
     return await services.registry.publish(
         tenant_id,

@@ -1,5 +1,5 @@
-"""The tables of tenants, API keys, people's accounts and their sessions, the names that clients gave to requests,
-tenants' files, and batches of requests.
+"""The tables of tenants, API keys, people's accounts and sessions, use of limits, names that clients gave to requests,
+tenants' files, batches and stored responses.
 
 Knows columns and constraints, on the metadata of the adapter registry. Knows no query.
 """
@@ -18,6 +18,7 @@ from loraplex.adapters.schema import Base, JobRow, Json, JsonOrNull, Name, RowId
 
 FileId = Name(40)
 BatchId = Name(40)
+ResponseId = Name(64)
 
 
 def new_salt() -> bytes:
@@ -25,7 +26,8 @@ def new_salt() -> bytes:
 
 
 class Tenant(Base):
-    """One customer. `cache_salt` goes into the hashes of its cached prefixes, so that no other tenant can hit them."""
+    """One customer. `cache_salt` goes into the hashes of its cached prefixes, so that no other tenant can hit them.
+    limits: as `limits.rules` reads them."""
 
     __tablename__ = "tenants"
 
@@ -34,6 +36,7 @@ class Tenant(Base):
     name: Mapped[str] = mapped_column(String(200))
     cache_salt: Mapped[bytes] = mapped_column(LargeBinary(32), default=new_salt)
     weight: Mapped[float] = mapped_column(default=1.0)
+    limits: Mapped[dict[str, int] | None] = mapped_column(JsonOrNull)
     suspended_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now)
 
@@ -53,7 +56,8 @@ class IdempotencyKey(Base):
 
 
 class ApiKey(Base):
-    """An API key by the SHA-256 of its text. Without a tenant it is an operator's. Never deleted, only revoked."""
+    """An API key by the SHA-256 of its text. Without a tenant it is an operator's. Never deleted, only revoked.
+    limits: as `limits.rules` reads them."""
 
     __tablename__ = "api_keys"
 
@@ -62,6 +66,7 @@ class ApiKey(Base):
     name: Mapped[str] = mapped_column(String(100))
     secret_sha256: Mapped[bytes] = mapped_column(LargeBinary(32))
     scopes: Mapped[list[str]] = mapped_column(Json)
+    limits: Mapped[dict[str, int] | None] = mapped_column(JsonOrNull)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now)
     expires_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     revoked_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
@@ -91,6 +96,18 @@ class WebSession(Base):
     account_id: Mapped[str] = mapped_column(ForeignKey("accounts.id"), index=True)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now)
     last_seen_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now)
+
+
+class RateUse(Base):
+    """Of the requests and tokens that all servers have admitted for a tenant, key or adapter, those that had not come
+    back to its buckets `at` that second since 1970. subject: `tenant/`, `key/` or `adapter/`, and its id."""
+
+    __tablename__ = "rate_use"
+
+    subject: Mapped[str] = mapped_column(Name(48), primary_key=True)
+    requests: Mapped[float]
+    tokens: Mapped[float]
+    at: Mapped[float] = mapped_column(index=True)
 
 
 class StoredFile(Base):
@@ -157,3 +174,21 @@ class BatchAnswer(Base):
     line: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     is_error: Mapped[bool]
     content: Mapped[bytes] = mapped_column(LargeBinary)
+
+
+class StoredResponse(Base):
+    """An answer of the Responses API that its client asked to be stored. `input`, `output`: items; `head`: the response
+    without its output; all of them JSON. `previous_id`: the one that it goes on from, which may be gone."""
+
+    __tablename__ = "responses"
+    __table_args__ = (Index(None, "tenant_id", "created_at", "id", "size_bytes"),)
+
+    id: Mapped[str] = mapped_column(ResponseId, primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id", ondelete="CASCADE"))
+    previous_id: Mapped[str | None] = mapped_column(ResponseId)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now)
+    expires_at: Mapped[datetime] = mapped_column(UtcDateTime, index=True)
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    head: Mapped[bytes] = mapped_column(LargeBinary)
+    input: Mapped[bytes] = mapped_column(LargeBinary)
+    output: Mapped[bytes] = mapped_column(LargeBinary)

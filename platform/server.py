@@ -75,6 +75,7 @@ async def run_server(
                 tasks.create_task(_exit_without_engine(server, services.engine)),
                 tasks.create_task(clean_up_forever(services)),
                 tasks.create_task(services.changes.follow()),
+                tasks.create_task(services.limiter.follow()),
                 tasks.create_task(services.pins.follow()),
                 tasks.create_task(Deletions(services.changes, services.registry, services.engine).follow()),
                 tasks.create_task(validate_abandoned(services)),

@@ -32,8 +32,12 @@ from loraplex.platform.batches.leases import BatchLeases
 from loraplex.platform.batches.rows import Batches
 from loraplex.platform.catalog import Catalog
 from loraplex.platform.idempotency_keys import IdempotencyKeys
+from loraplex.platform.limits.limiter import Limiter
+from loraplex.platform.limits.owners import LimitOwners, quotas
+from loraplex.platform.limits.shared_use import SharedUse
 from loraplex.platform.login_throttle import LoginThrottle
 from loraplex.platform.metrics import Metrics
+from loraplex.platform.openai.responses.store import ResponseLimits, ResponseStore
 from loraplex.platform.passwords import Passwords
 from loraplex.platform.pins import PinKeeper
 from loraplex.platform.profile_cache import ProfileCache
@@ -63,6 +67,9 @@ class Services:
     web_sessions: WebSessions
     logins: LoginThrottle
     setup_token: SetupToken
+    limit_owners: LimitOwners
+    shared_use: SharedUse
+    limiter: Limiter
     registry: AdapterRegistry
     aliases: AdapterAliases
     profiles: ProfileStore
@@ -77,6 +84,7 @@ class Services:
     file_store: FileStore
     batches: Batches
     batch_leases: BatchLeases
+    responses: ResponseStore
     idempotency: IdempotencyKeys
     leases: Leases
     catalog: Catalog
@@ -92,7 +100,8 @@ class Services:
 def assemble(settings: Settings, database: Database, engine: EngineClient, model_path: Path) -> Services:
     """The parts over a database, whose tables are there, and a running engine. Whoever asks for them closes
     `templates` and `grammars`."""
-    registry, changes, metrics = AdapterRegistry(database), ChangeFeed(database), Metrics()
+    registry = AdapterRegistry(database, quotas(settings.tenant_limits))
+    changes, metrics, shared_use = ChangeFeed(database), Metrics(), SharedUse(database)
     text, templates, profiles = TextCodec(model_path), UntrustedTemplates(), ProfileStore(database)
     blobs = BlobStore(settings.adapters_dir)
     metrics.watch_engine(lambda: engine.status)
@@ -104,7 +113,6 @@ def assemble(settings: Settings, database: Database, engine: EngineClient, model
         tokenizer_checks=TokenizerChecks(text),
         templates=templates,
         grammars=GrammarChecks(text.tokenizer_path, engine.ready.vocab_size, engine.ready.eos_token_ids),
-        tenants=TenantDirectory(database),
         accounts=AccountDirectory(database, Passwords()),
         web_sessions=WebSessions(
             database,
@@ -113,6 +121,10 @@ def assemble(settings: Settings, database: Database, engine: EngineClient, model
         ),
         logins=LoginThrottle(),
         setup_token=SetupToken(settings.data_dir),
+        tenants=TenantDirectory(database, settings.tenant_limits),
+        limit_owners=LimitOwners(database),
+        shared_use=shared_use,
+        limiter=Limiter(shared_use),
         registry=registry,
         aliases=AdapterAliases(database),
         profiles=profiles,
@@ -127,6 +139,7 @@ def assemble(settings: Settings, database: Database, engine: EngineClient, model
         file_store=FileStore(settings.files_dir),
         batches=Batches(database),
         batch_leases=BatchLeases(database),
+        responses=ResponseStore(database, _response_limits(settings)),
         idempotency=IdempotencyKeys(database),
         leases=Leases(database),
         catalog=Catalog(registry, changes, settings.base_model_name),
@@ -155,4 +168,14 @@ def _upload_limits(settings: Settings) -> UploadLimits:
         max_open=settings.max_open_uploads,
         max_bytes=max(settings.max_open_upload_bytes, 2 * settings.max_adapter_bytes),
         lifetime=timedelta(seconds=settings.upload_expiry_seconds),
+    )
+
+
+def _response_limits(settings: Settings) -> ResponseLimits:
+    """A conversation that is stored may be as large as one that is sent."""
+    return ResponseLimits(
+        max_responses=settings.max_responses_per_tenant,
+        max_bytes=settings.max_response_bytes_per_tenant,
+        lifetime=timedelta(days=settings.response_days),
+        conversation_bytes=settings.max_body_bytes,
     )

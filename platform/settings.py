@@ -6,88 +6,17 @@ The only reader of the environment. Knows what the engine is told; knows no part
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import re
-import shlex
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ByteSize,
-    ConfigDict,
-    Field,
-    SecretStr,
-    TypeAdapter,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic import Field, SecretStr, ValidationInfo, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from loraplex.engine.settings import EngineSettings, Quantization
-
-_SIZE = TypeAdapter(ByteSize)
-
-
-def _parse_size(value: object) -> int:
-    return int(_SIZE.validate_python(value))
-
-
-Bytes = Annotated[int, BeforeValidator(_parse_size), Field(ge=1, le=1 << 50)]
-"""A size in bytes: 1048576, "512MiB" or "2GB"."""
-
-
-class LoraModule(BaseModel):
-    """An adapter that is published from a folder at start, in vLLM's two forms: `name=path`, or JSON of these fields.
-
-    `base_model_name` is vLLM's label and decides nothing here: an adapter's base is the model that is served.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str = Field(min_length=1)
-    path: str = Field(min_length=1)
-    base_model_name: str | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _parse(cls, value: object) -> object:
-        if not isinstance(value, str):
-            return value
-        if value.startswith("{"):
-            return json.loads(value)
-        name, equals, path = value.partition("=")
-        if not equals:
-            raise ValueError('write NAME=PATH, or JSON: {"name": "NAME", "path": "PATH"}')
-        return {"name": name, "path": path}
-
-    @property
-    def folder(self) -> Path:
-        return Path(self.path).expanduser().absolute()
-
-
-def _split_words(value: object) -> object:
-    return shlex.split(value) if isinstance(value, str) else value
-
-
-def _split_paths(value: object) -> object:
-    """An empty text is no path: it would be the working directory."""
-    paths = value.split(os.pathsep) if isinstance(value, str) else value
-    return [path for path in paths if path != ""] if isinstance(paths, list | tuple) else paths
-
-
-def _split_list(value: object) -> object:
-    return value.replace(",", " ").split() if isinstance(value, str) else value
-
-
-Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_list), Field(max_length=1000)]
-"""Words; as one text they are separated by commas or spaces."""
-
-Endpoint = Annotated[str, Field(pattern=r"^https?://[A-Za-z0-9.\[\]:-]+(/[\w.~/-]*)?$", max_length=500)]
-"""Where a service is: no credentials and no query in it."""
+from loraplex.platform.limits.rules import TenantLimits
+from loraplex.platform.setting_types import Bytes, Endpoint, Folders, Limits, LoraModules, Words
 
 _SOURCES = re.compile(r"hf://(\*|[\w.-]+(/[\w.-]+)?(/\*?)?)|s3://(\*|[\w.-]+(/[\w.=+@-]+)*(/\*?)?)", re.ASCII)
 
@@ -143,6 +72,9 @@ class Settings(BaseSettings):
     )
     kv_cache_bytes: Bytes | None = Field(None, description="Memory of the KV cache; default: what adapters leave.")
     enable_prefix_cache: bool = Field(True, description="Reuse KV pages of equal prefixes inside a tenant.")
+    speculative_tokens: int = Field(
+        0, ge=0, le=64, description="Most tokens that one answer tries ahead in a step, by prompt lookup; 0: none."
+    )
     cuda_graphs: bool = Field(True, description="Record decode steps as CUDA graphs, on GPUs.")
     adapter_device_bytes: Bytes | None = Field(
         None, description="Adapter memory on the device; default: for a full batch and the largest adapter."
@@ -159,6 +91,10 @@ class Settings(BaseSettings):
     upload_expiry_seconds: float = Field(
         24 * 3600, ge=60, le=30 * 24 * 3600, description="Age at which an upload in pieces is dropped."
     )
+    tenant_limits: Limits = Field(
+        TenantLimits(),
+        description="Limits of tenants that have none of their own: requests_per_minute=60,tokens_per_minute=100000.",
+    )
     max_body_bytes: Bytes = Field(4 << 20, description="Largest JSON body.")
     stream_ping_seconds: float = Field(
         15, ge=0.05, le=3600, description="Silence of a stream of events after which it sends a comment."
@@ -167,7 +103,7 @@ class Settings(BaseSettings):
     orphan_blob_seconds: float = Field(24 * 3600, ge=60, description="Age at which unreferenced adapter files go.")
     sweep_seconds: float = Field(600, ge=10, le=24 * 3600, description="Time between two looks for what is to go.")
 
-    lora_modules: Annotated[tuple[LoraModule, ...], NoDecode, BeforeValidator(_split_words)] = Field(
+    lora_modules: LoraModules = Field(
         (), description="Adapters to publish from folders at start: NAME=PATH or JSON with name and path, one or more."
     )
     lora_modules_tenant: str = Field(
@@ -175,7 +111,7 @@ class Settings(BaseSettings):
         pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$",
         description="Tenant of adapters that are loaded from folders under a bare name; created when it is missing.",
     )
-    lora_dirs: Annotated[tuple[Path, ...], NoDecode, BeforeValidator(_split_paths)] = Field(
+    lora_dirs: Folders = Field(
         (), description="Folders below which /v1/load_lora_adapter may read adapters; without any it is off."
     )
 
@@ -217,6 +153,21 @@ class Settings(BaseSettings):
     )
     insecure_admin_http: bool = Field(
         False, description="Let people sign in over plain HTTP from other machines: passwords travel in the clear."
+    )
+
+    store_responses: bool = Field(
+        True,
+        description="Store what /v1/responses is asked and answers, unless a request says store: false. It is what the "
+        "endpoint promises, and the one thing that stores texts of live requests; with false nothing does.",
+    )
+    response_days: float = Field(
+        30, ge=1 / 24, le=3650, description="How long a response is stored after it was last gone on from."
+    )
+    max_responses_per_tenant: int = Field(
+        10_000, ge=1, le=1 << 20, description="Stored responses of one tenant; the oldest make room."
+    )
+    max_response_bytes_per_tenant: Bytes = Field(
+        1 << 30, description="Sum of the sizes of a tenant's stored responses; the oldest make room."
     )
 
     engine_stall_seconds: float = Field(30, ge=1, le=3600, description="Silence of the engine that fails /readyz.")
@@ -299,6 +250,7 @@ class Settings(BaseSettings):
             pinned_share=self.pinned_share,
             pinned_share_per_tenant=self.pinned_share_per_tenant,
             enable_prefix_cache=self.enable_prefix_cache,
+            speculative_tokens=self.speculative_tokens,
             kernels=self.kernels,
             cuda_graphs=self.cuda_graphs,
             seed=self.seed,

@@ -9,7 +9,7 @@ import hmac
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import Select, or_, select, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
@@ -21,12 +21,14 @@ from loraplex.adapters.database import Database
 from loraplex.adapters.names import check_slug, check_text
 from loraplex.adapters.schema import now
 from loraplex.platform.api_keys import fingerprint, key_id_of, new_key
+from loraplex.platform.limits.rules import CallerLimits, RateLimits, TenantLimits, caller_limits, stored_limits
 from loraplex.platform.schema import ApiKey, Tenant
 
 SCOPES = frozenset({"inference", "adapters", "admin"})
 
 _LAST_USED_STEP = timedelta(minutes=1)
 _NO_FINGERPRINT = bytes(32)
+_LATEST_EXPIRY = datetime(9999, 1, 1, tzinfo=UTC)  # in no time zone is a moment before it beyond what datetimes reach
 
 
 class TenantError(Exception):
@@ -66,6 +68,7 @@ class TenantInfo:
     weight: float
     suspended_at: datetime | None
     created_at: datetime
+    limits: TenantLimits
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,24 +84,35 @@ class KeyInfo:
     expires_at: datetime | None
     revoked_at: datetime | None
     last_used_at: datetime | None
+    limits: RateLimits
 
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Who a request comes from. `salt` keeps the tenant's cached prefixes apart; an operator, who has none, has b""."""
+    """Who a request comes from. `salt` keeps the tenant's cached prefixes apart; an operator, who has none, has b"".
+
+    limits: None where there are none. priority: the lowest that its requests have in the engine's queue, where the
+    lowest is first.
+    """
 
     key_id: str
     tenant_id: str | None
     tenant: str | None
     scopes: frozenset[str]
     salt: bytes
+    limits: CallerLimits | None = None
+    priority: int = 0
 
 
 class TenantDirectory:
-    """Each method is one transaction, save `authenticate`, which notes the use of the key in a second one."""
+    """Each method is one transaction, save `authenticate`, which notes the use of the key in a second one.
 
-    def __init__(self, database: Database) -> None:
+    default_limits: of tenants that have none of their own.
+    """
+
+    def __init__(self, database: Database, default_limits: TenantLimits | None = None) -> None:
         self._database = database
+        self._default_limits = default_limits
 
     async def create_tenant(self, slug: str, name: str = "") -> TenantInfo:
         """A new tenant. name: up to 200 characters for people. Raises InvalidName, TenantExists."""
@@ -197,15 +211,16 @@ class TenantDirectory:
         if not (matches and found and _is_valid(*found)):
             raise InvalidKey
         await self._note_use(found[0])
-        return _principal(*found)
+        return _principal(*found, _limits(*found, self._default_limits))
 
     async def principal_of(self, key_id: str) -> Principal:
-        """Who a key speaks for that has asked for work which goes on without it. Raises InvalidKey."""
+        """Who a key speaks for that has asked for work which goes on without it: such work waits for room instead of
+        counting for limits. Raises InvalidKey."""
         async with self._database.read() as session:
             found = (await session.execute(_keys().where(ApiKey.id == key_id))).first()
         if not (found and _is_valid(*found)):
             raise InvalidKey
-        return _principal(*found)
+        return _principal(*found, None)
 
     async def principal_of_tenant(self, slug: str, account_id: str, scopes: Iterable[str]) -> Principal:
         """Whom a person speaks for who acts for a tenant: the id stands where a key's would. Raises TenantNotFound,
@@ -233,8 +248,8 @@ def _check_key(tenant: str | None, name: str, scopes: frozenset[str], expires_at
         whose = "an operator's key" if tenant is None else "a tenant's key"
         raise InvalidKeyRequest(f"scopes: {whose} has at least one of: {', '.join(sorted(allowed))}, and no other")
     check_text(name, "name", 100)
-    if expires_at is not None and (expires_at.tzinfo is None or expires_at <= now()):
-        raise InvalidKeyRequest("expires_at: give a moment in the future, with its time zone")
+    if expires_at is not None and (expires_at.tzinfo is None or not now() < expires_at < _LATEST_EXPIRY):
+        raise InvalidKeyRequest("expires_at: give a moment in the future, before the year 9999, with its time zone")
 
 
 def _is_valid(key: ApiKey, tenant: Tenant | None) -> bool:
@@ -243,14 +258,21 @@ def _is_valid(key: ApiKey, tenant: Tenant | None) -> bool:
     return key.revoked_at is None and not expired and not suspended
 
 
-def _principal(key: ApiKey, tenant: Tenant | None) -> Principal:
+def _principal(key: ApiKey, tenant: Tenant | None, limits: CallerLimits | None) -> Principal:
     return Principal(
         key_id=key.id,
         tenant_id=key.tenant_id,
         tenant=_slug(tenant),
         scopes=frozenset(key.scopes),
         salt=tenant.cache_salt if tenant else b"",
+        limits=limits,
     )
+
+
+def _limits(key: ApiKey, tenant: Tenant | None, defaults: TenantLimits | None) -> CallerLimits | None:
+    of_key = stored_limits(RateLimits, key.limits)
+    of_tenant = stored_limits(TenantLimits, tenant.limits, defaults) if tenant else TenantLimits()
+    return caller_limits(of_key, of_tenant)
 
 
 def _keys() -> Select[ApiKey, Tenant | None]:
@@ -276,6 +298,7 @@ def _tenant_info(tenant: Tenant) -> TenantInfo:
         weight=tenant.weight,
         suspended_at=tenant.suspended_at,
         created_at=tenant.created_at,
+        limits=stored_limits(TenantLimits, tenant.limits),
     )
 
 
@@ -290,4 +313,5 @@ def _key_info(key: ApiKey, tenant: str | None) -> KeyInfo:
         expires_at=key.expires_at,
         revoked_at=key.revoked_at,
         last_used_at=key.last_used_at,
+        limits=stored_limits(RateLimits, key.limits),
     )

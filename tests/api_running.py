@@ -33,8 +33,8 @@ from loraplex.platform.tenants import TenantDirectory
 
 IDLE = Status(
     steps=7, running=0, waiting=0, pages_total=64, pages_used=0, pages_cached=0, preemptions=0, prompt_tokens=0,
-    cached_prompt_tokens=0, generated_tokens=0, adapter_loads=0, adapter_evictions=0, adapter_device_bytes_used=0,
-    adapter_pinned_bytes=0, adapter_host_bytes_used=0,
+    cached_prompt_tokens=0, generated_tokens=0, drafted_tokens=0, accepted_tokens=0, adapter_loads=0,
+    adapter_evictions=0, adapter_device_bytes_used=0, adapter_pinned_bytes=0, adapter_host_bytes_used=0,
 )  # fmt: skip
 
 

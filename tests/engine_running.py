@@ -25,6 +25,8 @@ class Outcome:
 
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    scores: list[TokenScore] = field(default_factory=list)
+    stopped_by: TokenScore | None = None
     prompt_scores: list[TokenScore] = field(default_factory=list)
     finish_reason: str | None = None
     cached_tokens: int = 0
@@ -80,6 +82,8 @@ def take(engine: Engine, outcomes: dict[str, Outcome]) -> None:
         outcome = outcomes.setdefault(chunk.request_id, Outcome())
         outcome.tokens.extend(chunk.token_ids)
         outcome.logprobs.extend(chunk.logprobs or [])
+        outcome.scores.extend(chunk.scores or [])
+        outcome.stopped_by = chunk.stopped_by
         outcome.prompt_scores.extend(chunk.prompt_scores or [])
         outcome.finish_reason = chunk.finish_reason
         outcome.cached_tokens = chunk.cached_tokens

@@ -9,13 +9,18 @@ from litestar import Litestar
 from litestar.di import Provide
 from litestar.testing import TestClient
 
+from loraplex.adapters.profile import DEFAULT_PROFILE
 from loraplex.engine.client import EngineUnavailable
 from loraplex.engine.messages import TokenChunk
+from loraplex.platform.anthropic.errors import error_body
+from loraplex.platform.anthropic.routes import ANTHROPIC_ROUTES, MESSAGES_PATH
 from loraplex.platform.catalog import Catalog
-from loraplex.platform.errors import EXCEPTION_HANDLERS
+from loraplex.platform.errors import exception_handlers
+from loraplex.platform.limits.limiter import Limiter
+from loraplex.platform.limits.shared_use import SharedUse
 from loraplex.platform.metrics import Metrics
+from loraplex.platform.openai.body import JsonRequest
 from loraplex.platform.openai.routes import OPENAI_ROUTES
-from loraplex.platform.profile_cache import ProfileCache
 from loraplex.platform.services import Services
 from loraplex.platform.settings import Settings
 from loraplex.platform.tenants import Principal
@@ -101,8 +106,17 @@ class ByteText:
         self.rendered.append((messages, options))
         return self.encode("".join(message["content"] or "" for message in messages))
 
+    def token_id(self, token):
+        return None
+
     def end_of(self, token_ids):
         return bytes(token_ids[-16:]).decode(errors="replace")
+
+    def encode_rendered(self, text):
+        return self.encode(text)
+
+    def token_bytes(self, token):
+        return bytes([token])
 
     def decode(self, token_ids):
         return bytes(token_ids).decode()
@@ -145,10 +159,18 @@ class Trusting:
         return grammar
 
 
-class Api:
-    """The routes over a scripted engine."""
+class OneProfile:
+    def __init__(self, profile):
+        self.profile = profile
 
-    def __init__(self, engine, text=None, **settings):
+    async def of(self, version):
+        return self.profile
+
+
+class Api:
+    """The routes over a scripted engine. profile: of all models."""
+
+    def __init__(self, engine, text=None, profile=DEFAULT_PROFILE, **settings):
         self.engine = engine
         self.text = text or ByteText()
         self.metrics = SeenMetrics()
@@ -160,16 +182,17 @@ class Api:
                 "text": self.text,
                 "codecs": TextCodecs(self.text, None),
                 "catalog": Catalog(None, SimpleNamespace(subscribe=lambda listener: None), "base"),
-                "profile_cache": ProfileCache(None),
+                "profile_cache": OneProfile(profile),
                 "metrics": self.metrics,
                 "uses": UseLog(),
+                "limiter": Limiter(SharedUse(None)),
                 "grammars": Trusting(),
                 "base_model_name": "base",
                 "settings": Settings(max_choices_per_request=8, **settings),
             }
         )
         self.app = Litestar(
-            OPENAI_ROUTES,
+            [*OPENAI_ROUTES, *ANTHROPIC_ROUTES],
             dependencies={
                 "services": Provide(lambda: services, sync_to_thread=False),
                 "principal": Provide(lambda: ACME, sync_to_thread=False),
@@ -177,7 +200,8 @@ class Api:
                 "upload_slots": Provide(lambda: None, sync_to_thread=False),
             },
             guards=[lambda connection, _handler: connection.scope.update(auth=ACME)],
-            exception_handlers=EXCEPTION_HANDLERS,
+            exception_handlers=exception_handlers({MESSAGES_PATH: error_body}),
+            request_class=JsonRequest,
             openapi_config=None,
             logging_config=None,
         )
@@ -187,6 +211,10 @@ class Api:
 
     def complete(self, **fields):
         return self._post("completions", {"prompt": "hello"} | fields)
+
+    def respond(self, **fields):
+        """There is no store."""
+        return self._post("responses", {"input": "hello", "store": False} | fields)
 
     def _post(self, path, fields):
         with TestClient(self.app) as client:

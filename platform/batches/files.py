@@ -73,7 +73,7 @@ class Files:
         position = tuple_(StoredFile.created_at, StoredFile.id)
         wanted = select(StoredFile).where(*_is_of(tenant_id))
         if purpose is not None:
-            wanted = wanted.where(StoredFile.purpose == purpose)
+            wanted = wanted.where(StoredFile.purpose == storable(purpose))
         async with self._database.read() as session:
             if after is not None:
                 last = await find_file(session, tenant_id, after, "after")

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import delete, insert, select
+from sqlalchemy import delete, func, insert, select
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import aliased
 
 from loraplex.adapters.database import Database
 from loraplex.adapters.errors import LeaseLost
@@ -52,12 +53,16 @@ class BatchLeases:
         return self._clock()
 
     async def claim(self, base_model: str) -> BatchLease | None:
-        """Take up, for LEASE, the batch on a base that has been due longest; None where there is none.
+        """Take up, for LEASE, the batch on a base that has been due longest, of the tenant with the fewest that are
+        worked on; None where there is none.
 
         `attempt`: how often it was taken up since a line of it was last answered.
         """
-        open_batches = select(Batch).where(Batch.status.in_(OPEN), Batch.base_model == base_model)
-        async with taken_up(self._database, Batch, open_batches, self._clock()) as taken:
+        other, moment = aliased(Batch), self._clock()
+        is_held = other.status.in_(OPEN), other.lease_owner.is_not(None), other.due_at > moment
+        held = select(func.count()).where(other.tenant_id == Batch.tenant_id, *is_held).scalar_subquery()
+        open_batches = select(Batch).where(Batch.status.in_(OPEN), Batch.base_model == base_model).order_by(held)
+        async with taken_up(self._database, Batch, open_batches, moment) as taken:
             if taken is None:
                 return None
             _, batch = taken

@@ -97,7 +97,7 @@ def _numbered(file: BinaryIO, max_line_bytes: int) -> Iterator[tuple[int, int, b
             size += len(rest)
             if rest.endswith(b"\n"):
                 break
-        if text.strip():
+        if text.strip() or size > len(text):
             yield number, offset, text.rstrip(b"\r\n")
         offset += size
 

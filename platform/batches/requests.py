@@ -1,9 +1,10 @@
 """Requests that the server makes itself, as a tenant's key, through the whole application: what a line of a batch is
-answered is what the same request over HTTP would have been. Knows ASGI; knows no batch."""
+answered is what the same request over HTTP would have been, if later: they stand behind all others in the engine's
+queue. Knows ASGI; knows no batch."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import cast
 
@@ -12,6 +13,7 @@ from litestar import Litestar
 from litestar.types import Receive, Scope, Send
 
 from loraplex.platform.auth import ON_BEHALF_OF
+from loraplex.platform.openai.generation_types import MAX_PRIORITY
 from loraplex.platform.tenants import Principal
 
 
@@ -29,8 +31,10 @@ class OwnRequests:
     """Makes requests as one key. To be closed, as a context manager."""
 
     def __init__(self, app: Litestar, principal: Principal) -> None:
+        in_background = replace(principal, priority=MAX_PRIORITY)
+
         async def as_principal(scope: Scope, receive: Receive, send: Send) -> None:
-            await app(cast("Scope", {**scope, ON_BEHALF_OF: principal}), receive, send)
+            await app(cast("Scope", {**scope, ON_BEHALF_OF: in_background}), receive, send)
 
         transport = httpx.ASGITransport(as_principal, raise_app_exceptions=False)  # type: ignore[arg-type]  # untyped
         self._client = httpx.AsyncClient(transport=transport, base_url="http://batches")

@@ -46,7 +46,7 @@ CANCELLED = LineError("batch_cancelled", "The batch was cancelled before this re
 EXPIRED = LineError("batch_expired", "The completion window of the batch ended before this request was run.")
 KEY_GONE = LineError("invalid_api_key", "The API key that the batch was made with is not valid any more.")
 ABANDONED = LineError("batch_abandoned", "Servers stopped again and again at this batch; ask the operator for the log.")
-INPUT_GONE = {"code": "input_file_missing", "line": None, "message": "The input file is gone.", "param": None}
+INPUT_GONE = {"code": "input_file_missing", "line": None, "message": "The input file cannot be read.", "param": None}
 
 logger = structlog.get_logger(__name__)
 
@@ -83,7 +83,9 @@ class BatchRun:
         batch, settings = self._lease.batch, self._services.settings
         try:
             lines = await to_thread.run_sync(read_lines, self._input, batch.endpoint, settings.max_body_bytes)
-        except FileNotFoundError:
+        except OSError as error:
+            if not isinstance(error, FileNotFoundError) and batch.attempt <= MAX_ATTEMPTS:
+                raise
             await self._leases.fail(self._lease, [INPUT_GONE])
             return
         except InputRefused as refused:
@@ -132,7 +134,7 @@ class BatchRun:
     async def _run(self, requests: OwnRequests, line: Line, body: bytes) -> Answered:
         attempt = 1
         while True:
-            async with self._room.enter():
+            async with self._room.enter(self._lease.batch.id):
                 response = await requests.post(self._lease.batch.endpoint, body)
             if response.retry_after_seconds is None or attempt == LINE_ATTEMPTS:
                 return answer(line, response.status, response.request_id, response.body)

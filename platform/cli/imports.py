@@ -6,23 +6,18 @@ Knows the jobs of the API. Knows no command.
 from __future__ import annotations
 
 import sys
-import time
-from typing import Any
 from urllib.parse import quote
 
 import click
 import httpx
 
+from loraplex.platform.cli import following
 from loraplex.platform.cli.database import print_json
+from loraplex.platform.cli.following import Job
 from loraplex.platform.cli.remote import call, refused, tell_ready, told
 from loraplex.platform.cli.transfers import transfer_progress
 
 IMPORTS = "/api/v1/imports"
-POLL_SECONDS = 0.5
-INTERRUPTED = 130
-"""Exit status of a program that was ended by Ctrl-C."""
-
-Job = dict[str, Any]
 
 
 def path(import_id: str) -> str:
@@ -30,19 +25,15 @@ def path(import_id: str) -> str:
 
 
 def follow(client: httpx.Client, job: Job) -> Job:
-    """The job once it has ended, with a progress bar on stderr until then. Ctrl-C ends the command, not the job."""
-    try:
-        with transfer_progress() as bar:
-            task = bar.add_task("", total=None)
-            while True:
-                bar.update(task, description=doing(job), completed=job["bytes_done"], total=job["bytes_total"])
-                if job["state"] not in ("queued", "running"):
-                    return job
-                time.sleep(POLL_SECONDS)
-                job = call(client, "GET", path(job["id"]))
-    except KeyboardInterrupt:
-        click.echo("The import goes on without you.\n" + how_to_look(job), err=True)
-        sys.exit(INTERRUPTED)
+    """The job once it has ended, with a progress bar on stderr until then."""
+    return following.follow(
+        job,
+        lambda: dict(call(client, "GET", path(job["id"]))),
+        transfer_progress(),
+        lambda job: {"description": doing(job), "completed": job["bytes_done"], "total": job["bytes_total"]},
+        has_ended=lambda job: job["state"] not in ("queued", "running"),
+        left="The import goes on without you.\n" + how_to_look(job),
+    )
 
 
 def tell(client: httpx.Client, job: Job, as_json: bool) -> None:

@@ -12,6 +12,7 @@ COMMANDS = {
     "serve": ("loraplex.platform.cli.serve:serve", "Run the server."),
     "chat": ("loraplex.platform.cli.chat:chat", "Talk to a model or an adapter of a running server."),
     "adapter": ("loraplex.platform.cli.adapter:adapter", "Push, list and delete adapters over the API."),
+    "batch": ("loraplex.platform.cli.batch:batch", "Have requests in a file answered, in a file."),
     "alias": ("loraplex.platform.cli.alias:alias", "Move, split and roll back what a name stands for."),
     "tenant": ("loraplex.platform.cli.tenants:tenant", "Create, list and suspend tenants."),
     "key": ("loraplex.platform.cli.tenants:key", "Create, list and revoke API keys."),

@@ -17,6 +17,7 @@ from loraplex.adapters.database import InvalidDatabaseUrl
 from loraplex.adapters.errors import AdapterError
 from loraplex.engine.client import EngineStartFailed
 from loraplex.platform.cli.vllm_options import ServeCommand
+from loraplex.platform.limits.rules import TenantLimits
 from loraplex.platform.logging import configure_logging
 from loraplex.platform.lora_modules import LoraModuleRefused, check_lora_modules
 from loraplex.platform.migrate import MigrationError, upgrade_database
@@ -41,6 +42,7 @@ OPTIONS = (
     "max_model_len",
     "max_num_seqs",
     "max_step_tokens",
+    "speculative_tokens",
     "memory_bytes",
     "kv_cache_bytes",
     "adapter_device_bytes",
@@ -49,6 +51,7 @@ OPTIONS = (
     "max_adapter_rank",
     "pinned_share",
     "pinned_share_per_tenant",
+    "tenant_limits",
     "lora_modules",
     "lora_modules_tenant",
     "lora_dirs",
@@ -69,7 +72,7 @@ LISTS = ("lora_modules", "lora_dirs")
 def _setting_options(command: click.Command) -> click.Command:
     for name in OPTIONS:
         field = Settings.model_fields[name]
-        default = "" if field.default in (None, ()) else f" [default: {field.default}]"
+        default = "" if field.default in (None, (), TenantLimits()) else f" [default: {field.default}]"
         metavar = "VALUE..." if name in LISTS else "VALUE"
         option = [f"--{name.replace('_', '-')}", name]
         text = f"{field.description}{default}"

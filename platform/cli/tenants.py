@@ -11,6 +11,7 @@ import click
 import msgspec
 
 from loraplex.platform.cli.database import database_options, print_json, print_table, run_with_database
+from loraplex.platform.cli.limits import key_limits, tenant_limits
 from loraplex.platform.tenants import SCOPES, KeyInfo, TenantDirectory, TenantInfo
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -18,7 +19,10 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON."
 
 @click.group()
 def tenant() -> None:
-    """Tenants: create, list, suspend, resume."""
+    """Tenants: create, list, suspend, resume, limit."""
+
+
+tenant.add_command(tenant_limits)
 
 
 @tenant.command("create")
@@ -69,7 +73,10 @@ def resume(url: str, slug: str, as_json: bool) -> None:
 
 @click.group()
 def key() -> None:
-    """API keys: create, list, revoke."""
+    """API keys: create, list, revoke, limit."""
+
+
+key.add_command(key_limits)
 
 
 @key.command("create")

@@ -20,6 +20,9 @@ ELSEWHERE: Mapping[str, str] = {
     "--api-key": "make keys with: loraplex key create",
     "--gpu-memory-utilization": "write --memory-bytes, for adapters and the KV cache together",
     "--max-num-batched-tokens": "write --max-step-tokens",
+    "--speculative-config": "write --speculative-tokens N for what the method ngram does; no draft model is served",
+    "--speculative-algorithm": "write --speculative-tokens N for what NGRAM does; no draft model is served",
+    "--speculative-num-draft-tokens": "write --speculative-tokens N",
 }
 """What to type instead of an option that is not here."""
 

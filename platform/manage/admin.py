@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from litestar import Router, delete, get, patch, post
+from litestar import Router, delete, get, patch, post, put
 from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery, JSONBody
 
 from loraplex.engine.client import EngineUnavailable
+from loraplex.platform.limits.rules import RateLimits, TenantLimits
 from loraplex.platform.manage.adapters import PageAfter, PageLimit
 from loraplex.platform.manage.admin_schemas import EngineView, Quarantine, ResidentAdapterPage, ResidentAdapterView
 from loraplex.platform.manage.engine_answers import answered
@@ -45,6 +46,20 @@ async def change_tenant(
     return TenantView.of(await services.tenants.set_suspended(slug, data.suspended))
 
 
+@get("/tenants/{slug:str}/limits")
+async def get_tenant_limits(slug: FromPath[str], services: NamedDependency[Services]) -> TenantLimits:
+    """What is limited of a tenant; null: nothing of its own, so the server's setting `tenant_limits` holds."""
+    return await services.limit_owners.of_tenant(slug)
+
+
+@put("/tenants/{slug:str}/limits")
+async def set_tenant_limits(
+    slug: FromPath[str], data: JSONBody[TenantLimits], services: NamedDependency[Services]
+) -> TenantLimits:
+    """Set all of a tenant's limits: at once on this server, within 2 seconds on others. What is left out is null."""
+    return await services.limit_owners.set_tenant(slug, lambda _: data)
+
+
 @post("/keys")
 async def create_key(data: JSONBody[CreateKey], services: NamedDependency[Services]) -> KeyView:
     """Create a key. `secret` is shown here and never again."""
@@ -62,6 +77,20 @@ async def list_keys(services: NamedDependency[Services], tenant: FromQuery[str |
 async def revoke_key(key_id: FromPath[str], services: NamedDependency[Services]) -> KeyView:
     """Revoke a key for good: at once on this server, within 2 seconds on others."""
     return KeyView.of(await services.tenants.revoke_key(key_id))
+
+
+@get("/keys/{key_id:str}/limits")
+async def get_key_limits(key_id: FromPath[str], services: NamedDependency[Services]) -> RateLimits:
+    """What is limited of a key, beside its tenant's limits; null: nothing."""
+    return await services.limit_owners.of_key(key_id)
+
+
+@put("/keys/{key_id:str}/limits")
+async def set_key_limits(
+    key_id: FromPath[str], data: JSONBody[RateLimits], services: NamedDependency[Services]
+) -> RateLimits:
+    """Set all of a key's limits: at once on this server, within 2 seconds on others. What is left out is null."""
+    return await services.limit_owners.set_key(key_id, lambda _: data)
 
 
 @get("/adapters")
@@ -111,9 +140,13 @@ ADMIN_ROUTES = [
             create_tenant,
             list_tenants,
             change_tenant,
+            get_tenant_limits,
+            set_tenant_limits,
             create_key,
             list_keys,
             revoke_key,
+            get_key_limits,
+            set_key_limits,
             list_all_adapters,
             get_engine,
             quarantine_versions,

@@ -9,7 +9,7 @@ from msgspec import Meta, Struct
 from loraplex.adapters.quarantine import MAX_REASON_LENGTH
 from loraplex.adapters.registry import AdapterInfo, VersionInfo
 from loraplex.engine.client import EngineClient
-from loraplex.engine.messages import Inspection, Ready, ResidentAdapter, Status
+from loraplex.engine.messages import Inspection, Ready, ResidentAdapter, RunningSequence, Status, StepRecord
 from loraplex.platform.manage.alias_schemas import AliasView
 from loraplex.platform.use_log import Tier
 
@@ -58,28 +58,6 @@ class ResidentAdapterPage(Struct, frozen=True):
     next: str | None
 
 
-class SequenceView(Struct, frozen=True, kw_only=True):
-    """A sequence in the batch. `adapters`: the digests of its versions, none for the base."""
-
-    request_id: str
-    adapters: list[str]
-    prompt_tokens: int
-    generated_tokens: int
-    pages: int
-
-
-class StepView(Struct, frozen=True, kw_only=True):
-    """One step as it ran. `adapters`: digests in the batch; `base`: sequences of the base model stood beside them."""
-
-    step: int
-    seconds: float
-    prefill_tokens: int
-    decode_tokens: int
-    sequences: int
-    adapters: list[str]
-    base: bool
-
-
 class EngineView(Struct, frozen=True, kw_only=True):
     """`adapters_in_batch`: digests of the adapters that running sequences use. `recent_steps`: oldest first."""
 
@@ -88,8 +66,8 @@ class EngineView(Struct, frozen=True, kw_only=True):
     status: Status
     seconds_since_progress: float
     adapters_in_batch: list[str]
-    running: list[SequenceView]
-    recent_steps: list[StepView]
+    running: list[RunningSequence]
+    recent_steps: list[StepRecord]
 
     @classmethod
     def of(cls, base_model: str, engine: EngineClient, inspection: Inspection) -> EngineView:
@@ -99,8 +77,8 @@ class EngineView(Struct, frozen=True, kw_only=True):
             status=inspection.status,
             seconds_since_progress=engine.seconds_since_progress(),
             adapters_in_batch=sorted({digest for row in inspection.running for digest in row.adapters}),
-            running=[SequenceView(**row._asdict()) for row in inspection.running],
-            recent_steps=[StepView(**record._asdict()) for record in inspection.recent_steps],
+            running=inspection.running,
+            recent_steps=inspection.recent_steps,
         )
 
 

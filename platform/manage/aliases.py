@@ -11,7 +11,7 @@ from litestar.params import FromPath, JSONBody
 from loraplex.adapters.aliases import AdapterAliases
 from loraplex.adapters.lookup import AliasInfo
 from loraplex.platform.manage.alias_schemas import AliasHistory, AliasView, MoveAlias, MoveView, RollBackAlias
-from loraplex.platform.manage.preconditions import etag, expected_revision
+from loraplex.platform.manage.preconditions import PRECONDITIONED, etag, expected_revision
 from loraplex.platform.services import Services
 from loraplex.platform.tenants import Principal
 
@@ -33,7 +33,7 @@ async def get_alias(
     return _shown(await aliases.get(tenant_id, name, alias))
 
 
-@put(PATH)
+@put(PATH, opt=PRECONDITIONED)
 async def move_alias(
     name: FromPath[str],
     alias: FromPath[str],
@@ -58,7 +58,7 @@ async def move_alias(
     return _shown(moved)
 
 
-@post(PATH + "/rollback", status_code=200)
+@post(PATH + "/rollback", status_code=200, opt=PRECONDITIONED)
 async def roll_back_alias(
     name: FromPath[str],
     alias: FromPath[str],
@@ -93,7 +93,7 @@ async def get_alias_history(
     return AliasHistory([MoveView.of(move) for move in await aliases.history(tenant_id, name, alias)])
 
 
-@delete(PATH)
+@delete(PATH, opt=PRECONDITIONED)
 async def delete_alias(
     name: FromPath[str],
     alias: FromPath[str],

@@ -9,6 +9,9 @@ from litestar import Request
 from loraplex.adapters.aliases import ABSENT
 from loraplex.platform.errors import ApiError
 
+PRECONDITIONED = {"preconditions": True}
+"""For the `opt` of a handler that takes `expected_revision`, so that it is documented."""
+
 
 def etag(revision: int) -> dict[str, str]:
     """The header of an answer that shows the resource at this revision."""

@@ -14,7 +14,7 @@ from loraplex.adapters.profile import ChatTemplate, ProfileSettings, ServingProf
 from loraplex.adapters.profile_store import ProfileInfo
 from loraplex.engine.templates import TemplateError
 from loraplex.platform.errors import ApiError
-from loraplex.platform.manage.preconditions import etag, expected_revision
+from loraplex.platform.manage.preconditions import PRECONDITIONED, etag, expected_revision
 from loraplex.platform.publishing import require_served
 from loraplex.platform.services import Services
 from loraplex.platform.template_checks import check_profile
@@ -42,7 +42,7 @@ async def get_profile(
     return _shown(await services.profiles.get(tenant_id, name, number), name, number)
 
 
-@put(PATH)
+@put(PATH, opt=PRECONDITIONED)
 async def set_profile(
     name: FromPath[str],
     number: FromPath[int],
@@ -65,7 +65,7 @@ async def set_profile(
     return _shown(changed, name, number)
 
 
-@delete(PATH)
+@delete(PATH, opt=PRECONDITIONED)
 async def clear_profile(
     name: FromPath[str],
     number: FromPath[int],

@@ -70,6 +70,7 @@ async def open_upload(
         known = await _known_version(services, tenant_id, data.adapter, files, principal.key_id)
         if known is not None:
             return attempt.keep(Response(UploadView.over(files, known), status_code=200))
+        await services.registry.check_room(tenant_id, {file.name: file.size_bytes for file in files}[WEIGHTS_FILE])
         opened = await services.uploads.open(tenant_id, data.adapter, files, principal.key_id)
         nothing_yet = {file.name: 0 for file in files}
         return attempt.keep(Response(UploadView.under_way(opened, nothing_yet), status_code=201))

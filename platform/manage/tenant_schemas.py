@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
+from loraplex.platform.limits.rules import RateLimits, TenantLimits
 from loraplex.platform.manage.adapter_schemas import Name
 from loraplex.platform.tenants import KeyInfo, TenantInfo
 
@@ -27,6 +28,7 @@ class TenantView(Struct, frozen=True, kw_only=True):
     name: str
     suspended: bool
     created_at: datetime
+    limits: TenantLimits
 
     @classmethod
     def of(cls, tenant: TenantInfo) -> TenantView:
@@ -35,6 +37,7 @@ class TenantView(Struct, frozen=True, kw_only=True):
             name=tenant.name,
             suspended=tenant.suspended_at is not None,
             created_at=tenant.created_at,
+            limits=tenant.limits,
         )
 
 
@@ -60,6 +63,7 @@ class KeyView(Struct, frozen=True, kw_only=True):
     expires_at: datetime | None
     revoked_at: datetime | None
     last_used_at: datetime | None
+    limits: RateLimits
     secret: str | None = None
     """Only in the answer to the key's creation; it cannot be had again."""
 
@@ -74,6 +78,7 @@ class KeyView(Struct, frozen=True, kw_only=True):
             expires_at=key.expires_at,
             revoked_at=key.revoked_at,
             last_used_at=key.last_used_at,
+            limits=key.limits,
             secret=secret,
         )
 

@@ -97,6 +97,11 @@ class Answer:
         return scored
 
     @property
+    def stop_string(self) -> str | None:
+        """The one that ended it, of the request's or the profile's; None: it ended otherwise, or goes on."""
+        return self._stops.found
+
+    @property
     def num_scored(self) -> int:
         """Tokens whose scores are there to be told."""
         return len(self._scored) + len(self.prompt_scores)

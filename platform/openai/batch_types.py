@@ -11,7 +11,7 @@ from loraplex.platform.batches.files import Purpose
 from loraplex.platform.batches.rows import BatchStatus
 from loraplex.platform.schema import Batch, StoredFile
 
-ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
+ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses")
 """Whose requests may stand in a batch."""
 
 MIN_LIFETIME_SECONDS = 3600

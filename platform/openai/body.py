@@ -1,12 +1,13 @@
 """Request bodies from bytes, strictly: the right types, no unknown field, and nothing asked for that is not served.
 
-Knows which fields of OpenAI's API, and of other servers' versions of it, are not served. `*_types` have what is.
+Knows no body: `*_types` have what is served, `unserved` what is not.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import msgspec
@@ -15,87 +16,57 @@ from litestar.exceptions import InternalServerException
 
 from loraplex.platform.content_encoding import content_encoding, decompress
 from loraplex.platform.errors import ApiError, malformed_json
-from loraplex.platform.openai.generation_types import GenerationRequest
-
-UNSERVED: Mapping[str, tuple[Any, ...]] = {
-    # field of OpenAI's, vLLM's or LoRAX's API -> the values that ask for nothing; any other is refused, by an endpoint
-    # whose body does not have it
-    "adapter_source": (None, "local"),
-    "add_special_tokens": (None,),
-    "api_token": (None,),
-    "audio": (None,),
-    "best_of": (None, 1),
-    "chat_template": (None,),
-    "echo": (None, False),
-    "function_call": (None, "none", "auto"),
-    "functions": (None, []),
-    "guided_choice": (None,),
-    "guided_grammar": (None,),
-    "guided_json": (None,),
-    "guided_regex": (None,),
-    "metadata": (None, {}),
-    "modalities": (None, ["text"]),
-    "moderation": (None,),
-    "prediction": (None,),
-    "prompt_cache_key": (None,),
-    "prompt_cache_retention": (None,),
-    "reasoning_effort": (None, "none"),
-    "safety_identifier": (None,),
-    "service_tier": (None, "auto", "default"),
-    "store": (None, False),
-    "suffix": (None, ""),
-    "top_logprobs": (None, 0),
-    "verbosity": (None, "medium"),
-    "web_search_options": (None,),
-}
-
-UNSERVED_IN_MESSAGES: Mapping[str, tuple[Any, ...]] = {
-    # an answer of these clients is sent back as a message with all its empty fields
-    "annotations": (None, []),
-    "audio": (None,),
-    "function_call": (None,),
-}
-
-INSTEAD: Mapping[str, str] = {
-    "suffix": "Models are served that continue text, and know nothing of what comes after it: leave it out, or write "
-    "prompt and suffix into 'prompt' with the fill-in-the-middle tokens of a model that has them.",
-    "adapter_source": "Nothing is fetched from elsewhere for a request: publish the adapter here, then name it.",
-    "api_token": "Your key goes in the header `Authorization: Bearer`, and no other is handed on.",
-    "guided_choice": 'It is vLLM\'s old name: send `structured_outputs: {"choice": [...]}`.',
-    "guided_grammar": 'It is vLLM\'s old name: send `structured_outputs: {"grammar": "..."}`.',
-    "guided_json": 'It is vLLM\'s old name: send `structured_outputs: {"json": {...}}`, or `response_format`.',
-    "guided_regex": 'It is vLLM\'s old name: send `structured_outputs: {"regex": "..."}`.',
-}
-"""What to do about an unserved field, where leaving it out is not all."""
 
 T = TypeVar("T")
 
 
+class PreparedBody(msgspec.Struct, frozen=True):
+    """A body whose JSON is looked at as a whole before its types are."""
+
+    @classmethod
+    def prepare(cls, document: dict[str, Any]) -> None:
+        """Leave out what says nothing. Raises ApiError for what is not served."""
+
+
 def read_body(body: bytes, target: type[T]) -> T:
-    """JSON to `target`, strictly: no "1" for 1. Raises ApiError or msgspec.ValidationError, which name the field."""
+    """JSON to `target`, strictly: no "1" for 1. Raises ApiError or msgspec.ValidationError, which name the field, and
+    msgspec.DecodeError for what is no JSON."""
     try:
         document = msgspec.json.decode(body)
     except (RecursionError, UnicodeDecodeError) as error:
         nested = isinstance(error, RecursionError)
         raise malformed_json("it is nested too deeply" if nested else "it is not UTF-8") from error
-    if isinstance(document, dict) and issubclass(target, GenerationRequest):
-        _drop_unserved(document, UNSERVED, "", served=target.__struct_fields__)
-        messages = document.get("messages")
-        for index, message in enumerate(messages if isinstance(messages, list) else ()):
-            if isinstance(message, dict):
-                _drop_unserved(message, UNSERVED_IN_MESSAGES, f"messages[{index}].")
+    if isinstance(document, dict) and issubclass(target, PreparedBody):
+        target.prepare(document)
     return msgspec.convert(document, target, str_keys=True)  # the keys of a JSON object are strings
 
 
-def _drop_unserved(
-    fields: dict[str, Any], unserved: Mapping[str, tuple[Any, ...]], path: str, served: tuple[str, ...] = ()
+def drop_unserved(
+    fields: dict[str, Any],
+    unserved: Mapping[str, tuple[Any, ...]],
+    path: str,
+    *,
+    served: tuple[str, ...] = (),
+    instead: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
-    for field in (fields.keys() & unserved.keys()).difference(served):
-        if fields.pop(field) not in unserved[field]:
+    """Take out what asks for nothing. Raises ApiError for what asks for something that is not served.
+
+    unserved: the values of each field that ask for nothing. path: before the names. served: fields that are left alone.
+    instead: what to do about a field, where leaving it out is not all.
+    """
+    for field, neutral in unserved.items():
+        if field in fields and field not in served and fields.pop(field) not in neutral:
             param = path + field
-            remedy = INSTEAD.get(param, "Leave it out.")
+            remedy = instead.get(field, "Leave it out.")
             message = f"Unsupported parameter: '{param}' is not supported by this server. {remedy}"
             raise ApiError(400, "unsupported_parameter", message, param=param)
+
+
+def objects_in(value: Any) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Those of a list, each with its place. What is no list has none: its types will be refused."""
+    for index, entry in enumerate(value if isinstance(value, list) else ()):
+        if isinstance(entry, dict):
+            yield index, entry
 
 
 class JsonRequest(Request[Any, Any, Any]):

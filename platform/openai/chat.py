@@ -29,7 +29,7 @@ from loraplex.platform.openai.conversation import open_conversation
 from loraplex.platform.openai.generation_types import FinishReason, Heading, Usage
 from loraplex.platform.openai.logprobs import ChatLogprobs, ScoredToken, Wording, chat_logprobs
 from loraplex.platform.openai.response import Frames, respond
-from loraplex.platform.openai.sse import DONE, TextFrame, error_body, frame, framed
+from loraplex.platform.openai.sse import DONE, ChangingFrame, TextFrame, error_body, frame, framed
 from loraplex.platform.services import Services
 from loraplex.platform.tenants import Principal
 
@@ -51,7 +51,14 @@ async def create_chat_completion(
         services, request.auth, data, endpoint="chat", request_id=f"chatcmpl-{uuid.uuid4().hex}"
     )
     readings = [ChatReading(reader) for reader in conversation.readers]
-    shape = ChatShape(conversation.heading, data.include_usage, conversation.wording, data.choices, readings)
+    shape = ChatShape(
+        conversation.heading,
+        data.include_usage,
+        conversation.wording,
+        data.choices,
+        readings,
+        conversation.choices.usage_of if data.tells_usage_so_far else None,
+    )
     return await respond(
         request.receive, conversation.choices, shape, stream=bool(data.stream), model=conversation.model
     )
@@ -61,7 +68,8 @@ async def create_chat_completion(
 class ChatShape:
     """Answers as chat completions. `include_usage`: a stream tells its usage in a last chunk of its own.
 
-    `readings` find thoughts and tool calls in the text of each choice; none: it is all text.
+    `readings` find thoughts and tool calls in the text of each choice; none: it is all text. `usage_of`: what a choice
+    has used so far, where every chunk tells it.
     """
 
     heading: Heading
@@ -69,6 +77,7 @@ class ChatShape:
     wording: Wording
     num_choices: int
     readings: Sequence[ChatReading] = ()
+    usage_of: Callable[[int], Usage] | None = None
 
     def whole(self, choices: Sequence[tuple[Answer, str]], usage: Usage) -> ChatCompletion:
         return ChatCompletion(
@@ -83,7 +92,8 @@ class ChatShape:
 
     def frames(self, index: int) -> Frames:
         if not self.readings:
-            return TextFrame(lambda text: self._chunk(index, ChatDelta(content=text)))
+            of_text = TextFrame if self.usage_of is None else ChangingFrame
+            return of_text(lambda text: self._chunk(index, ChatDelta(content=text)))
         return _DeltaFrames(self.readings[index], partial(self._chunk, index))
 
     def scored(self, index: int, text: str, scores: Sequence[ScoredToken]) -> bytes:
@@ -124,7 +134,7 @@ class ChatShape:
         return ChatCompletionChunk(
             **msgspec.structs.asdict(self.heading),
             choices=[ChatChunkChoice(delta, finish_reason, index, logprobs=logprobs)],
-            usage=None if self.include_usage else msgspec.UNSET,
+            usage=self.usage_of(index) if self.usage_of else None if self.include_usage else msgspec.UNSET,
         )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from loraplex.adapters.profile import ServingProfile
 from loraplex.engine.messages import Grammar
-from loraplex.engine.templates import UP_TO_THE_ANSWER, Scalar, TemplateOptions
+from loraplex.engine.templates import Scalar, TemplateOptions
 from loraplex.engine.text import TextCodec
 from loraplex.platform.openai import tool_grammar
 from loraplex.platform.openai.answer_parts import Chain, PartReader
@@ -28,7 +28,8 @@ from loraplex.platform.openai.tool_types import FunctionTool, NamedToolChoice
 class ChatPlan:
     """messages, options: for the chat template. in_user: the messages again, for a template that has no system message.
 
-    form: of calls in the answer, None where there are none to read. grammar: what the answer must be.
+    form: of calls in the answer, None where there are none to read. must_call: the answer may be nothing else.
+    grammar: what the answer must be or, where the request asks for a form of answers and not for calls, its calls.
     """
 
     messages: list[dict[str, Any]]
@@ -37,6 +38,7 @@ class ChatPlan:
     form: ToolCallFormat | None
     tool_names: frozenset[str]
     max_calls: int | None
+    must_call: bool
     grammar: Grammar | None
     thinks: bool
 
@@ -57,30 +59,18 @@ class ChatPlan:
         return Chain(thoughts, calls) if calls else thoughts
 
 
-def plan_conversation(messages: Sequence[ChatMessage], profile: ServingProfile) -> ChatPlan:
-    """Of a conversation without tools, whose answer nobody reads."""
-    return ChatPlan(
-        messages=_messages(messages, profile),
-        options=UP_TO_THE_ANSWER,
-        in_user=None,
-        form=None,
-        tool_names=frozenset(),
-        max_calls=None,
-        grammar=None,
-        thinks=False,
-    )
-
-
 def plan_chat(
     request: ChatCompletionRequest,
     profile: ServingProfile,
     text: TextCodec,
     *,
+    base: TextCodec,
     tool_call_format: ToolCallFormatName,
     reasoning_format: ReasoningFormat,
 ) -> ChatPlan:
     """profile, text: of the version that is asked. The formats are those of the base's template, for versions that have
-    no other. Raises ApiError for a call that cannot be forced."""
+    no other. An answer in a form that the request asks for has no thoughts in it: it has that form from its beginning.
+    """
     messages = _messages(request.messages, profile)
     calling = _Calling.of(request)
     is_base = profile.chat_template in (None, text.chat_template)
@@ -92,15 +82,22 @@ def plan_chat(
     in_user = None
     if taught is None and (tools or _has_tool_messages(messages)):
         messages, in_user = written_out(messages, tools), written_out(messages, tools, in_system=False)
+    form = (LIST if calling.is_forced else taught or HERMES) if tools else None
+    grammar: Grammar | None
+    if form is not None and request.asks_for_a_form and not calling.is_forced:
+        grammar = tool_grammar.calls_alone(form, calling.tools, is_one=calling.is_one, token_id=base.token_id)
+    else:
+        grammar = calling.grammar(is_taught=taught is not None)
     return ChatPlan(
         messages=messages,
         options=_options(request, None if taught is None else tools),
         in_user=in_user,
-        form=(LIST if calling.is_forced else taught or HERMES) if tools else None,
+        form=form,
         tool_names=frozenset(tool.function.name for tool in calling.tools),
         max_calls=1 if calling.is_one else None,
-        grammar=calling.grammar(is_taught=taught is not None),
-        thinks=thinks and not calling.is_forced,
+        must_call=calling.is_forced,
+        grammar=grammar,
+        thinks=thinks and not calling.is_forced and not request.asks_for_a_form,
     )
 
 

@@ -9,6 +9,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from loraplex.adapters.profile import TokenCount
 from loraplex.platform.errors import ApiError
+from loraplex.platform.openai.body import drop_unserved, objects_in
 from loraplex.platform.openai.generation_types import (
     FinishReason,
     GenerationRequest,
@@ -27,6 +28,7 @@ from loraplex.platform.openai.tool_types import (
     Tools,
     check_tools,
 )
+from loraplex.platform.openai.unserved import UNSERVED_IN_MESSAGES
 
 # -- what is read --------------------------------------------------------------------------------------------------
 
@@ -48,6 +50,7 @@ TEMPLATE_VARIABLES = frozenset(
 """What requests may set of what chat templates look at; all else the server and the request's own fields decide."""
 
 TemplateValue = bool | int | float | Annotated[str, Meta(max_length=256)] | None
+TemplateVariables = Annotated[dict[str, TemplateValue], Meta(max_length=len(TEMPLATE_VARIABLES))]
 
 
 class TextPart(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="text"):
@@ -126,6 +129,12 @@ def _unknown(path: str, field: str, rule: str) -> ApiError:
     return ApiError(400, "invalid_value", f"Invalid value for '{path}.{field}': {rule}", param=f"{path}.{field}")
 
 
+def prepare_messages(document: dict[str, Any]) -> None:
+    """Leave out what says nothing in the messages of a body. Raises ApiError for what is not served."""
+    for index, message in objects_in(document.get("messages")):
+        drop_unserved(message, UNSERVED_IN_MESSAGES, f"messages[{index}].")
+
+
 class ChatCompletionRequest(GenerationRequest, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`chat_template_kwargs`: see TEMPLATE_VARIABLES. `continue_final_message`: the answer goes on where the last
     message, which is the assistant's, ends."""
@@ -137,9 +146,14 @@ class ChatCompletionRequest(GenerationRequest, frozen=True, kw_only=True, forbid
     tools: Tools | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
-    chat_template_kwargs: Annotated[dict[str, TemplateValue], Meta(max_length=len(TEMPLATE_VARIABLES))] | None = None
+    chat_template_kwargs: TemplateVariables | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
+
+    @classmethod
+    def prepare(cls, document: dict[str, Any]) -> None:
+        super().prepare(document)
+        prepare_messages(document)
 
     def __post_init__(self) -> None:
         super().__post_init__()

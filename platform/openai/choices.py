@@ -13,6 +13,7 @@ import msgspec
 
 from loraplex.engine.messages import Generate, SamplingParams
 from loraplex.platform.errors import ApiError
+from loraplex.platform.limits.admission import Admission
 from loraplex.platform.openai.answer import Answer, news_of_any
 from loraplex.platform.openai.generation_types import PromptTokensDetails, Usage
 
@@ -61,9 +62,16 @@ class Choices:
     """
 
     def __init__(
-        self, asked: Sequence[Generate], start: Callable[[Generate], Answer], *, per_prompt: int, kept: int
+        self,
+        asked: Sequence[Generate],
+        start: Callable[[Generate], Answer],
+        *,
+        per_prompt: int,
+        kept: int,
+        admission: Admission,
     ) -> None:
-        """start: has the engine run one. Raises what it raises, and then none runs."""
+        """start: has the engine run one. Raises what it raises, and then none runs. admission: settled with them."""
+        self.admission = admission
         self._answers: list[Answer] = []
         self._per_prompt = per_prompt
         self._kept = kept
@@ -88,6 +96,7 @@ class Choices:
             for answer in await _with_news(waiting):
                 await answer.begin()
                 waiting.remove(answer)
+        self.admission.begin()
 
     async def news(self) -> list[tuple[int, Answer, str]]:
         """Of each that got tokens, what text they make certain: those that got them at the same time together.
@@ -97,11 +106,13 @@ class Choices:
         if len(self.running) == 1:
             ((index, answer),) = self.running
             text = await answer.next_text()  # which itself waits, at less cost
+            self.admission.begin()
             if answer.finish_reason is not None:
                 self.running = []
             return [(index, answer, text)]
         await news_of_any([answer for _, answer in self.running])
         news = [(index, answer, await answer.next_text()) for index, answer in self.running if answer.has_news]
+        self.admission.begin()
         self.running = [(index, answer) for index, answer in self.running if answer.finish_reason is None]
         return news
 
@@ -127,12 +138,19 @@ class Choices:
         cached = sum(usage.prompt_tokens_details.cached_tokens for usage in firsts)
         return Usage(prompt, completion, prompt + completion, PromptTokensDetails(cached))
 
+    def usage_of(self, index: int) -> Usage:
+        """Of one of them, so far."""
+        return self._answers[index].usage
+
     def close(self) -> None:
-        """Abort what still runs, and count all. May be called again."""
+        """Abort what still runs, and count all: what failed without an answer has used nothing. May be called again."""
         has_failed = any(answer.has_failed for answer in self._answers)
         for answer in reversed(self._answers):  # the first last: what waits for its prompt must not go on to compute it
             answer.has_failed |= has_failed
             answer.close()
+        if self.admission.is_held:
+            usage = self.usage
+            self.admission.settle(0 if has_failed and not usage.completion_tokens else usage.total_tokens)
 
 
 async def _with_news(answers: Sequence[Answer]) -> list[Answer]:

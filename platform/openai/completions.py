@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -21,11 +21,11 @@ from loraplex.platform.errors import ApiError
 from loraplex.platform.openai.answer import Answer
 from loraplex.platform.openai.choices import Choices, check_count, sequences_of
 from loraplex.platform.openai.completion_types import Completion, CompletionRequest, TextChoice
-from loraplex.platform.openai.generation import choose_model, heading, prepare, reading, wording
+from loraplex.platform.openai.generation import choose_model, demand_of, heading, prepare, reading, wording
 from loraplex.platform.openai.generation_types import FinishReason, Heading, Reading, Usage
 from loraplex.platform.openai.logprobs import ScoredToken, TextLogprobs, Wording, text_logprobs
-from loraplex.platform.openai.response import respond
-from loraplex.platform.openai.sse import DONE, TextFrame, error_body, frame, framed
+from loraplex.platform.openai.response import Frames, respond
+from loraplex.platform.openai.sse import DONE, ChangingFrame, TextFrame, error_body, frame, framed
 from loraplex.platform.openai.structured_output import grammar_of
 from loraplex.platform.prompts import tokenise
 from loraplex.platform.services import Services
@@ -88,9 +88,15 @@ async def create_completion(
         ),
         per_prompt=per_prompt,
         kept=data.choices,
+        admission=await services.limiter.admit(principal, model, demand_of(asked, per_prompt, is_open=False)),
     )
     shape = CompletionShape(
-        heading(asked[0], model, ready), data.include_usage, wording(data, text), echoes, data.choices
+        heading(asked[0], model, ready),
+        data.include_usage,
+        wording(data, text),
+        echoes,
+        data.choices,
+        choices.usage_of if data.tells_usage_so_far else None,
     )
     return await respond(request.receive, choices, shape, stream=bool(data.stream), model=model)
 
@@ -125,7 +131,8 @@ async def _echoing(read: Reading, text: TextCodec, prompt: str | list[int]) -> R
 class CompletionShape:
     """Answers as text completions. `include_usage`: a stream tells its usage in a last chunk of its own.
 
-    echoes: of each prompt, what its choices begin with.
+    echoes: of each prompt, what its choices begin with. usage_of: what a choice has used so far, where every chunk
+    tells it.
     """
 
     heading: Heading
@@ -133,6 +140,7 @@ class CompletionShape:
     wording: Wording
     echoes: Sequence[str]
     per_prompt: int
+    usage_of: Callable[[int], Usage] | None = None
 
     def whole(self, choices: Sequence[tuple[Answer, str]], usage: Usage) -> Completion:
         worded = [self._choice(index, *choice) for index, choice in enumerate(choices)]
@@ -142,8 +150,9 @@ class CompletionShape:
         indices = range(len(self.echoes) * self.per_prompt)
         return framed(self._chunk(index, self._echo(index)) for index in indices if self._echo(index))
 
-    def frames(self, index: int) -> TextFrame:
-        return TextFrame(partial(self._chunk, index))
+    def frames(self, index: int) -> Frames:
+        of_text = TextFrame if self.usage_of is None else ChangingFrame
+        return of_text(partial(self._chunk, index))
 
     def scored(self, index: int, text: str, scores: Sequence[ScoredToken]) -> bytes:
         return frame(self._chunk(index, text, logprobs=text_logprobs(scores, self.wording.text)))
@@ -176,5 +185,5 @@ class CompletionShape:
         return Completion(
             **msgspec.structs.asdict(self.heading),
             choices=[TextChoice(text, finish_reason, index, logprobs=logprobs)],
-            usage=None if self.include_usage else msgspec.UNSET,
+            usage=self.usage_of(index) if self.usage_of else None if self.include_usage else msgspec.UNSET,
         )

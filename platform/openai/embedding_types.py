@@ -12,7 +12,7 @@ from msgspec import Meta
 
 from loraplex.adapters.profile import TokenId
 from loraplex.platform.errors import ApiError
-from loraplex.platform.openai.generation_types import ModelRef, Text
+from loraplex.platform.openai.generation_types import ModelRef, Text, TruncatedTo, check_truncation
 
 # -- what is read --------------------------------------------------------------------------------------------------
 
@@ -24,13 +24,18 @@ Input = Text | Annotated[list[Text | TokenId | Tokens], Meta(min_length=1, max_l
 
 
 class EmbeddingRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """None is the same as leaving the field out. `dimensions`: what the model has, if anything."""
+    """None is the same as leaving the field out. `dimensions`: what the model has, if anything.
+    `truncate_prompt_tokens` is vLLM's, for each input."""
 
     model: ModelRef
     input: Input
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Annotated[int, Meta(ge=1)] | None = None
+    truncate_prompt_tokens: TruncatedTo | None = None
     user: Annotated[str, Meta(max_length=512)] | None = None
+
+    def __post_init__(self) -> None:
+        check_truncation(self.truncate_prompt_tokens)
 
     def prompts(self) -> list[str | list[int]]:
         """Texts or token ids. Raises ApiError for a list that mixes kinds, and for more than MAX_INPUTS."""

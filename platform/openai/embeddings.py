@@ -13,13 +13,12 @@ import time
 import uuid
 from array import array
 from collections import deque
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from itertools import islice
 from typing import Any, cast
 
 import msgspec
-from anyio import to_thread
 from litestar import Request, Response, post
 from litestar.di import NamedDependency
 from litestar.params import JSONBody
@@ -29,10 +28,13 @@ from loraplex.engine.messages import Embed
 from loraplex.engine.text import TextCodec
 from loraplex.platform.catalog import ResolvedModel
 from loraplex.platform.errors import ApiError
+from loraplex.platform.limits.account import Demand
 from loraplex.platform.openai.connection import while_connected
 from loraplex.platform.openai.embedding_types import Embedding, EmbeddingList, EmbeddingRequest, EmbeddingUsage
+from loraplex.platform.openai.generation import truncated
 from loraplex.platform.openai.invocation import uses_of
-from loraplex.platform.prompts import INLINE_TOKENISE_CHARS
+from loraplex.platform.openai.model_bounds import ModelBounds
+from loraplex.platform.prompts import tokenise
 from loraplex.platform.services import Services
 from loraplex.platform.tenants import Principal
 
@@ -54,19 +56,44 @@ async def create_embeddings(
     These are the hidden states of a model that generates text, which was not trained for embeddings. `dimensions` may
     only be the model's own number.
     """
-    answer = await while_connected(request.receive, embed(services, request.auth, data))
+    answer, headers = await while_connected(request.receive, embed(services, request.auth, data))
     is_base = answer.model == services.base_model_name
-    return Response(answer, headers={} if is_base else {"x-adapter-version": answer.model})
+    return Response(answer, headers={**headers} if is_base else {**headers, "x-adapter-version": answer.model})
 
 
-async def embed(services: Services, principal: Principal, request: EmbeddingRequest) -> EmbeddingList:
-    """The answer to a request. Raises ApiError for one that cannot run; GenerationFailed, EngineUnavailable."""
+async def embed(
+    services: Services, principal: Principal, request: EmbeddingRequest
+) -> tuple[EmbeddingList, Mapping[str, str]]:
+    """The answer to a request, and headers that tell what is left of limits. Raises ApiError for one that cannot run;
+    GenerationFailed, EngineUnavailable."""
     given = request.prompts()
     model = await services.catalog.resolve(principal, request.model, request.user)
     _check_dimensions(request.dimensions, services.engine.ready.hidden_size)
-    prompts = await _tokens(services, model, given)
+    prompts = await _tokens(services, model, given, request.truncate_prompt_tokens)
+    tokens = sum(map(len, prompts))
+    admission = await services.limiter.admit(principal, model, Demand(tokens, tokens))
+    used = tokens
+    try:
+        embeddings = await _embeddings(services, request, principal, model, prompts)
+    except (GenerationFailed, EngineUnavailable):
+        used = 0
+        raise
+    finally:
+        admission.settle(used)
+    answer = EmbeddingList(data=embeddings, model=model.name, usage=EmbeddingUsage(tokens, tokens))
+    return answer, admission.headers
+
+
+async def _embeddings(
+    services: Services, request: EmbeddingRequest, principal: Principal, model: ResolvedModel, prompts: list[list[int]]
+) -> list[Embedding]:
     asked = [
-        Embed(request_id=f"embd-{uuid.uuid4().hex}", prompt=prompt, adapters=uses_of(model.adapters, prompt))
+        Embed(
+            request_id=f"embd-{uuid.uuid4().hex}",
+            prompt=prompt,
+            adapters=uses_of(model.adapters, prompt),
+            priority=principal.priority,
+        )
         for prompt in prompts
     ]
     encode = _base64 if request.encoding_format == "base64" else _floats
@@ -76,8 +103,7 @@ async def embed(services: Services, principal: Principal, request: EmbeddingRequ
             embedding = Embedding(index=len(embeddings), embedding=encode(vector))
             # Written at once, since writing millions of numbers in the end would hold up the event loop.
             embeddings.append(cast("Embedding", msgspec.Raw(msgspec.json.encode(embedding))))
-    tokens = sum(map(len, prompts))
-    return EmbeddingList(data=embeddings, model=model.name, usage=EmbeddingUsage(tokens, tokens))
+    return embeddings
 
 
 def _check_dimensions(asked: int | None, hidden_size: int) -> None:
@@ -89,15 +115,16 @@ def _check_dimensions(asked: int | None, hidden_size: int) -> None:
         raise ApiError(400, "unsupported_value", message, param="dimensions")
 
 
-async def _tokens(services: Services, model: ResolvedModel, given: Sequence[str | list[int]]) -> list[list[int]]:
-    """Token ids of every input. Raises ApiError for one that cannot run, and for too many in all."""
-    ready = services.engine.ready
+async def _tokens(
+    services: Services, model: ResolvedModel, given: Sequence[str | list[int]], most: int | None
+) -> list[list[int]]:
+    """Token ids of every input, or the last `most` of them. Raises ApiError for one that cannot run, and for too many
+    in all."""
     profile, text = await services.profile_cache.of(model.version), await services.codecs.of(model.version)
-    limit = min(ready.max_model_len, profile.context_limit or ready.max_model_len)
-    vocab_size = ready.vocab_size if model.version is None else model.version.vocab_size or ready.vocab_size
-    prompts = await _encode(text, given)
+    bounds = ModelBounds.of(services.engine.ready, model.version, profile)
+    prompts = [truncated(prompt, most, bounds.max_tokens) for prompt in await _encode(text, given)]
     for index, prompt in enumerate(prompts):
-        _check(prompt, "input" if len(given) == 1 else f"input[{index}]", limit, vocab_size)
+        _check(prompt, "input" if len(given) == 1 else f"input[{index}]", bounds)
     if sum(map(len, prompts)) > MAX_TOKENS:
         message = f"'input' has more than {MAX_TOKENS} tokens in all. Send several requests."
         raise ApiError(400, "invalid_value", message, param="input")
@@ -105,23 +132,16 @@ async def _tokens(services: Services, model: ResolvedModel, given: Sequence[str 
 
 
 async def _encode(text: TextCodec, given: Sequence[str | list[int]]) -> list[list[int]]:
-    def encode() -> list[list[int]]:
-        return [item if isinstance(item, list) else text.encode(item) for item in given]
-
     chars = sum(len(item) for item in given if isinstance(item, str))
-    return encode() if chars <= INLINE_TOKENISE_CHARS else await to_thread.run_sync(encode)
+    return await tokenise(lambda: [item if isinstance(item, list) else text.encode(item) for item in given], chars)
 
 
-def _check(prompt: list[int], field: str, limit: int, vocab_size: int) -> None:
-    if not prompt:
-        raise ApiError(400, "invalid_value", f"'{field}' has no tokens; send some text.", param=field)
-    if max(prompt) >= vocab_size:
-        message = f"'{field}' has a token id outside of the vocabulary of {vocab_size}."
-        raise ApiError(400, "invalid_value", message, param=field)
-    if len(prompt) > limit:
+def _check(prompt: list[int], field: str, bounds: ModelBounds) -> None:
+    bounds.check_prompt(prompt, field)
+    if len(prompt) > bounds.max_tokens:
         message = (
-            f"This model's maximum context length is {limit} tokens. However, '{field}' has {len(prompt)} tokens. "
-            "Send less."
+            f"This model's maximum context length is {bounds.max_tokens} tokens. However, '{field}' has {len(prompt)} "
+            "tokens. Send less."
         )
         raise ApiError(400, "context_length_exceeded", message, param=field)
 

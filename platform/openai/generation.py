@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import time
+from collections.abc import Sequence
 
 from loraplex.adapters.names import WeightedName
 from loraplex.adapters.profile import ServingProfile
@@ -15,11 +16,17 @@ from loraplex.engine.messages import Generate, Grammar, Ready
 from loraplex.engine.text import TextCodec
 from loraplex.platform.catalog import Catalog, ResolvedModel
 from loraplex.platform.errors import ApiError
+from loraplex.platform.limits.account import Demand
 from loraplex.platform.openai.generation_types import GenerationRequest, Heading, Reading
 from loraplex.platform.openai.invocation import uses_of
 from loraplex.platform.openai.logprobs import Wording
+from loraplex.platform.openai.model_bounds import ModelBounds
 from loraplex.platform.openai.sampling import sampling_params
 from loraplex.platform.tenants import Principal
+
+OPEN_TOKENS = 256
+"""What is taken from limits beforehand for an answer that may be as long as fits; what it uses beyond them is charged
+when it ends."""
 
 ADAPTER_FIELDS = ("adapters", "adapter_id", "lora_path")
 """Fields beside `model` that name adapters."""
@@ -69,14 +76,10 @@ def prepare(
 
     profile, text: of the model. grammar: one that was checked. Raises ApiError for a prompt that cannot run.
     """
-    if not prompt:
-        raise ApiError(400, "invalid_value", f"'{prompt_field}' has no tokens; send some text.", param=prompt_field)
-    vocab_size = ready.vocab_size if model.version is None else model.version.vocab_size or ready.vocab_size
-    if max(prompt) >= vocab_size:
-        message = f"'{prompt_field}' has a token id outside of the vocabulary of {vocab_size}."
-        raise ApiError(400, "invalid_value", message, param=prompt_field)
-    limit = min(ready.max_model_len, profile.context_limit or ready.max_model_len)
-    prompt = _truncated(prompt, request.truncate_prompt_tokens, limit - (max_tokens or 1))
+    bounds = ModelBounds.of(ready, model.version, profile)
+    bounds.check_prompt(prompt, prompt_field)
+    limit = bounds.max_tokens
+    prompt = truncated(prompt, request.truncate_prompt_tokens, limit - (max_tokens or 1))
     room = limit - len(prompt)
     if room < 1 or (max_tokens is not None and max_tokens > room):
         asked = "" if max_tokens is None else f" and {max_tokens} in the completion"
@@ -89,16 +92,24 @@ def prepare(
     return Generate(
         request_id=request_id,
         prompt=prompt,
-        sampling=sampling_params(request, profile, text, most, vocab_size, ready),
+        sampling=sampling_params(request, profile, text, most, bounds, ready),
         adapters=uses_of(model.adapters, prompt),
         salt=_salt(principal, request.cache_salt),
         grammar=grammar,
-        priority=request.priority or 0,
+        priority=max(request.priority or 0, principal.priority),
         timeout_seconds=request.timeout,
     )
 
 
-def _truncated(prompt: list[int], most: int | None, room: int) -> list[int]:
+def demand_of(prompts: Sequence[Generate], per_prompt: int, *, is_open: bool) -> Demand:
+    """What a request takes from limits until it ends: its prompts once, and for each choice as many tokens as it may
+    have. is_open: nobody has said how many that are, so it is what fits."""
+    prompt_tokens = sum(len(asked.prompt) for asked in prompts)
+    most = [min(asked.sampling.max_tokens, OPEN_TOKENS) if is_open else asked.sampling.max_tokens for asked in prompts]
+    return Demand(prompt_tokens + per_prompt * sum(most), prompt_tokens)
+
+
+def truncated(prompt: list[int], most: int | None, room: int) -> list[int]:
     """The last `most` tokens, with -1 as many as there is room for."""
     if most is None:
         return prompt

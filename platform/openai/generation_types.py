@@ -6,7 +6,7 @@ Knows OpenAI's field names and defaults. Knows no model, tenant or engine.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -15,7 +15,9 @@ from loraplex.adapters.names import MAX_WEIGHT
 from loraplex.adapters.profile import MinP, StopString, Temperature, TokenCount, TokenId, TopK, TopP
 from loraplex.engine.messages import MAX_ADAPTERS
 from loraplex.platform.errors import ApiError
-from loraplex.platform.openai.structured_output import ResponseFormat, StructuredOutputs
+from loraplex.platform.openai.body import PreparedBody, drop_unserved
+from loraplex.platform.openai.structured_output import ResponseFormat, StructuredOutputs, TextFormat
+from loraplex.platform.openai.unserved import INSTEAD, UNSERVED
 
 # -- what is read --------------------------------------------------------------------------------------------------
 
@@ -30,19 +32,29 @@ Penalty = Annotated[float, Meta(ge=-2, le=2)]
 BadWord = Annotated[str, Meta(min_length=1, max_length=256)]
 LogprobCount = Annotated[int, Meta(ge=0, le=20)]
 """How many of the most likely tokens are told; 0: the chosen one alone."""
+MAX_PRIORITY = 1000
 MAX_BIASES = 4096
 MAX_ALLOWED_TOKENS = 1 << 18
 ChoiceCount = Annotated[int, Meta(ge=1, le=1 << 20)]  # how many there may be is a setting
+TruncatedTo = Annotated[int, Meta(ge=-1, le=1 << 24)]
+"""The prompt's last so many tokens are taken; -1: as many as fit. 0 is refused by `check_truncation`."""
 Seed = Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
 
 
 class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`include_obfuscation` is a permission to pad, not a demand; nothing is padded. `continuous_usage_stats` is vLLM's
-    wish for usage in every chunk, which load generators send with `include_usage`: the last chunk tells it, for all."""
+    """`include_obfuscation` is a permission to pad, not a demand; nothing is padded. `continuous_usage_stats` is
+    vLLM's: with `include_usage`, each chunk tells what its choice has used so far."""
 
     include_usage: bool = False
     include_obfuscation: bool = False
     continuous_usage_stats: bool = False
+
+
+def check_truncation(most: int | None) -> None:
+    """Raises ApiError for a prompt of which nothing would be left."""
+    if most == 0:
+        message = "'truncate_prompt_tokens' leaves nothing of the prompt: send 1 or more, or -1 for what fits."
+        raise ApiError(400, "invalid_value", message, param="truncate_prompt_tokens")
 
 
 class WeightedAdapter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -52,8 +64,9 @@ class WeightedAdapter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     weight: Annotated[float, Meta(ge=-MAX_WEIGHT, le=MAX_WEIGHT)] = 1.0
 
 
-class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What chat and completions have in common. None is the same as leaving the field out, as in OpenAI's clients."""
+class GenerationFields(PreparedBody, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What all of OpenAI's endpoints have in common that generate text: which model, and how it is sampled. None is the
+    same as leaving the field out, as in OpenAI's clients."""
 
     model: ModelRef
     adapter_id: ModelRef | None = None
@@ -62,7 +75,6 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     """SGLang's field for the same."""
     adapters: Annotated[list[WeightedAdapter], Meta(min_length=1, max_length=MAX_ADAPTERS)] | None = None
     """Several adapters, where `model` is the base; as text it is `model: "a*0.7+b*0.3"`."""
-    max_tokens: TokenCount | None = None
     temperature: Temperature | None = None
     top_p: TopP | None = None
     top_k: TopK | None = None
@@ -78,22 +90,31 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     logit_bias: Annotated[dict[TokenId, float], Meta(max_length=MAX_BIASES)] | None = None
     allowed_token_ids: Annotated[list[TokenId], Meta(min_length=1, max_length=MAX_ALLOWED_TOKENS)] | None = None
     bad_words: Annotated[list[BadWord], Meta(max_length=128)] | None = None
-    prompt_logprobs: LogprobCount | None = None
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = None
-    truncate_prompt_tokens: Annotated[int, Meta(ge=-1, le=1 << 24)] | None = None
-    """The prompt's last so many tokens are taken; -1: as many as fit."""
-    priority: Annotated[int, Meta(ge=0, le=1000)] | None = None
+    priority: Annotated[int, Meta(ge=0, le=MAX_PRIORITY)] | None = None
     """Of what waits, the lowest is first. A client may stand back behind others, and not push before them."""
     timeout: Annotated[float, Meta(gt=0, le=86400)] | None = None
     """Seconds after which the request has failed, if it is not done."""
-    response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
-    n: ChoiceCount | None = None
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
     user: Annotated[str, Meta(max_length=512)] | None = None
     cache_salt: Label | None = None
+
+
+class GenerationRequest(GenerationFields, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What chat and completions have in common."""
+
+    max_tokens: TokenCount | None = None
+    prompt_logprobs: LogprobCount | None = None
+    truncate_prompt_tokens: TruncatedTo | None = None
+    response_format: ResponseFormat | None = None
+    n: ChoiceCount | None = None
+    stream_options: StreamOptions | None = None
+
+    @classmethod
+    def prepare(cls, document: dict[str, Any]) -> None:
+        drop_unserved(document, UNSERVED, "", served=cls.__struct_fields__, instead=INSTEAD)
 
     def __post_init__(self) -> None:
         if self.stream_options is not None and not self.stream:
@@ -103,9 +124,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
         if self.stream and self.prompt_logprobs is not None:
             message = "'prompt_logprobs' are told with the whole answer: leave out 'stream'."
             raise ApiError(400, "invalid_value", message, param="prompt_logprobs")
-        if self.truncate_prompt_tokens == 0:
-            message = "'truncate_prompt_tokens' leaves nothing of the prompt: send 1 or more, or -1 for what fits."
-            raise ApiError(400, "invalid_value", message, param="truncate_prompt_tokens")
+        check_truncation(self.truncate_prompt_tokens)
 
     @property
     def scored_tokens(self) -> int | None:
@@ -119,6 +138,11 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
         return self.prompt_logprobs
 
     @property
+    def asks_for_a_form(self) -> bool:
+        """Whether a grammar comes of it."""
+        return self.structured_outputs is not None or not isinstance(self.response_format, TextFormat | None)
+
+    @property
     def choices(self) -> int:
         return self.n or 1
 
@@ -129,6 +153,10 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     @property
     def include_usage(self) -> bool:
         return self.stream_options is not None and self.stream_options.include_usage
+
+    @property
+    def tells_usage_so_far(self) -> bool:
+        return self.stream_options is not None and self.include_usage and self.stream_options.continuous_usage_stats
 
 
 @dataclass(frozen=True, slots=True)

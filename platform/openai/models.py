@@ -18,6 +18,9 @@ from loraplex.platform.errors import ApiError
 from loraplex.platform.services import Services
 from loraplex.platform.tenants import Principal
 
+MIN_READ, MAX_READS = 100, 10
+"""Adapters that are read at a time, and how often, for one page of models: not every adapter is one."""
+
 
 class Model(msgspec.Struct, frozen=True, kw_only=True):
     """`root`: what the name stands for now, `acme/support-bot@7`. Where versions share its traffic, it is the one with
@@ -38,7 +41,7 @@ class DeletedModel(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ModelList(msgspec.Struct, frozen=True, kw_only=True):
-    """`has_more`: ask again with `after` = the last id."""
+    """`has_more`: there may be; ask again with `after` = the last id."""
 
     object: Literal["list"] = "list"
     data: list[Model]
@@ -57,9 +60,16 @@ async def list_models(
     base = [] if after else [_base(services)]
     if principal.tenant_id is None:
         return ModelList(data=base, has_more=False)
-    adapters = await services.registry.list_adapters(principal.tenant_id, limit, after)
-    models = [model for adapter in adapters if (model := _listed(adapter))]
-    return ModelList(data=base + models, has_more=len(adapters) == limit)
+    models: list[Model] = []
+    rows, may_be_more = max(limit, MIN_READ), True
+    for _ in range(MAX_READS):
+        adapters = await services.registry.list_adapters(principal.tenant_id, rows, after)
+        models += [model for adapter in adapters if (model := _listed(adapter))]
+        may_be_more = len(adapters) == rows
+        if len(models) >= limit or not may_be_more:
+            break
+        after = f"{adapters[-1].tenant}/{adapters[-1].name}"
+    return ModelList(data=base + models[:limit], has_more=may_be_more or len(models) > limit)
 
 
 @get("/models/{model:path}", opt={"scope": "inference"}, tags=["openai"])

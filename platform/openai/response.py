@@ -6,7 +6,7 @@ Knows when what is written. The endpoint words it.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -59,15 +59,28 @@ class Shape(Protocol):
         """The end of a stream that breaks off."""
 
 
+Settle = Callable[[Usage], Awaitable[None]]
+
+
 async def respond(
-    receive: Receive, choices: Choices, shape: Shape, *, stream: bool, model: ResolvedModel
+    receive: Receive,
+    choices: Choices,
+    shape: Shape,
+    *,
+    stream: bool,
+    model: ResolvedModel,
+    settle: Settle | None = None,
 ) -> Response[Any]:
-    """Wait for the whole answer or, of a stream, for the first token: what fails until then has its own HTTP status."""
+    """Wait for the whole answer or, of a stream, for the first token: what fails until then has its own HTTP status.
+
+    settle: awaited once all is said, before the client hears that it is; what it raises is told instead. It is not
+    called for a client that has gone.
+    """
     try:
         if stream:
             await while_connected(receive, choices.begin())
-            produce = partial(_stream, choices, shape)
-            return EventStream(produce, on_close=choices.close, headers=_headers(choices.first, model))
+            produce = partial(_stream, choices, shape, settle)
+            return EventStream(produce, on_close=choices.close, headers=_headers(choices, model))
         texts = await while_connected(receive, choices.texts())
     except BaseException:
         choices.close()
@@ -77,10 +90,12 @@ async def respond(
         whole = await to_thread.run_sync(shape.whole, texts, choices.usage)
     else:
         whole = shape.whole(texts, choices.usage)
-    return Response(whole, headers=_headers(choices.first, model))
+    if settle is not None:
+        await settle(choices.usage)
+    return Response(whole, headers=_headers(choices, model))
 
 
-async def _stream(choices: Choices, shape: Shape, write: Write) -> None:
+async def _stream(choices: Choices, shape: Shape, settle: Settle | None, write: Write) -> None:
     """Write chunks as their text becomes certain, those that are due at the same time together: a write costs most."""
     frames = [shape.frames(index) for index, _ in choices.running]
     due = shape.opening()
@@ -96,18 +111,23 @@ async def _stream(choices: Choices, shape: Shape, write: Write) -> None:
             if due and choices.running:
                 await write(due, more=True)
                 due = b""
+        if settle is not None:
+            await write(due, more=True)
+            due = b""
+            await settle(choices.usage)
         due += shape.closing(choices.usage)
     except Exception as error:
         due += shape.failure(error)
     await write(due, more=False)
 
 
-def _headers(first: Answer, model: ResolvedModel) -> dict[str, str]:
-    """Which version answers; if it acts on the first prompt, whether it was on the device when the request came to the
-    engine, and in milliseconds how long the first choice waited for it, and for the rest until its first step."""
+def _headers(choices: Choices, model: ResolvedModel) -> dict[str, str]:
+    """What is left of limits. Which version answers; if it acts on the first prompt, whether it was on the device when
+    the request came to the engine, and in milliseconds how long the first choice waited for it, and for the rest until
+    its first step."""
     if not model.adapters:
-        return {}
-    headers = {"x-adapter-version": model.name}
+        return {**choices.admission.headers}
+    first, headers = choices.first, {**choices.admission.headers, "x-adapter-version": model.name}
     if (started := first.started) is not None and first.has_adapter:
         headers["x-loraplex-adapter-state"] = "cold" if started.loads else "warm"
         headers["x-loraplex-load-ms"] = str(math.ceil(started.load_seconds * 1000))

@@ -11,6 +11,7 @@ from loraplex.platform.openai.completions import create_completion
 from loraplex.platform.openai.embeddings import create_embeddings
 from loraplex.platform.openai.files import FILE_ROUTES
 from loraplex.platform.openai.models import delete_model, get_model, list_models
+from loraplex.platform.openai.responses.handlers import RESPONSE_ROUTES
 from loraplex.platform.openai.tokenize import detokenize, tokenize
 
 OPENAI_ROUTES: list[ControllerRouterHandler] = [
@@ -25,6 +26,7 @@ OPENAI_ROUTES: list[ControllerRouterHandler] = [
             delete_model,
             *FILE_ROUTES,
             *BATCH_ROUTES,
+            *RESPONSE_ROUTES,
         ],
     ),
     tokenize,

@@ -5,7 +5,6 @@ Knows fields, a codec and the vocabulary. Knows no engine.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TypeVar
 
 from loraplex.adapters.profile import ServingProfile
@@ -13,6 +12,7 @@ from loraplex.engine.messages import LogitRules, Ready, SamplingParams
 from loraplex.engine.text import TextCodec
 from loraplex.platform.errors import ApiError
 from loraplex.platform.openai.generation_types import GenerationRequest
+from loraplex.platform.openai.model_bounds import ModelBounds
 
 MAX_BIAS = 100.0
 
@@ -24,13 +24,13 @@ def sampling_params(
     profile: ServingProfile,
     text: TextCodec,
     max_tokens: int,
-    vocab_size: int,
+    bounds: ModelBounds,
     ready: Ready,
 ) -> SamplingParams:
-    """profile, text, vocab_size: of the model that is asked. Raises ApiError for what cannot be done with it."""
+    """profile, text, bounds: of the model that is asked. Raises ApiError for what cannot be done with it."""
     ends = () if request.ignore_eos or text.end is None else (text.end,)
     stops = tuple(dict.fromkeys((*(request.stop_token_ids or ()), *profile.stop_token_ids, *ends)))
-    rules = _rules(request, text, max_tokens, vocab_size)
+    rules = _rules(request, text, max_tokens, bounds)
     if rules is not None:
         _check_choice(rules, {*stops, *(() if request.ignore_eos else ready.eos_token_ids)})
     return SamplingParams(
@@ -49,11 +49,11 @@ def sampling_params(
     )
 
 
-def _rules(request: GenerationRequest, text: TextCodec, max_tokens: int, vocab_size: int) -> LogitRules | None:
+def _rules(request: GenerationRequest, text: TextCodec, max_tokens: int, bounds: ModelBounds) -> LogitRules | None:
     """None where nothing is asked for."""
     bias, allowed = request.logit_bias or {}, request.allowed_token_ids
-    _check_tokens(bias, vocab_size, "logit_bias")
-    _check_tokens(allowed or (), vocab_size, "allowed_token_ids")
+    bounds.check_ids(bias, "logit_bias")
+    bounds.check_ids(allowed or (), "allowed_token_ids")
     if (request.min_tokens or 0) > max_tokens:
         message = f"'min_tokens' is {request.min_tokens}, more than the {max_tokens} tokens that are generated at most."
         raise ApiError(400, "invalid_value", message, param="min_tokens")
@@ -71,12 +71,6 @@ def _rules(request: GenerationRequest, text: TextCodec, max_tokens: int, vocab_s
         min_tokens=request.min_tokens or 0,
     )
     return None if rules == LogitRules() else rules
-
-
-def _check_tokens(tokens: Iterable[int], vocab_size: int, field: str) -> None:
-    if (unknown := next((token for token in tokens if token >= vocab_size), None)) is not None:
-        message = f"'{field}' has the token id {unknown}, outside of the vocabulary of {vocab_size}."
-        raise ApiError(400, "invalid_value", message, param=field)
 
 
 def _check_choice(rules: LogitRules, ends: set[int]) -> None:

@@ -18,7 +18,7 @@ from litestar import Request, Response
 from litestar.response.base import ASGIResponse
 from litestar.types import Receive, Scope, Send
 
-from loraplex.platform.errors import to_api_error
+from loraplex.platform.errors import ApiError, to_api_error
 from loraplex.platform.openai.connection import ClientGone, while_connected
 
 DONE = b"data: [DONE]\n\n"
@@ -46,16 +46,24 @@ def frame(payload: Any) -> bytes:
     return b"data: " + _json(payload) + b"\n\n"
 
 
+def event_frame(name: str, payload: Any) -> bytes:
+    return b"event: " + name.encode() + b"\n" + frame(payload)
+
+
 def framed(payloads: Iterable[Any]) -> bytes:
     return b"".join(map(frame, payloads))
 
 
-def error_body(error: Exception) -> dict[str, Any]:
+def stream_error(error: Exception) -> ApiError:
     """What a stream says in place of the status, which is long sent."""
     api_error = to_api_error(error)
     if api_error.status == 500:
         logger.error("stream_failed", exc_info=error)
-    return api_error.body()
+    return api_error
+
+
+def error_body(error: Exception) -> dict[str, Any]:
+    return stream_error(error).body()
 
 
 class TextFrame:
@@ -66,6 +74,16 @@ class TextFrame:
 
     def of(self, text: str) -> bytes:
         return self._before + _json(text) + self._after
+
+
+class ChangingFrame:
+    """Frames that differ in more than one text."""
+
+    def __init__(self, payload_of: Callable[[str], msgspec.Struct]) -> None:
+        self._payload_of = payload_of
+
+    def of(self, text: str) -> bytes:
+        return frame(self._payload_of(text))
 
 
 class Write(Protocol):

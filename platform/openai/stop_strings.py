@@ -6,12 +6,12 @@ from __future__ import annotations
 class StopStrings:
     """Passes text on as soon as it can no longer be the beginning of a stop string.
 
-    `found` becomes True at a match; the text before it has been passed on and nothing after it ever is. The stop string
-    itself is passed on if `included`.
+    `found` is the stop string once there is a match; the text before it has been passed on and nothing after it ever
+    is. The stop string itself is passed on if `included`.
     """
 
     def __init__(self, stops: tuple[str, ...], *, included: bool = False) -> None:
-        self.found = False
+        self.found: str | None = None
         self._included = included
         self._stops = stops
         self._held = ""
@@ -23,11 +23,10 @@ class StopStrings:
         if self.found:
             return ""
         text = self._held + text
-        matches = [(at, len(stop)) for stop in self._stops if (at := text.find(stop)) >= 0]
+        matches = [(at, len(stop), stop) for stop in self._stops if (at := text.find(stop)) >= 0]
         if matches:
-            self.found = True
+            at, length, self.found = min(matches)
             self._held = ""
-            at, length = min(matches)
             return text[: at + length * self._included]
         held = self._longest_beginning(text)
         self._held = text[len(text) - held :]

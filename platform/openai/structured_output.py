@@ -16,6 +16,7 @@ from loraplex.engine.events import Grammar
 from loraplex.engine.grammar_checks import GrammarChecks
 from loraplex.engine.grammars import GrammarError
 from loraplex.platform.errors import ApiError
+from loraplex.platform.openai.closed_schemas import closed
 from loraplex.platform.tenants import Principal
 
 # -- what is read --------------------------------------------------------------------------------------------------
@@ -94,7 +95,8 @@ async def grammar_of(
     asked = None if response_format is None else _of_format(response_format)
     if structured_outputs is not None:
         if asked is not None:
-            message = "Both 'response_format' and 'structured_outputs' ask for a form of the answer; send one of them."
+            # the format has another name in other APIs, and is not the field that is told as at fault
+            message = "'structured_outputs' and the response format both ask for a form of the answer; send one."
             raise ApiError(400, "invalid_value", message, param="structured_outputs")
         asked = _of_vllm(structured_outputs)
     if asked is None:
@@ -114,11 +116,12 @@ async def checked(checks: GrammarChecks, principal: Principal, field: str, gramm
 
 
 def schema_grammar(field: str, schema: Mapping[str, Any], *, strict: bool) -> Grammar:
-    """strict: see `JsonSchema`. Raises ApiError for a schema that is nested too deeply."""
-    if _is_deeper(schema, MAX_SCHEMA_DEPTH):
+    """Objects have no properties beyond those listed, unless it says so. strict: see `JsonSchema`. Raises ApiError for
+    a schema that is nested too deeply."""
+    if is_deeper(schema, MAX_SCHEMA_DEPTH):
         raise _invalid(field, f"it is nested more than {MAX_SCHEMA_DEPTH} levels deep")
     lenient = {"x-guidance": {"lenient": not strict}}  # llguidance's own keyword, which is not the client's to set
-    return Grammar("json_schema", json.dumps({**schema, **lenient}, ensure_ascii=False, separators=(",", ":")))
+    return Grammar("json_schema", json.dumps({**closed(schema), **lenient}, ensure_ascii=False, separators=(",", ":")))
 
 
 def _of_format(asked: ResponseFormat) -> tuple[str, Grammar] | None:
@@ -152,7 +155,7 @@ def _parsed(field: str, schema: dict[str, Any] | str) -> dict[str, Any]:
         raise _invalid(field, f"it is not a JSON object ({error})") from error
 
 
-def _is_deeper(document: Any, levels: int) -> bool:
+def is_deeper(document: Any, levels: int) -> bool:
     """Whether objects and lists in it are nested deeper than that."""
     layer = [document]
     for _ in range(levels + 1):

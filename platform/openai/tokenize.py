@@ -15,9 +15,9 @@ from litestar.params import JSONBody
 
 from loraplex.engine.text import TextCodec
 from loraplex.platform.catalog import ResolvedModel
-from loraplex.platform.errors import ApiError
-from loraplex.platform.openai.chat_plan import plan_conversation
-from loraplex.platform.openai.conversation import render_conversation
+from loraplex.platform.openai.chat_types import ChatCompletionRequest
+from loraplex.platform.openai.conversation import plan_of, render_conversation
+from loraplex.platform.openai.model_bounds import ModelBounds
 from loraplex.platform.openai.tokenize_types import Detokenized, DetokenizeRequest, Tokenized, TokenizeRequest
 from loraplex.platform.prompts import tokenise
 from loraplex.platform.services import Services
@@ -37,17 +37,15 @@ async def tokenize(
     model, text = await _model(services, principal, data.model)
     profile = await services.profile_cache.of(model.version)
     if data.messages is not None:
-        tokens = await render_conversation(
-            services, principal, profile, text, plan_conversation(data.messages, profile)
-        )
+        asked = ChatCompletionRequest(model=model.name, messages=data.messages)
+        tokens = await render_conversation(services, principal, profile, text, plan_of(services, asked, profile, text))
     else:
         prompt = data.prompt or ""
         encode = text.encode_rendered if data.add_special_tokens is False else text.encode
         tokens = await tokenise(lambda: encode(prompt), len(prompt))
-    limit = services.engine.ready.max_model_len
     return Tokenized(
         count=len(tokens),
-        max_model_len=min(limit, profile.context_limit or limit),
+        max_model_len=ModelBounds.of(services.engine.ready, model.version, profile).max_tokens,
         tokens=tokens,
         token_strs=await _run(lambda: text.spell(tokens), len(tokens)) if data.return_token_strs else None,
     )
@@ -59,11 +57,8 @@ async def detokenize(
 ) -> Detokenized:
     """The text of token ids."""
     model, text = await _model(services, principal, data.model)
-    ready = services.engine.ready
-    vocab_size = ready.vocab_size if model.version is None else model.version.vocab_size or ready.vocab_size
-    if max(data.tokens, default=0) >= vocab_size:
-        message = f"'tokens' has a token id outside of the vocabulary of {vocab_size}."
-        raise ApiError(400, "invalid_value", message, param="tokens")
+    profile = await services.profile_cache.of(model.version)
+    ModelBounds.of(services.engine.ready, model.version, profile).check_ids(data.tokens, "tokens")
     return Detokenized(await _run(lambda: text.decode(data.tokens), len(data.tokens)))
 
 

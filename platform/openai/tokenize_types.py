@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
 
 from loraplex.adapters.profile import TokenId
 from loraplex.platform.errors import ApiError
-from loraplex.platform.openai.chat_types import ChatMessage
+from loraplex.platform.openai.body import PreparedBody
+from loraplex.platform.openai.chat_types import ChatMessage, prepare_messages
 from loraplex.platform.openai.generation_types import ModelRef, Text
 
 MAX_TOKENS = 1 << 20
@@ -17,7 +18,7 @@ MAX_TOKENS = 1 << 20
 # -- what is read --------------------------------------------------------------------------------------------------
 
 
-class TokenizeRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class TokenizeRequest(PreparedBody, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A text or a conversation. model: None is the base. add_special_tokens: those that the tokenizer adds by itself,
     a BOS for one; a conversation has the special tokens that its template writes."""
 
@@ -27,6 +28,10 @@ class TokenizeRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     add_special_tokens: bool | None = None
     add_generation_prompt: bool | None = None
     return_token_strs: bool | None = None
+
+    @classmethod
+    def prepare(cls, document: dict[str, Any]) -> None:
+        prepare_messages(document)
 
     def __post_init__(self) -> None:
         if (self.prompt is None) == (self.messages is None):

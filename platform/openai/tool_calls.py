@@ -1,7 +1,8 @@
 """Calls of tools out of the text of an answer, as the text comes.
 
 A call counts from when its name is known and its arguments begin; what breaks before is text like any other, to the
-letter. After that, a call that breaks off keeps the arguments that it has. White space beside calls is dropped.
+letter, unless it follows calls that were forced. After that, a call that breaks off keeps the arguments that it has.
+White space beside calls is dropped.
 """
 
 from __future__ import annotations
@@ -45,6 +46,8 @@ class ToolCallReader:
     def finish(self) -> list[Part]:
         if self._state == "start" or self._state == "text":
             self._say(self._rest)
+        elif self._form.is_bare_trusted and self._calls:
+            pass  # what was to be one more call is none, and is no text
         elif self._state == "call" and not (self._call and self._call.has_begun):
             self._say(self._raw)
         elif self._state == "between" and not (self._ends_block() and self._may_be_tag()):

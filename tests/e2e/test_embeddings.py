@@ -53,6 +53,17 @@ def test_text_and_token_ids_are_the_same_input(site):
     assert dot(vectors(client, "tickets")[0], base[0]) < 0.999
 
 
+def test_long_inputs_are_cut_to_their_end(site):
+    """vLLM's field: to so many tokens, or with -1 to what the model takes."""
+    client = site.server.openai(site.acme)
+    ids = token_ids(site, "ab" * 400)
+
+    for most, kept in ((5, ids[-5:]), (-1, ids[-512:])):
+        answer = client.embeddings.create(model=BASE, input="ab" * 400, extra_body={"truncate_prompt_tokens": most})
+        assert answer.usage.prompt_tokens == len(kept)
+        assert dot(answer.data[0].embedding, vectors(client, BASE, kept)[0]) > 0.99999
+
+
 def test_more_inputs_than_the_engine_takes_at_once(site):
     """They wait their turn, and come back in order."""
     client = site.server.openai(site.acme)
@@ -72,6 +83,7 @@ def test_more_inputs_than_the_engine_takes_at_once(site):
         ({"input": [[1], [999]]}, "invalid_value", "input[1]"),
         ({"input": ["a"] * 2049}, "invalid_value", "input"),
         ({"input": ["a", "b" * 600]}, "context_length_exceeded", "input[1]"),
+        ({"truncate_prompt_tokens": 0}, "invalid_value", "truncate_prompt_tokens"),
         ({"dimensions": 32}, "unsupported_value", "dimensions"),
         ({"encoding_format": "int8"}, "invalid_value", "encoding_format"),
         ({"colour": "red"}, "unknown_parameter", "colour"),

@@ -13,7 +13,7 @@ from e2e.conftest import Site
 from e2e.server import shown_bytes
 from hub_server import COMMIT, Hub
 
-from loraplex.platform.cli import imports
+from loraplex.platform.cli import following
 from loraplex.platform.cli.database import print_table
 from loraplex.platform.cli.main import main
 from loraplex.platform.cli.transfers import transfer_progress
@@ -87,9 +87,9 @@ def test_ctrl_c_leaves_the_import_running(run: Run, bot: Hub, monkeypatch: pytes
 
     bot.proceed.clear()
     with monkeypatch.context() as context:
-        context.setattr(imports.time, "sleep", interrupt)
+        context.setattr(following.time, "sleep", interrupt)
         left = run("push", "hf://acme/bot", "watched")
-    assert left.exit_code == imports.INTERRUPTED
+    assert left.exit_code == following.INTERRUPTED
     [watched] = json.loads(run("imports", "--json").stdout)[:1]
     assert f"loraplex adapter imports {watched['id']}" in left.stderr
     detached = run("push", "hf://acme/bot", "watched", "--detach")

@@ -13,9 +13,9 @@ from loraplex.engine.adapter_table import AdapterTable
 from loraplex.engine.batch import BatchBuilder, StepLimits
 from loraplex.engine.events import SamplingParams, only
 from loraplex.engine.page_tables import PageTables
-from loraplex.engine.scheduler import Chunk, StepPlan
 from loraplex.engine.sequence import Sequence
 from loraplex.engine.step_buffer import ALIGN_BYTES, StepBuffer
+from loraplex.engine.step_plan import Chunk, StepPlan
 from loraplex.kernels.ops import LONG_WORK_TOKENS, WORK_TOKENS
 
 CPU = torch.device("cpu")

@@ -119,6 +119,15 @@ def test_an_abort_between_chunks_frees_everything(start):
     assert outcomes == {}
 
 
+def test_a_prompt_that_stands_back_is_behind_what_comes_later(start):
+    """As a sequence that generates does."""
+    engine, _ = start(max_num_seqs=1)
+    engine.embed("back", PROMPT, priority=5)
+    engine.embed("front", PROMPT)
+
+    assert list(collect(engine, ["back", "front"])) == ["front", "back"]
+
+
 def test_a_prompt_may_fill_the_context(start):
     """Nothing has to fit behind it; one token more is refused."""
     engine, _ = start(max_model_len=64)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from loraplex.engine import bounded_processes
 from loraplex.engine.events import Grammar
+from loraplex.engine.generation import EngineUnavailable
 from loraplex.engine.grammar_checks import CPU_SECONDS, GrammarChecks
 from loraplex.engine.grammars import GrammarError
 
@@ -105,3 +108,28 @@ async def test_gbnf_is_taken_as_lark(checks):
 
     assert taken.kind == "lark"
     assert "start:" in taken.source
+    mentioned = Grammar("lark", 'start: "a ::= b"')
+    assert await checks.take("a", mentioned) == mentioned
+
+
+async def test_a_busy_machine_says_nothing_about_a_grammar(tiny_model_dir, monkeypatch):
+    """Whose check got no processor time: the request may come again, and the grammar is no worse for it."""
+    checks = GrammarChecks(tiny_model_dir / "tokenizer.json", 288, (2,))
+    with monkeypatch.context() as context:
+        context.setattr(bounded_processes, "WALL_SECONDS", 0.0)
+        with pytest.raises(EngineUnavailable):
+            await checks.take("a", GOOD["regex"])
+    assert await checks.take("a", GOOD["regex"]) == GOOD["regex"]
+    await checks.close()
+
+
+async def test_either_of_two_grammars_is_enough(checks):
+    """Both are compiled, whatever they are written in; one that cannot be is the whole's fault."""
+    tag = Grammar("lark", 'start: "<call>" | <[5]>')
+    for other in (GOOD["regex"], schema({"type": "integer"}), Grammar("lark", 'start: "b"')):
+        either = replace(tag, otherwise=other)
+        assert await checks.take("a", either) == either
+        assert either.chars == len(tag.source) + len(other.source)
+    for bad, reason in (BAD["look-around"], BAD["no rule"], BAD["no type"]):
+        with pytest.raises(GrammarError, match=reason):
+            await checks.take("a", replace(tag, otherwise=bad))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+from concurrent.futures import Future
 from pathlib import Path
+from types import SimpleNamespace
 
 import peft_kinds
 import pytest
@@ -19,6 +21,8 @@ from tokenizers import Tokenizer
 
 from loraplex.engine.build import BuiltEngine
 from loraplex.engine.events import Grammar, SamplingParams, only
+from loraplex.engine.grammar_masks import Grammars
+from loraplex.engine.loop import Engine
 
 PROMPT = [5, 6, 7]
 ENDINGS, LEFT_OPEN = '"}]', " \n\t\r\\"
@@ -117,6 +121,33 @@ def test_other_grammars(built, text_of, grammar, pattern):
     assert len({text_of(outcomes[name]) for name in names}) > 1
 
 
+def test_a_last_token_of_a_grammar_is_told_once(built, text_of):
+    """It ends the text and is a part of it, unlike a stop token."""
+    sampling = SamplingParams(max_tokens=20, seed=1, logprobs=True, top_logprobs=1)
+    built.engine.submit("scored", PROMPT, sampling, grammar=Grammar("regex", "abc"))
+    outcome = collect(built.engine, ["scored"])["scored"]
+
+    assert (text_of(outcome), outcome.finish_reason) == ("abc", "stop")
+    assert [score.token for score in outcome.scores] == outcome.tokens
+    assert outcome.stopped_by is None
+
+
+def test_a_request_that_is_aborted_is_not_compiled():
+    """Its grammar leaves the queue, in which those of others stand behind it."""
+    matchers = []
+
+    def begin(_):
+        matchers.append(Future())
+        return matchers[-1]
+
+    engine = Engine(SimpleNamespace(abort=None), None, None, SimpleNamespace(begin=begin))
+    for name in ("goes", "stays"):
+        engine.submit(name, PROMPT, greedy(1), grammar=Grammar("regex", "a"))
+    engine.abort("goes")
+
+    assert [matcher.cancelled() for matcher in matchers] == [True, False]
+
+
 def test_max_tokens_cuts_a_grammar(built, text_of):
     """As it cuts any other answer; one that is complete with its last token has come to its end."""
     for name, most in (("cut", 5), ("whole", 6)):
@@ -185,6 +216,18 @@ def test_tokens_of_an_adapters_own_are_not_in_any_grammar(model, tmp_path):
     assert any(token >= tokenizer_size for seed in range(8) for token in outcomes[f"free/{seed}"].tokens)
     assert all(token < tokenizer_size for seed in range(8) for token in outcomes[f"held/{seed}"].tokens)
     assert outcomes["base"].finish_reason == "stop"
+
+
+def test_a_vocabulary_that_an_adapter_widens_is_refused_beyond_the_bases(model):
+    """However far beyond the words of a mask it goes; what the grammar allows stays as it was."""
+    grammars = Grammars(model / "tokenizer.json", 288, (2,), torch.device("cpu"))
+    matcher = grammars.begin(Grammar("regex", "(?s:.)*")).result()
+    plan = SimpleNamespace(chunks=[SimpleNamespace(samples=True, sequence=SimpleNamespace(matcher=matcher))])
+
+    masked = grammars.masks.begin(plan).applied(torch.zeros(1, 288 + 50))
+
+    assert masked[0, :259].isfinite().any()
+    assert masked[0, 259:].isneginf().all()
 
 
 def test_a_grammar_that_grows_without_bound_fails_alone(built):

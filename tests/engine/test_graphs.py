@@ -25,8 +25,8 @@ from loraplex.engine.graphs import DecodeGraphs
 from loraplex.engine.models.config import ModelConfig, lora_shape
 from loraplex.engine.models.decoder import Decoder, KVCache
 from loraplex.engine.models.weights import dummy_weights
-from loraplex.engine.scheduler import Chunk, StepPlan
 from loraplex.engine.sequence import Sequence
+from loraplex.engine.step_plan import Chunk, StepPlan
 from loraplex.kernels.select import choose_kernels
 from loraplex.kernels.triton_backend import TritonKernels
 

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+import transformers
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from loraplex.engine.batch import uniform
 from loraplex.engine.events import LogitRules
 from loraplex.engine.logit_edits import LogitEdits, RowEdit
 from loraplex.engine.logits import edited, scores
+from loraplex.engine.prompt_scores import scored_tokens
 from loraplex.kernels.ops import SamplingBatch
 from loraplex.kernels.select import choose_kernels
 
@@ -33,6 +36,8 @@ rules = st.builds(
     bad_words=st.lists(st.lists(tokens, min_size=1, max_size=3).map(tuple), max_size=4).map(tuple),
     min_tokens=st.integers(0, 5),
 )
+CORNERED = LogitRules(allowed_token_ids=(3,), bad_words=((4, 3),))
+"""After token 4 all that is allowed is what completes a bad word."""
 rows = st.tuples(rules, st.lists(tokens, min_size=1, max_size=9), st.lists(tokens, max_size=9))
 
 
@@ -56,6 +61,7 @@ def reference(logits: list[float], rules: LogitRules, prompt, output, ends) -> l
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(rows, min_size=1, max_size=4), st.integers(0, 1 << 30), st.sampled_from([torch.float64, torch.float32]))
+@example([(CORNERED, [1], [4])], 0, torch.float32)
 def test_edited_logits_are_those_of_the_formulas(asked, seed, dtype):
     """Any rules over any history, rows of all kinds in one batch; what is kept from token to token is never behind."""
     logits = 5 * torch.randn(len(asked), VOCAB, dtype=dtype, generator=torch.Generator().manual_seed(seed))
@@ -128,6 +134,18 @@ def test_scores_are_those_of_the_model(seed, num_rows):
         assert [value for _, value in score.top] == pytest.approx(exact[row, order[: most[row]]].tolist(), abs=1e-5)
 
 
+def test_a_prompt_that_is_computed_again_is_scored_once():
+    """A sequence that gave its pages back keeps the scores that it has; the last token of a prompt scores none."""
+    sequence = SimpleNamespace(
+        prompt=list(range(9)), prompt_scores=[None] * 3, sampling=SimpleNamespace(prompt_logprobs=0)
+    )
+    chunks = [SimpleNamespace(sequence=sequence, start=start, count=count) for start, count in ((0, 2), (2, 4), (6, 3))]
+
+    [portion] = scored_tokens(chunks, [0, 2, 6])
+
+    assert [(scored.start, scored.row, scored.next_tokens) for scored in portion] == [(3, 3, [4, 5, 6]), (6, 6, [7, 8])]
+
+
 PROMPT, OUTPUT = [1, 4, 4], [6, 7, 6]
 EVERYTHING = LogitRules(
     presence_penalty=0.4,
@@ -154,16 +172,57 @@ EVERYTHING = LogitRules(
     ],
 )
 def test_draws_follow_the_probabilities(sampled, one):
-    """Chi-square over 6,000 positions of one seed at fixed logits: with each rule, and with all beside all filters."""
-    draws = 6000
-    logits = 1.5 * torch.randn(VOCAB, generator=torch.Generator().manual_seed(3))
-    edit: RowEdit = LogitEdits(one, PROMPT, ends=(5,)).after(PROMPT + OUTPUT)
+    """Chi-square at fixed logits: with each rule, and with all beside all filters."""
+    logits = fixed_logits()
     expected = probabilities(reference(logits.double().tolist(), one, PROMPT, OUTPUT, (5,)), **sampled)
+
+    check_draws(logits, one, expected, **sampled)
+
+
+@pytest.mark.parametrize(
+    "sampled",
+    [
+        {"temperature": 1.0},
+        {"temperature": 0.6},
+        {"temperature": 1.3, "top_k": 5},
+        {"temperature": 1.0, "top_p": 0.8},
+        {"temperature": 1.0, "min_p": 0.08},
+        {"temperature": 1.2, "top_k": 8, "top_p": 0.9, "min_p": 0.05},
+    ],
+)
+def test_draws_follow_transformers_probabilities(sampled):
+    """Chi-square at fixed logits, beside repetition penalty, biases and bad words, which Transformers has too."""
+    logits = fixed_logits()
+    rules = LogitRules(repetition_penalty=1.4, logit_bias={0: 1.5, 9: -1.0}, bad_words=((8,), (7, 6, 11)))
+    processors = transformers.LogitsProcessorList(
+        [
+            transformers.SequenceBiasLogitsProcessor([[[token], bias] for token, bias in rules.logit_bias.items()]),
+            transformers.RepetitionPenaltyLogitsProcessor(rules.repetition_penalty),
+            transformers.NoBadWordsLogitsProcessor([list(word) for word in rules.bad_words]),
+            transformers.TemperatureLogitsWarper(sampled["temperature"]),
+            transformers.TopKLogitsWarper(sampled.get("top_k", VOCAB)),
+            transformers.TopPLogitsWarper(sampled.get("top_p", 1.0)),
+            transformers.MinPLogitsWarper(sampled.get("min_p", 0.0)),
+        ]
+    )
+    scores = processors(torch.tensor([PROMPT + OUTPUT]), logits.double().unsqueeze(0))
+
+    check_draws(logits, rules, scores[0].softmax(0).numpy(), **sampled)
+
+
+def fixed_logits() -> torch.Tensor:
+    return 1.5 * torch.randn(VOCAB, generator=torch.Generator().manual_seed(3))
+
+
+def check_draws(logits, rules, expected, *, temperature, top_k=0, top_p=1.0, min_p=0.0):
+    """6,000 positions of one seed draw as often as these probabilities say."""
+    draws = 6000
+    edit: RowEdit = LogitEdits(rules, PROMPT, ends=(5,)).after(PROMPT + OUTPUT)
     batch = SamplingBatch(
-        temperature=torch.full((draws,), sampled["temperature"]),
-        top_k=torch.full((draws,), sampled.get("top_k", 0), dtype=torch.int32),
-        top_p=torch.full((draws,), sampled.get("top_p", 1.0)),
-        min_p=torch.full((draws,), sampled.get("min_p", 0.0)),
+        temperature=torch.full((draws,), temperature),
+        top_k=torch.full((draws,), top_k, dtype=torch.int32),
+        top_p=torch.full((draws,), top_p),
+        min_p=torch.full((draws,), min_p),
         uniform=torch.tensor([uniform(11, position) for position in range(draws)]),
         all_greedy=False,
     )

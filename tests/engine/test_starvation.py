@@ -13,8 +13,8 @@ import pytest
 from engine_running import Outcome, collect, greedy, start_engine, store_adapter, take
 
 from loraplex.adapters.blobs import CONFIG_FILE, WEIGHTS_FILE, BlobStore
+from loraplex.engine.admission import MAX_OVERTAKEN
 from loraplex.engine.events import AdapterUse, only
-from loraplex.engine.scheduler import MAX_OVERTAKEN
 
 PROMPT = list(range(3, 20))
 COLD = 200

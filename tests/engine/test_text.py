@@ -111,6 +111,17 @@ def test_bytes_of_tokens_join_to_the_whole(codec, text):
     assert codec.token_bytes(1 << 20) == b""
 
 
+def test_a_marker_does_not_swallow_half_a_character(codec):
+    """What it breaks off is told before it, and what follows it is read on its own."""
+    marker = codec.token_id("<|im_start|>")
+    broken = codec.encode("ü")[:1]
+    detokenizer = codec.detokenizer(markers=["<|im_start|>"])
+
+    pieces = [detokenizer.push([token]) for token in (*codec.encode("a"), *broken, marker, *codec.encode("ü"))]
+
+    assert pieces == ["a", "", "\N{REPLACEMENT CHARACTER}<|im_start|>", "", "ü"]
+
+
 def test_bytes_are_told_apart_where_words_begin_with_a_mark():
     """As SentencePiece writes them: a space as a mark, a byte by its number."""
     tokenizer = Tokenizer(models.BPE(vocab={"\u2581hi": 0, "<0xE2>": 1, "x": 2}, merges=[], byte_fallback=True))

@@ -31,6 +31,7 @@ from loraplex.platform.batches.rows import WINDOW
 from loraplex.platform.batches.run import MAX_ATTEMPTS
 from loraplex.platform.batches.worker import run_next
 from loraplex.platform.janitor import clean_up
+from loraplex.platform.openai.generation_types import MAX_PRIORITY
 from loraplex.platform.schema import StoredFile
 
 pytestmark = pytest.mark.anyio
@@ -78,10 +79,10 @@ async def upload(api: Api, content: bytes, who: str = "acme", **fields: str) -> 
     return await api.client.post("/v1/files", data=form, files=files, headers=api.auth(who))
 
 
-async def create(api: Api, entries: list[Any], **changes: Any) -> Any:
-    file = (await upload(api, jsonl(entries))).json()
+async def create(api: Api, entries: list[Any], who: str = "acme", **changes: Any) -> Any:
+    file = (await upload(api, jsonl(entries), who)).json()
     body = {"input_file_id": file["id"], "endpoint": "/v1/completions", "completion_window": "24h"} | changes
-    return await api.client.post("/v1/batches", json=body, headers=api.auth("acme"))
+    return await api.client.post("/v1/batches", json=body, headers=api.auth(who))
 
 
 async def get(api: Api, path: str, who: str = "acme") -> Any:
@@ -127,8 +128,8 @@ def content(api: Api, file_id: str | None) -> dict[str, Any]:
 
 async def test_a_batch_is_answered_line_by_line(api: Api, engine: PausingEngine) -> None:
     """Good lines in the output and bad ones in the errors, each as the endpoint answers it; what may pass is tried
-    again; empty lines are none; the files are the tenant's."""
-    entries = [request("a"), b"", request("b", "none"), request("c", max_tokens=-1), b"  ", request("d")]
+    again; empty lines are none; the files are the tenant's. All stand behind live requests."""
+    entries = [request("a"), b"", request("b", "none"), request("c", max_tokens=-1), b"  ", request("d", priority=3)]
     engine.refused = 1
     created = (await create(api, entries, metadata={"night": "1"})).json()
     assert (created["status"], created["request_counts"]["total"]) == ("validating", 0)
@@ -142,6 +143,7 @@ async def test_a_batch_is_answered_line_by_line(api: Api, engine: PausingEngine)
     moments = ("created_at", "in_progress_at", "finalizing_at", "completed_at")
     assert [batch[moment] for moment in moments] == sorted(batch[moment] for moment in moments)
     assert batch["expires_at"] - batch["created_at"] == WINDOW.total_seconds()
+    assert [asked.priority for asked in engine.asked] == [MAX_PRIORITY] * 2
     output, errors = await results(api, batch)
     assert set(output) == {"a", "d"}
     response = output["a"]["response"]
@@ -152,6 +154,34 @@ async def test_a_batch_is_answered_line_by_line(api: Api, engine: PausingEngine)
     files = (await get(api, "/v1/files?purpose=batch_output&order=asc")).json()["data"]
     assert {file["id"] for file in files} == {batch["output_file_id"], batch["error_file_id"]}
     assert {file["filename"] for file in files} == {f"{batch['id']}_{part}.jsonl" for part in ("output", "error")}
+
+
+@on_sqlite
+async def test_a_batch_makes_responses(api: Api) -> None:
+    """Which are stored and found, as those that are made one by one."""
+    line = {"custom_id": "a", "method": "POST", "url": "/v1/responses", "body": {"model": "tiny", "input": "x"}}
+    created = (await create(api, [line], endpoint="/v1/responses")).json()
+    assert await work(api)
+
+    output, _ = await results(api, await look(api, created))
+    response = output["a"]["response"]["body"]
+    assert response["object"] == "response"
+    assert (await get(api, f"/v1/responses/{response['id']}")).json() == response
+
+
+@on_sqlite
+async def test_prompts_that_a_batch_embeds_stand_behind_live_ones(api: Api, engine: PausingEngine) -> None:
+    """As those that it has answered do."""
+    body = {"model": "tiny", "input": ["a", "b"]}
+    line = {"custom_id": "a", "method": "POST", "url": "/v1/embeddings", "body": body}
+    await create(api, [line], endpoint="/v1/embeddings")
+    engine.answered = 0
+    working = asyncio.create_task(work(api))
+    await engine.paused.wait()
+    working.cancel()
+    await asyncio.gather(working, return_exceptions=True)
+
+    assert {asked.priority for asked in engine.asked} == {MAX_PRIORITY}
 
 
 @on_sqlite
@@ -233,7 +263,23 @@ async def test_an_input_as_a_whole_is_bounded(api: Api, monkeypatch: pytest.Monk
     assert await failure([b"", b" "]) == ("empty_file", None)
     assert await failure([request(str(number)) for number in range(3)]) == ("too_many_requests", None)
     assert await failure([request("a"), request("b", prompt="x" * 999)]) == ("request_too_large", 2)
+    assert await failure([request("a"), b" " * 999 + jsonl([request("b")]).strip()]) == ("request_too_large", 2)
     assert await failure([request("a")], is_gone=True) == ("input_file_missing", None)
+
+
+@on_sqlite
+async def test_an_input_that_cannot_be_read_is_given_up_in_the_end(api: Api, clock: Clock) -> None:
+    """It may be another disk's fault, and pass; but the batch does not wait for ever."""
+    created = (await create(api, [request("a")])).json()
+    path = api.services.file_store.path(created["input_file_id"])
+    path.unlink()
+    path.mkdir()
+    for _ in range(MAX_ATTEMPTS + 1):
+        assert (await look(api, created))["status"] == "validating"
+        assert await work(api, batch_leases=clock.leases(api))
+        clock.shift += timedelta(minutes=1)
+    [error] = (await look(api, created))["errors"]["data"]
+    assert error["code"] == "input_file_missing"
 
 
 ENDS = {
@@ -376,6 +422,7 @@ async def test_lists_come_in_pages(api: Api) -> None:
     assert await all_ids("/v1/files?limit=2&order=asc") == files
     assert await all_ids("/v1/files?limit=2") == files[::-1]
     assert await all_ids("/v1/files?limit=2&purpose=batch_output") == []
+    assert await all_ids("/v1/files?limit=2&purpose=batch%00") == []
     batches = [(await create(api, [request("a")])).json()["id"] for _ in range(3)]
     assert await all_ids("/v1/batches?limit=2") == batches[::-1]
 
@@ -448,6 +495,42 @@ async def test_what_is_asked_for_wrongly_is_refused(api: Api) -> None:
     assert code(cancelled) == (409, "batch_ended")
 
 
+async def test_batches_take_turns() -> None:
+    """However many lines one has, and however it was there first; a line that is given up leaves no trace."""
+    room = Room(2, 64, lambda: 0)
+    order: list[str] = []
+
+    async def line(batch_id: str) -> None:
+        async with room.enter(batch_id):
+            order.append(batch_id)
+            await asyncio.sleep(0)
+
+    async def run(batch_id: str, lines: int) -> None:
+        for _ in range(lines):
+            await line(batch_id)
+
+    runs = [asyncio.create_task(run("a", 20)) for _ in range(9)]
+    given_up = asyncio.create_task(line("c"))
+    runs += [asyncio.create_task(run("b", 20)) for _ in range(3)]
+    await asyncio.sleep(0)
+    given_up.cancel()
+    await asyncio.gather(*runs)
+    assert (order.count("a"), order.count("b"), order.count("c")) == (180, 60, 0)
+    assert abs(order[:100].count("a") - order[:100].count("b")) <= 2
+    assert not room._batches
+
+
+async def test_the_next_batch_is_of_the_tenant_with_the_fewest_under_way(api: Api) -> None:
+    """Many batches of one do not keep another waiting for all of them."""
+    for _ in range(3):
+        await create(api, [request("a")])
+    await create(api, [request("b")], who="globex")
+    globex = await api.tenant_id("globex")
+    taken = [await api.services.batch_leases.claim("tiny") for _ in range(5)]
+
+    assert [lease and lease.batch.tenant_id == globex for lease in taken] == [False, True, False, False, None]
+
+
 async def test_lines_leave_room_for_live_traffic() -> None:
     """Half of what live requests leave, and one when they leave nothing."""
     pending = 0
@@ -456,7 +539,7 @@ async def test_lines_leave_room_for_live_traffic() -> None:
 
     async def line() -> None:
         nonlocal most, pending, running
-        async with room.enter():
+        async with room.enter("a"):
             running, pending = running + 1, pending + 1
             most = max(most, running)
             await asyncio.sleep(0)

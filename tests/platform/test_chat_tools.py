@@ -5,10 +5,12 @@ import json
 import msgspec
 import pytest
 from litestar.testing import TestClient
+from llguidance import LLTokenizer
 from openai import OpenAI
 from scripted_engine import Api, ByteText, Script
 
 from loraplex.adapters.profile import ServingProfile
+from loraplex.engine.grammars import compile_grammar
 from loraplex.engine.templates import TemplateError, TemplateOptions
 from loraplex.platform.openai import tool_formats, tool_grammar
 from loraplex.platform.openai.chat_plan import plan_chat
@@ -294,6 +296,12 @@ def test_forced_calls_are_a_list_that_the_engine_is_held_to(template, how):
         assert '"const": "get_weather"' in left_to_the_model.source
 
 
+def allows(grammar, text):
+    tokenizer = LLTokenizer("byte")
+    tokens, matcher = tokenizer.tokenize_str(text), compile_grammar(tokenizer, grammar)
+    return matcher.try_consume_tokens(tokens) == len(tokens) and matcher.is_accepting()
+
+
 GRAMMAR_CASES = [
     (
         "list",
@@ -303,6 +311,9 @@ GRAMMAR_CASES = [
     ("list", '[{"name": "tree", "arguments": {"v": {"v": "2', False),
     ("list", '[{"name": "no', False),
     ("list", "[]", False),
+    ("list", '[{"name": "open", "arguments": {"a": 1, "b": 2}}]', False),
+    ("list", '[{"name": "mixed", "arguments": {"a": 1, "b": 2}}]', True),
+    ("tags", '<tool_call>{"name": "open", "arguments": {"a": 1, "b', False),
     ("tags", "Just <b>text</b> and <tool_ca", True),
     ("tags", 'So.\n<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call> Done.', True),
     ("tags", '<tool_call>{"name": "add", "arguments": {"a": "', False),
@@ -311,8 +322,8 @@ GRAMMAR_CASES = [
 
 @pytest.mark.parametrize(("kind", "text", "is_allowed"), GRAMMAR_CASES)
 def test_grammars_mean_what_they_say_to_llguidance(kind, text, is_allowed):
-    """Calls follow the schemas of their tools, references inside of these included; all other text is free."""
-    llguidance = pytest.importorskip("llguidance")
+    """Calls follow the schemas of their tools, references inside of these included; all other text is free. What one
+    tool lists is all that it takes, though another's schema is composed of several."""
     tree = {
         "type": "object",
         "properties": {"l": {"$ref": "#"}, "v": {"$ref": "#/$defs/V"}},
@@ -320,20 +331,16 @@ def test_grammars_mean_what_they_say_to_llguidance(kind, text, is_allowed):
         "$defs": {"V": {"type": "object", "properties": {"v": {"type": "integer"}}, "additionalProperties": False}},
     }
     add = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"], "additionalProperties": False}
-    functions = [{"name": "add", "parameters": add}, {"name": "tree", "parameters": tree}]
+    named = {
+        "add": add,
+        "tree": tree,
+        "open": {"type": "object", "properties": {"a": {"type": "integer"}}},
+        "mixed": {"allOf": [{"properties": {"a": {"type": "integer"}}}, {"properties": {"b": {"type": "integer"}}}]},
+    }
+    functions = [{"name": name, "parameters": parameters} for name, parameters in named.items()]
     tools = msgspec.convert([{"type": "function", "function": each} for each in functions], list[FunctionTool])
-    tokenizer, matcher = llguidance.LLTokenizer("byte"), llguidance.LLMatcher
-    if kind == "list":
-        grammar = matcher.grammar_from_json_schema(tool_grammar.forced_calls(tools, is_one=False).source)
-    else:
-        grammar = matcher.grammar_from_lark(tool_grammar.tagged_calls(tools).source)
-
-    match = matcher(tokenizer, grammar)
-    tokens = tokenizer.tokenize_str(text)
-
-    assert not match.get_error()
-    assert (match.try_consume_tokens(tokens) == len(tokens)) == is_allowed
-    assert not is_allowed or match.is_accepting()
+    grammar = tool_grammar.forced_calls(tools, is_one=False) if kind == "list" else tool_grammar.tagged_calls(tools)
+    assert allows(grammar, text) == is_allowed
 
 
 def test_a_version_goes_by_its_own_template():
@@ -342,7 +349,7 @@ def test_a_version_goes_by_its_own_template():
     def form_of(template, **settings):
         formats = {"tool_call_format": "auto", "reasoning_format": "auto"} | settings
         request = msgspec.convert({"model": "m", "messages": [USER], "tools": TOOLS}, ChatCompletionRequest)
-        plan = plan_chat(request, ServingProfile(chat_template=template), ByteText(MISTRAL), **formats)
+        plan = plan_chat(request, ServingProfile(chat_template=template), ByteText(MISTRAL), base=ByteText(), **formats)
         return plan.form, plan.thinks, plan.options.tools is not None
 
     assert form_of(None) == (tool_formats.MISTRAL, False, True)
@@ -361,3 +368,104 @@ def test_settings_decide_for_the_base():
     assert calls_of(ask(running).choices[0].message) == [("get_weather", {})]
     assert thinking.chat().json()["choices"][0]["message"]["reasoning_content"] == "Hm."
     assert plain.chat().json()["choices"][0]["message"]["content"] == "<think>Hm.</think>Yes."
+
+
+CITY = {"type": "object", "properties": {"city": {"enum": ["Oslo"]}}, "required": ["city"]}
+AS_CITY = {"response_format": {"type": "json_schema", "json_schema": {"name": "city", "schema": CITY}}}
+ONE_OR_OTHER = {
+    HERMES: ['<tool_call>\n{"name": "get_weather", "arguments": {"city": "Rome"}}\n</tool_call>'] * 2,
+    NO_TOOLS: ['<tool_call>{"name": "get_weather", "arguments": {"city": "Rome"}}</tool_call>'],
+    LLAMA3: [
+        '{"name": "get_weather", "parameters": {"city": "Rome"}}',
+        '; {"name": "get_weather", "parameters": {"city": "Rome"}}',
+    ],
+    MISTRAL: ['[TOOL_CALLS]get_weather[ARGS]{"city": "Rome"}', '[TOOL_CALLS]get_weather{"city": "Rome"}'],
+    MISTRAL + " ": ['[TOOL_CALLS] [{"name": "get_weather", "arguments": {"city": "Rome"}}]'],
+}
+
+
+@pytest.mark.parametrize("template", ONE_OR_OTHER)
+def test_an_answer_in_a_form_may_be_calls_instead(template):
+    """As OpenAI means it: what has the form, or calls and nothing else, in the form that the model has learned."""
+    calls = ONE_OR_OTHER[template]
+    running = api(template, "".join(calls).encode())
+
+    choice = ask(running, **AS_CITY).choices[0]
+    (asked,) = running.engine.asked
+
+    assert calls_of(choice.message) == [("get_weather", {"city": "Rome"})] * len(calls)
+    assert choice.finish_reason == "tool_calls"
+    assert allows(asked.grammar, "".join(calls))
+    assert allows(asked.grammar, '{"city": "Oslo"}')
+    for text in ("Oslo", '{"city": "Rome"}', "".join(calls) + '{"city": "Oslo"}', calls[0].replace("get_w", "w")):
+        assert not allows(asked.grammar, text)
+    ask(running, **AS_CITY, parallel_tool_calls=False)
+    assert allows(running.engine.asked[1].grammar, calls[0])
+    assert len(calls) == 1 or not allows(running.engine.asked[1].grammar, "".join(calls))
+
+
+@pytest.mark.parametrize("form", [{"structured_outputs": {"regex": "Oslo|Rome"}}, AS_CITY])
+def test_a_choice_decides_what_a_form_is_of(form):
+    """none: the answer alone; required: calls alone, which are then the answer."""
+    running = api(HERMES, b"Oslo")
+    running.chat(tools=TOOLS, **form)
+    running.chat(tools=TOOLS, tool_choice="none", **form)
+    running.chat(tools=TOOLS, tool_choice="required", **form)
+    either, answer, calls = (asked.grammar for asked in running.engine.asked)
+
+    assert either.otherwise == answer
+    assert (answer.otherwise, calls.otherwise) == (None, None)
+    assert allows(calls, '[{"name": "get_weather", "arguments": {}}]')
+
+
+def test_an_answer_in_a_form_has_no_thoughts():
+    """It has the form from its first token on, wherever the template has opened a thought."""
+    opened = [{"role": "user", "content": "x<think>\n"}]
+    running = api(THINKS, b'{"city": "Oslo"}')
+    message = running.chat(messages=opened, **AS_CITY).json()["choices"][0]["message"]
+
+    assert (message["content"], "reasoning_content" in message) == ('{"city": "Oslo"}', False)
+
+
+def test_what_a_schema_asks_that_cannot_be_enforced_is_passed_over():
+    """In tools, for which `strict` changes nothing; and names of arguments may be JSON schema's own words."""
+    odd = {"type": "object", "properties": {"default": {"$ref": "#/$defs/V"}}, "uniqueItems": True,
+           "$defs": {"V": {"const": 1}}}  # fmt: skip
+    tools = msgspec.convert([{"type": "function", "function": {"name": "f", "parameters": odd}}], list[FunctionTool])
+    call = '{"name": "f", "arguments": {"default": 1}}'
+
+    assert allows(tool_grammar.tagged_calls(tools), f"<tool_call>{call}</tool_call>")
+    assert not allows(tool_grammar.tagged_calls(tools), f"<tool_call>{call.replace('1', '2')}</tool_call>")
+    assert allows(tool_grammar.forced_calls(tools, is_one=True), f"[{call}]")
+
+
+def test_a_marker_may_be_one_token():
+    """As which the model writes it, where the base has it; as text it counts as well."""
+    tools = msgspec.convert(TOOLS, list[FunctionTool])
+    grammar = tool_grammar.calls_alone(tool_formats.MISTRAL, tools, is_one=True, token_id=lambda _: 0)
+    tokenizer = LLTokenizer("byte")
+    call = tokenizer.tokenize_str('[{"name": "get_weather", "arguments": {}}]')
+
+    for opening in ([0], tokenizer.tokenize_str("[TOOL_CALLS]")):
+        tokens = [*opening, *call]
+        assert compile_grammar(tokenizer, grammar).try_consume_tokens(tokens) == len(tokens)
+
+
+def test_a_conversation_is_tokenized_as_it_would_run():
+    """Calls and results too, for a template that knows none; and what chat refuses is refused by the same field."""
+    running = api(NO_TOOLS, b"ok")
+    call = {"id": "c1", "type": "function", "function": WEATHER | {"arguments": "{}"}}
+    del call["function"]["parameters"]
+    messages = [
+        USER,
+        {"role": "assistant", "tool_calls": [call], "annotations": []},
+        {"role": "tool", "tool_call_id": "c1", "content": "4"},
+    ]
+    running.chat(messages=messages)
+    with TestClient(running.app) as http:
+        tokenized = http.post("/tokenize", json={"messages": messages}).json()
+        refused = http.post("/tokenize", json={"messages": [{"role": "user"}]})
+
+    assert running.text.rendered[1] == running.text.rendered[0]
+    assert tokenized["tokens"] == running.engine.asked[0].prompt
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "messages[0].content")

@@ -8,12 +8,16 @@ from functools import partial
 from types import SimpleNamespace
 
 import msgspec
+import numpy as np
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from loraplex.engine.batch import uniform
 from loraplex.engine.events import SamplingParams
 from loraplex.engine.generation import Generation, GenerationFailed
 from loraplex.engine.messages import Generate, TokenChunk
+from loraplex.platform.limits.admission import UNLIMITED
 from loraplex.platform.metrics import Metrics
 from loraplex.platform.openai.answer import Answer
 from loraplex.platform.openai.choices import Choices, sequences_of
@@ -40,10 +44,10 @@ class Engine:
 
     def __init__(self):
         self.generations = []
-        self.aborted = set()
+        self.aborted = []
 
     def generate(self, request):
-        self.generations.append(Generation(request, self.aborted.add))
+        self.generations.append(Generation(request, self.aborted.append))
         return self.generations[-1]
 
     def deliver(self, index, text, finish_reason=None):
@@ -94,6 +98,7 @@ def open_choices(count):
         lambda asked: Answer(services, "chat", asked, Reading(stops=("stop",)), "t", text),
         per_prompt=count,
         kept=count,
+        admission=UNLIMITED,
     )
     return engine, choices
 
@@ -152,7 +157,7 @@ def test_each_choice_is_told_its_own_text_however_they_interleave(count, steps):
         *pieces, finish = [chunk for chunk in told if chunk["index"] == index]
         assert "".join(piece["text"] for piece in pieces) == said.split("stop")[0]
         assert finish["finish_reason"] == ("stop" if "stop" in said else "length")
-    assert engine.aborted <= {generation.request.request_id for generation in engine.generations}
+    assert set(engine.aborted) <= {generation.request.request_id for generation in engine.generations}
 
 
 @given(count=st.integers(1, 5), steps=STEPS)
@@ -160,7 +165,7 @@ def test_a_client_that_leaves_aborts_all_that_run(count, steps):
     """Whatever has come until then."""
     engine, frames = asyncio.run(streamed(count, steps, leaves=True))
 
-    assert engine.aborted == {generation.request.request_id for generation in engine.generations}
+    assert set(engine.aborted) == {generation.request.request_id for generation in engine.generations}
     assert "data: [DONE]" not in frames or all(generation._ended for generation in engine.generations)
 
 
@@ -193,3 +198,35 @@ def test_a_stream_does_not_begin_before_its_first_choice():
         except GenerationFailed:
             continue
         raise AssertionError("no failure was raised")
+
+
+def test_the_first_choice_is_aborted_last():
+    """What waits for its prompt must not go on to compute it."""
+    engine, choices = open_choices(3)
+    choices.close()
+    assert engine.aborted == ["r-2", "r-1", "r"]
+
+
+def test_choices_are_independent():
+    """What one choice draws says nothing of what another one does: chi-square of pairs of draws over 4,000 seeds."""
+    table = np.zeros((4, 4))
+    for seed in range(4000):
+        asked = msgspec.structs.replace(PROMPT, sampling=SamplingParams(max_tokens=1, seed=seed))
+        first, second = (uniform(sequence.sampling.seed, 0) for sequence in sequences_of([asked], 2))
+        table[int(first * 4), int(second * 4)] += 1
+
+    mean = table.sum() / table.size
+    statistic, freedom = ((table - mean) ** 2 / mean).sum(), table.size - 1
+    assert torch.special.gammaincc(torch.tensor(freedom / 2), torch.tensor(statistic / 2)) > 1e-3
+
+
+def test_choices_of_one_seed_draw_on_their_own():
+    """Each has a seed of its own that follows from the request's; a prompt in a list has those that it has alone."""
+    asked = msgspec.structs.replace(PROMPT, sampling=SamplingParams(max_tokens=1, seed=7))
+    alone = [sequence.sampling.seed for sequence in sequences_of([asked], 3)]
+    among_others = [sequence.sampling.seed for sequence in sequences_of([asked, asked], 3)]
+
+    assert alone[0] == 7
+    assert len(set(alone)) == 3
+    assert all(0 <= seed < 1 << 63 for seed in alone)
+    assert among_others == alone * 2

@@ -19,7 +19,7 @@ from loraplex.adapters.errors import (
     VersionNotFound,
 )
 from loraplex.engine.client import EngineUnavailable, GenerationFailed
-from loraplex.platform.errors import EXCEPTION_HANDLERS, MAX_MESSAGE_CHARS, ApiError, to_api_error, validation_error
+from loraplex.platform.errors import MAX_MESSAGE_CHARS, ApiError, exception_handlers, to_api_error, validation_error
 from loraplex.platform.tenants import TenantExists
 
 
@@ -50,7 +50,7 @@ async def refuse() -> str:
 def client():
     app = Litestar(
         [take_body, fail, refuse],
-        exception_handlers=EXCEPTION_HANDLERS,
+        exception_handlers=exception_handlers({}),
         request_max_body_size=1000,
         openapi_config=None,
         logging_config=None,

@@ -83,6 +83,27 @@ async def test_an_upload_becomes_a_version_that_can_be_called(api: Api, adapter:
     assert any("acme/bot" in model["id"] for model in models["data"])
 
 
+async def test_a_page_of_models_skips_adapters_that_are_none(
+    api: Api, adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many of them stand between two that are: no page but the last is empty, and each model is on one."""
+    monkeypatch.setattr("loraplex.platform.openai.models.MIN_READ", 2)
+    for name in "abcdefg":
+        await api.client.post("/api/v1/adapters", json={"name": name}, headers=api.auth("acme"))
+    for name in "cg":
+        assert (await api.upload("acme", name, adapter)).status_code == 201
+    ids, pages, more = [], [], True
+    while more:
+        params = {"limit": 1} | ({"after": ids[-1]} if ids else {})
+        page = (await api.client.get("/v1/models", params=params, headers=api.auth("acme"))).json()
+        found, more = [model["id"] for model in page["data"]], page["has_more"]
+        pages.append(len(found))
+        ids += found
+
+    assert ids == ["tiny", "acme/c", "acme/g"]
+    assert 0 not in pages[:-1]
+
+
 async def test_the_same_bytes_are_the_same_version(api: Api, adapter: Path, other_adapter: Path) -> None:
     """Sending an adapter again makes no second version; other bytes make the next one."""
     first = (await api.upload("acme", "bot", adapter)).json()

@@ -196,6 +196,23 @@ def test_a_stream_of_several_choices_ends_once():
     assert all(chunk["usage"] is None for chunk in chunks)
 
 
+def test_chunks_tell_the_usage_so_far():
+    """To whoever asks for usage and for it in each of them: that of the chunk's own choice, then that of all."""
+    scripts = Script(b"a", b"b"), Script(b"x", b"y", b"z")
+    asked = {"n": 2, "stream_options": {"include_usage": True, "continuous_usage_stats": True}}
+    (*chunks, last), _ = Api(Scripts(*scripts)).streamed(**asked)
+
+    of_choice = [[chunk["usage"] for chunk in chunks if chunk["choices"][0]["index"] == i] for i in (0, 1)]
+    completions = [[usage["completion_tokens"] for usage in usages] for usages in of_choice]
+    assert completions[0][0] == completions[1][0] == 0
+    assert [usages[-1] for usages in completions] == [2, 3]
+    assert all(usages == sorted(usages) for usages in completions)
+    assert {usage["prompt_tokens"] for usages in of_choice for usage in usages} == {5}
+    assert last["usage"]["completion_tokens"] == 5
+    payloads, _ = Api(Script(b"a")).streamed(stream_options={"continuous_usage_stats": True})
+    assert all("usage" not in payload for payload in payloads)
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_choice_that_fails_at_once_fails_the_request(stream):
     """With its HTTP status; all sequences are aborted and counted as failed."""

@@ -44,7 +44,7 @@ async def test_every_route_is_in_the_document(api: Api, document: dict[str, Any]
 
 
 async def test_every_closed_operation_documents_its_key_and_its_errors(api: Api, document: dict[str, Any]) -> None:
-    """Each names the scope it needs, and has the one error shape for all that can go wrong."""
+    """Each names the scope it needs, and has its one error shape for all that can go wrong."""
     assert document["components"]["securitySchemes"]["apiKey"]["scheme"] == "bearer"
     for path, item in document["paths"].items():
         for method, operation in item.items():
@@ -52,16 +52,21 @@ async def test_every_closed_operation_documents_its_key_and_its_errors(api: Api,
             if not path.startswith(("/v1/", "/api/", "/tokenize", "/detokenize")):
                 assert operation["security"] == []
                 continue
-            [[scope]] = [requirement["apiKey"] for requirement in operation["security"]]
+            [[scope], same] = [next(iter(requirement.values())) for requirement in operation["security"]]
+            assert {name for requirement in operation["security"] for name in requirement} == {"apiKey", "apiKeyHeader"}
+            assert same == [scope]
             assert scope in ("inference", "adapters", "admin")
             expected = {"400", "401", "403", "404", "429", "500", "503"} | (
-                {"409", "413"} if method != "get" else set()
+                {"409", "413"} if method not in ("get", "head") else set()
             )
             assert expected <= set(operation["responses"]), (method, path)
             for status, response in operation["responses"].items():
-                if status[0] in "45":
+                if method == "head":
+                    assert "content" not in response
+                elif status[0] in "45":
                     schema = response["content"]["application/json"]["schema"]
-                    assert schema == {"$ref": "#/components/schemas/Error"}
+                    name = "MessagesError" if path.startswith("/v1/messages") else "Error"
+                    assert schema == {"$ref": f"#/components/schemas/{name}"}
 
 
 async def test_bodies_are_documented(document: dict[str, Any]) -> None:
@@ -78,6 +83,7 @@ async def test_bodies_are_documented(document: dict[str, Any]) -> None:
         ("post", "/api/v1/adapters/{name}/versions/{number}/evict"),
         ("post", "/api/v1/uploads/{upload_id}/complete"),
         ("post", "/v1/batches/{batch_id}/cancel"),
+        ("post", "/v1/responses/{response_id}/cancel"),
         ("post", "/ping"),
     }
     upload = document["paths"]["/api/v1/adapters/{name}/versions"]["post"]["requestBody"]["content"]

@@ -23,6 +23,7 @@ from loraplex.platform.publishing import CONFIG_BYTES
 pytestmark = [pytest.mark.anyio, on_sqlite]
 
 UPLOADS = "/api/v1/uploads"
+ADMIN = "/api/v1/admin"
 BYTES = {"content-type": BYTES_FROM_OFFSET}
 
 
@@ -269,6 +270,31 @@ async def test_a_tenants_open_uploads_are_bounded(api: Api, database: Database) 
     assert code(await send(api, uploads[0], CONFIG_FILE, b"x")) == (404, "upload_not_found")
     assert (await get(api, UPLOADS)).json() == {"data": []}
     await opened(api, large)
+
+
+async def test_what_a_tenant_may_not_keep_is_refused_before_it_takes_room(api: Api, adapter: Path) -> None:
+    """What can never fit as it is announced; what does not fit beside other versions, once its bytes are known and
+    before they are stored."""
+    limits = f"{ADMIN}/tenants/acme/limits"
+    weights = (adapter / WEIGHTS_FILE).stat().st_size
+    for kept, status in ((weights - 1, 429), (weights, 201)):
+        await api.client.put(limits, json={"stored_bytes": kept}, headers=api.auth("operator"))
+        refused = await api.client.post(UPLOADS, json=body(adapter), headers=api.auth("acme"))
+        assert refused.status_code == status, refused.text
+        assert ("storage_limit_reached" in refused.text) == (status == 429)
+
+    upload = await sent(api, adapter)
+    await api.services.registry.publish(
+        await api.tenant_id("acme"), "bot", digest="a" * 64, size_bytes=1, max_rank=2, targets=[], report=[],
+        created_by=None,
+    )  # fmt: skip
+    assert code(await complete(api, upload)) == (429, "storage_limit_reached")
+    assert not list(api.services.settings.adapters_dir.rglob(f"blobs/**/{WEIGHTS_FILE}"))
+    await api.client.put(limits, json={}, headers=api.auth("operator"))
+    assert (await complete(api, upload)).status_code == 201
+    assert len(list(api.services.settings.adapters_dir.rglob(f"blobs/**/{WEIGHTS_FILE}"))) == 1
+    await api.client.put(limits, json={"versions": 1}, headers=api.auth("operator"))
+    assert (await complete(api, upload)).status_code == 201
 
 
 async def test_foreign_and_missing_uploads_are_the_same_404(api: Api, adapter: Path) -> None:

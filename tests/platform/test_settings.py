@@ -8,6 +8,7 @@ import msgspec
 import pytest
 from pydantic import ValidationError
 
+from loraplex.platform.limits.rules import TenantLimits
 from loraplex.platform.settings import Settings
 
 
@@ -31,6 +32,12 @@ def test_sizes_are_read_with_their_unit(monkeypatch: pytest.MonkeyPatch, text: s
     monkeypatch.setenv("LORAPLEX_KV_CACHE_BYTES", text)
     assert Settings().kv_cache_bytes == size
     assert Settings(max_adapter_bytes=text).max_adapter_bytes == size
+
+
+def test_limits_of_tenants_are_written_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names and numbers, of which sizes may have their unit."""
+    monkeypatch.setenv("LORAPLEX_TENANT_LIMITS", "tokens_per_minute=9000, stored_bytes=10GiB")
+    assert Settings().tenant_limits == TenantLimits(tokens_per_minute=9000, stored_bytes=10 << 30)
 
 
 def test_arguments_win_over_variables(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,6 +65,10 @@ def test_arguments_win_over_variables(monkeypatch: pytest.MonkeyPatch) -> None:
         {"pinned_share": 1},
         {"pinned_share_per_tenant": -0.1},
         {"lora_modules": ["bot"]},
+        {"tenant_limits": "tokens_per_minute"},
+        {"tenant_limits": "tokens_per_minute=0"},
+        {"tenant_limits": "tokens_per_minute=5,tokens_per_minute=6"},
+        {"tenant_limits": "tokens_per_second=5"},
         {"lora_modules": ["bot="]},
         {"lora_modules": ["{bot"]},
         {"lora_modules": ['{"name": "bot"}']},

@@ -122,3 +122,23 @@ def test_commands_work_on_postgres_and_sqlite_by_url(empty_database_url):
     assert CliRunner().invoke(main, ["tenant", "create", "acme", *options]).exit_code == 0
     listed = CliRunner().invoke(main, ["tenant", "list", *options])
     assert [each["slug"] for each in json.loads(listed.output)] == ["acme"]
+
+
+def test_limits_are_shown_and_changed_one_by_one(run):
+    """What is given is set, `none` takes it away, the rest stays; sizes may have their unit; nonsense is refused."""
+    run("tenant", "create", "acme")
+    key_id = json.loads(run("key", "create", "--tenant", "acme", "--json").output)["id"]
+
+    run("tenant", "limits", "acme", "--tokens-per-minute", "90000", "--stored-bytes", "10GiB")
+    changed = run("tenant", "limits", "acme", "--tokens-per-minute", "none", "--versions", "3", "--json").output
+    set_ = {name: value for name, value in json.loads(changed).items() if value is not None}
+    assert set_ == {"stored_bytes": 10 << 30, "versions": 3}
+    assert run("tenant", "limits", "acme", "--json").output == changed
+    assert "versions" in run("tenant", "limits", "acme").output
+    assert json.loads(run("tenant", "list", "--json").output)[0]["limits"] == json.loads(changed)
+
+    run("key", "limits", key_id, "--requests-per-minute", "60")
+    assert json.loads(run("key", "limits", key_id, "--json").output)["requests_per_minute"] == 60
+    assert "from 1 to" in run("key", "limits", key_id, "--requests-per-minute", "0", code=2).output
+    assert "no such option" in run("key", "limits", key_id, "--versions", "3", code=2).output.lower()
+    assert "no tenant" in run("tenant", "limits", "nobody", code=1).output

@@ -162,6 +162,8 @@ def test_calls_are_those_of_a_reference_that_has_the_whole_text(form, before, ca
         (MISTRAL, "[TOOL_CALLS]f[ARGS]", [], "[TOOL_CALLS]f[ARGS]"),
         (MISTRAL, f"[TOOL_CALLS]{'x' * 300}{{}}", [], f"[TOOL_CALLS]{'x' * 300}{{}}"),
         (LIST, '[{"name": "any", "arguments": {"a": "]"}}]', [("any", '{"a": "]"}')], ""),
+        (LIST, '[{"name": "f", "arguments": {}},\n {"name": "g', [("f", "{}")], ""),
+        (LIST, '[{"name": "f', [], '[{"name": "f'),
     ],
 )
 def test_odd_calls(form, text, calls, said):
