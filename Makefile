@@ -6,7 +6,7 @@ ONCE ?=
 # pip would compile all that it installs, which takes longer than to unpack it. Python compiles what is imported, once.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo lifecycle clients fuzz check format lint types imports test slow wheel bench bench-cpu-kernels bench-scale bench-registry bench-peers examples gpu-check gpu-bench gpu-tune clean
+.PHONY: help setup demo lifecycle clients fuzz screenshots check format lint types imports test slow wheel bench bench-cpu-kernels bench-scale bench-registry bench-peers examples gpu-check gpu-bench gpu-tune clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -31,6 +31,8 @@ lifecycle: setup  ## push, canary, promote, roll back and delete versions under 
 clients: setup  ## programs that others wrote (openai, langchain, llm, lm-eval, vLLM's benchmark...) against a live server
 	PYTHONPATH=tests $(BIN)/python tests/clients/matrix.py $(ARGS)
 
+screenshots: setup  ## pictures of the admin pages, light and dark, in docs/screens/ (needs a Chromium)
+	$(BIN)/python docs/screenshots.py $(ARGS)
 fuzz: setup  ## 10,000 generated requests to real servers; what is answered wrongly is told (ARGS="--seed N --only 'POST /v1'")
 	PYTHONPATH=tests $(BIN)/python -m fuzzing.run $(ARGS)
 

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import delete, select, tuple_
+from sqlalchemy import String, cast, delete, func, select, tuple_
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import undefer
@@ -110,11 +110,12 @@ class AdapterRegistry:
             return await find_adapter(session, tenant_id, name)
 
     async def list_adapters(
-        self, tenant_id: str | None, limit: int = 100, after: str | None = None
+        self, tenant_id: str | None, limit: int = 100, after: str | None = None, containing: str = ""
     ) -> list[AdapterInfo]:
         """At most `limit` (1 to 1000) adapters of one tenant, or of all, ordered by tenant and name.
 
-        after: `tenant/name` of the last adapter of the page before. Raises InvalidName.
+        after: `tenant/name` of the last adapter of the page before. containing: part of the names that are wanted.
+        Raises InvalidName.
         """
         page, last = select_adapters().limit(min(max(limit, 1), MAX_PAGE)), None
         if after is not None:
@@ -126,8 +127,21 @@ class AdapterRegistry:
         else:  # by the name alone, as it stands in the index: a deep page costs what the first one does
             page = page.where(Adapter.tenant_id == tenant_id).order_by(Adapter.name)
             page = page if last is None else page.where(Adapter.name > last[1])
+        if containing:
+            page = page.where(cast(Adapter.name, String).contains(containing, autoescape=True))
         async with self._database.read() as session:
             return [adapter_info(adapter, slug) for adapter, slug in (await session.execute(page))]
+
+    async def count_versions(self, tenant_id: str | None) -> tuple[int, dict[str, int]]:
+        """How many adapters one tenant has, or all have, and how many versions in each state."""
+        adapters = select(func.count()).select_from(Adapter)
+        states = select(AdapterVersion.state, func.count()).group_by(AdapterVersion.state)
+        if tenant_id is not None:
+            adapters = adapters.where(Adapter.tenant_id == tenant_id)
+            states = states.join(Adapter, Adapter.id == AdapterVersion.adapter_id).where(Adapter.tenant_id == tenant_id)
+        async with self._database.read() as session:
+            by_state = {state: number for state, number in await session.execute(states)}  # noqa: C416  rows are no pairs
+            return await session.scalar(adapters) or 0, by_state
 
     async def delete_adapter(self, tenant_id: str, name: str) -> None:
         """Delete it with its versions, their pins, its aliases, imports and uploads. Raises AdapterNotFound."""

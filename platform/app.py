@@ -33,6 +33,10 @@ from loraplex.platform.openai.routes import OPENAI_ROUTES
 from loraplex.platform.openai.sse import PING_SECONDS
 from loraplex.platform.openapi import openapi_config, openapi_json
 from loraplex.platform.services import Services
+from loraplex.platform.web.access import make_page_guard
+from loraplex.platform.web.rendering import template_config
+from loraplex.platform.web.routes import PAGE_ROUTES
+from loraplex.platform.web.script_routes import script_routes
 
 
 def create_app(services: Services, drain: asyncio.Event | None = None) -> Litestar:
@@ -55,6 +59,8 @@ def create_app(services: Services, drain: asyncio.Event | None = None) -> Litest
             *LORA_ROUTES,
             *IMPORT_ROUTES,
             *ADMIN_ROUTES,
+            *PAGE_ROUTES,
+            script_routes(services),
             openapi_json,
         ],
         dependencies={
@@ -66,13 +72,18 @@ def create_app(services: Services, drain: asyncio.Event | None = None) -> Litest
             "tenant_id": Provide(provide_tenant_id, sync_to_thread=False),
             "once": Provide(provide_once, sync_to_thread=False),
         },
-        guards=[make_guard(authenticator), make_drain_guard(draining)],
+        guards=[
+            make_guard(authenticator),
+            make_page_guard(services.web_sessions, services.settings),
+            make_drain_guard(draining),
+        ],
         exception_handlers=exception_handlers({MESSAGES_PATH: error_body}),
         request_class=JsonRequest,
         middleware=[note_arrival],
         before_send=[response_hook(services.metrics)],
         request_max_body_size=services.settings.max_body_bytes,
         openapi_config=openapi_config(),
+        template_config=template_config(),
         state=State({PING_SECONDS: services.settings.stream_ping_seconds}),
         logging_config=None,
     )

@@ -1,7 +1,7 @@
 """Who is calling, and may they: keys, scopes, and the rule that a handler nobody thought of is closed.
 
 Knows where keys are checked (`tenants`), not how they are stored. Every handler carries either `opt["public"]` or the
-one scope that it needs, `opt["scope"]`.
+one scope that it needs, `opt["scope"]`; pages for people carry `opt["page"]`, and `web/access` decides about them.
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ from loraplex.platform.tenants import SCOPES, InvalidKey, Principal, TenantDirec
 
 MAX_SECRET_CHARS = 256
 CHALLENGE = {"www-authenticate": "Bearer"}
+
+PAGES = frozenset({"file", "anyone", "person", "operator"})
+"""Who may see a page: whoever comes (and a static file even in the clear), who is signed in, of these the operators."""
 
 ON_BEHALF_OF = "loraplex.principal"
 """The key in an ASGI scope of who is calling, where the server makes a request itself. No HTTP client can set it."""
@@ -92,7 +95,7 @@ def make_guard(authenticator: Authenticator) -> Guard:
     """The guard of the whole app. The principal it found is `connection.scope["auth"]`."""
 
     async def guard(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
-        if handler.opt.get("public"):
+        if handler.opt.get("public") or "page" in handler.opt:
             return
         principal: Any = connection.scope.get(ON_BEHALF_OF)
         if principal is None:
@@ -118,13 +121,15 @@ def provide_tenant_id(principal: NamedDependency[Principal]) -> str:
 
 
 def require_closed(app: Litestar) -> None:
-    """Raises `RuntimeError` if a handler carries neither `public` nor one of `SCOPES`."""
+    """Raises `RuntimeError` if a handler carries neither `public` nor one of `SCOPES` nor, as a page, of `PAGES`."""
     for route in app.routes:
         for handler in getattr(route, "route_handlers", [getattr(route, "route_handler", None)]):
             if handler is None or getattr(handler, "http_methods", None) == {"OPTIONS"}:
                 continue
-            if not handler.opt.get("public") and handler.opt.get("scope") not in SCOPES:
-                raise RuntimeError(f"{route.path}: {handler} needs opt public=True or scope=one of {sorted(SCOPES)}")
+            opt = handler.opt
+            if not opt.get("public") and opt.get("scope") not in SCOPES and opt.get("page") not in PAGES:
+                needs = f"public=True, scope=one of {sorted(SCOPES)} or page=one of {sorted(PAGES)}"
+                raise RuntimeError(f"{route.path}: {handler} needs opt {needs}")
 
 
 def _why_forbidden(principal: Principal, scope: str | None) -> str:

@@ -49,6 +49,7 @@ from loraplex.adapters.errors import (
     VersionNotReady,
 )
 from loraplex.engine.client import EngineUnavailable, GenerationFailed
+from loraplex.platform.accounts import AccountExists, AccountNotFound, NotTheFirst, WrongCredentials
 from loraplex.platform.batches.errors import (
     BatchEnded,
     FileInUse,
@@ -61,6 +62,7 @@ from loraplex.platform.field_errors import field_error
 from loraplex.platform.idempotency_keys import IdempotencyKeyInUse, IdempotencyKeyReused, TooManyIdempotencyKeys
 from loraplex.platform.logging import request_id
 from loraplex.platform.openai.responses.store import ConversationTooLong, ResponseNotFound
+from loraplex.platform.passwords import PasswordRefused, PasswordsBusy
 from loraplex.platform.tenants import InvalidKeyRequest, KeyNotFound, TenantError, TenantExists, TenantNotFound
 
 ErrorType = Literal["invalid_request_error", "server_error", "requests", "tokens", "insufficient_quota"]
@@ -243,6 +245,13 @@ TRANSLATIONS: dict[type[Exception], Callable[[Any], ApiError]] = {
     TenantNotFound: lambda e: ApiError(404, "tenant_not_found", str(e)),
     KeyNotFound: lambda e: ApiError(404, "key_not_found", str(e)),
     InvalidKeyRequest: lambda e: ApiError(400, "invalid_value", str(e)),
+    # people
+    AccountExists: lambda e: ApiError(409, "account_exists", str(e), param="login"),
+    AccountNotFound: lambda e: ApiError(404, "account_not_found", str(e)),
+    NotTheFirst: lambda e: ApiError(409, "already_set_up", str(e), param="token"),
+    WrongCredentials: lambda e: ApiError(401, "wrong_credentials", str(e), param="password"),
+    PasswordRefused: lambda e: ApiError(400, "invalid_value", str(e), param="password"),
+    PasswordsBusy: lambda e: unavailable("busy", "Too many people sign in now; try again in a few seconds.", 5),
     # the engine
     EngineUnavailable: lambda e: unavailable("engine_unavailable", str(e), e.retry_after_seconds),
     GenerationFailed: _from_generation_failure,
@@ -272,6 +281,17 @@ def _from_http_exception(request: Request[Any, Any, Any], error: HTTPException) 
     return internal_error()
 
 
+def tell(request: Request[Any, Any, Any], error: Exception) -> ApiError:
+    """What the client is told of any exception. A 5xx that the table does not know is logged with its traceback."""
+    if isinstance(error, HTTPException) and not isinstance(error, ValidationException):
+        api_error = _from_http_exception(request, error)
+    else:
+        api_error = to_api_error(error)
+    if api_error.status == 500:
+        logger.error("request_failed", request_id=request_id(request.scope), path=request.url.path, exc_info=error)
+    return api_error
+
+
 ErrorBody = Callable[[ApiError, str], dict[str, Any]]
 """Of an error and the id of its request."""
 
@@ -281,13 +301,8 @@ def respond(
     error: Exception,
     body_of: ErrorBody = lambda error, _: error.body(),
 ) -> Response[dict[str, Any]]:
-    """Turn any exception into its response. A 5xx that the table does not know is logged with its traceback."""
-    if isinstance(error, HTTPException) and not isinstance(error, ValidationException):
-        api_error = _from_http_exception(request, error)
-    else:
-        api_error = to_api_error(error)
-    if api_error.status == 500:
-        logger.error("request_failed", request_id=request_id(request.scope), path=request.url.path, exc_info=error)
+    """Turn any exception into its response, as `tell` has it."""
+    api_error = tell(request, error)
     return Response(
         body_of(api_error, request_id(request.scope)),
         status_code=api_error.status,

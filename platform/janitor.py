@@ -46,6 +46,7 @@ async def clean_up(services: Services) -> None:
     """Raises OSError and the database's errors; what was cleaned up before stays so."""
     await services.uploads.drop_expired()
     await services.idempotency.drop_expired()
+    await services.web_sessions.drop_expired()
     await services.shared_use.drop_idle()
     await services.responses.drop_expired()
     await _sweep_upload_files(services)

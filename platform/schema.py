@@ -1,5 +1,5 @@
-"""The tables of tenants, API keys, use of limits, names that clients gave to requests, tenants' files, batches and
-stored responses.
+"""The tables of tenants, API keys, people's accounts and sessions, use of limits, names that clients gave to requests,
+tenants' files, batches and stored responses.
 
 Knows columns and constraints, on the metadata of the adapter registry. Knows no query.
 """
@@ -71,6 +71,31 @@ class ApiKey(Base):
     expires_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     revoked_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     last_used_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+
+class Account(Base):
+    """A person who may sign in on the admin pages. Without a tenant it is an operator's."""
+
+    __tablename__ = "accounts"
+
+    id: Mapped[str] = mapped_column(Name(12), primary_key=True)
+    login: Mapped[str] = mapped_column(Slug, unique=True)
+    tenant_id: Mapped[str | None] = mapped_column(ForeignKey("tenants.id"), index=True)
+    password_hash: Mapped[str] = mapped_column(String(255))
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now)
+    disabled_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    last_login_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+
+class WebSession(Base):
+    """A session of an account on the admin pages, by the SHA-256 of its token."""
+
+    __tablename__ = "web_sessions"
+
+    token_sha256: Mapped[bytes] = mapped_column(LargeBinary(32), primary_key=True)
+    account_id: Mapped[str] = mapped_column(ForeignKey("accounts.id"), index=True)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now)
+    last_seen_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now)
 
 
 class RateUse(Base):

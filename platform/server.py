@@ -65,6 +65,7 @@ async def run_server(
     """
     async with open_services(settings, model_path) as services:
         await publish_lora_modules(services)
+        await offer_setup(services)
         drain = asyncio.Event()
         app = create_app(services, drain)
         server = _Server(_uvicorn_config(app), lambda: announce(services))
@@ -106,6 +107,14 @@ async def open_services(settings: Settings, model_path: Path) -> AsyncIterator[S
         await register_base_model(database, settings.base_model_name, shape_digest, settings.model)
         forgive_released(services.changes, engine)
         yield services
+
+
+async def offer_setup(services: Services) -> None:
+    """While there is no account, there is a token with which the first one can be made."""
+    if await services.accounts.exist():
+        services.setup_token.withdraw()
+    else:
+        services.setup_token.issue()
 
 
 def bind(host: str, port: int) -> socket.socket:

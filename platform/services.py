@@ -25,6 +25,7 @@ from loraplex.engine.grammar_checks import GrammarChecks
 from loraplex.engine.messages import Ready
 from loraplex.engine.text import TextCodec
 from loraplex.engine.untrusted_templates import UntrustedTemplates
+from loraplex.platform.accounts import AccountDirectory
 from loraplex.platform.batches.file_store import FileStore
 from loraplex.platform.batches.files import FileLimits, Files
 from loraplex.platform.batches.leases import BatchLeases
@@ -34,16 +35,20 @@ from loraplex.platform.idempotency_keys import IdempotencyKeys
 from loraplex.platform.limits.limiter import Limiter
 from loraplex.platform.limits.owners import LimitOwners, quotas
 from loraplex.platform.limits.shared_use import SharedUse
+from loraplex.platform.login_throttle import LoginThrottle
 from loraplex.platform.metrics import Metrics
 from loraplex.platform.openai.responses.store import ResponseLimits, ResponseStore
+from loraplex.platform.passwords import Passwords
 from loraplex.platform.pins import PinKeeper
 from loraplex.platform.profile_cache import ProfileCache
 from loraplex.platform.proof import Prover
 from loraplex.platform.settings import Settings
+from loraplex.platform.setup_token import SetupToken
 from loraplex.platform.tenants import TenantDirectory
 from loraplex.platform.text_codecs import TextCodecs
 from loraplex.platform.tokenizer_checks import TokenizerChecks
 from loraplex.platform.use_log import UseLog
+from loraplex.platform.web_sessions import WebSessions
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,10 @@ class Services:
     templates: UntrustedTemplates
     grammars: GrammarChecks
     tenants: TenantDirectory
+    accounts: AccountDirectory
+    web_sessions: WebSessions
+    logins: LoginThrottle
+    setup_token: SetupToken
     limit_owners: LimitOwners
     shared_use: SharedUse
     limiter: Limiter
@@ -104,6 +113,14 @@ def assemble(settings: Settings, database: Database, engine: EngineClient, model
         tokenizer_checks=TokenizerChecks(text),
         templates=templates,
         grammars=GrammarChecks(text.tokenizer_path, engine.ready.vocab_size, engine.ready.eos_token_ids),
+        accounts=AccountDirectory(database, Passwords()),
+        web_sessions=WebSessions(
+            database,
+            idle=timedelta(seconds=settings.session_idle_seconds),
+            longest=timedelta(seconds=settings.session_max_seconds),
+        ),
+        logins=LoginThrottle(),
+        setup_token=SetupToken(settings.data_dir),
         tenants=TenantDirectory(database, settings.tenant_limits),
         limit_owners=LimitOwners(database),
         shared_use=shared_use,

@@ -145,6 +145,16 @@ class Settings(BaseSettings):
         16, ge=1, le=4096, description="Most requests of batches in flight; less while live traffic needs the room."
     )
 
+    session_idle_seconds: float = Field(
+        30 * 60, ge=60, le=7 * 24 * 3600, description="Silence after which a session on the admin pages ends."
+    )
+    session_max_seconds: float = Field(
+        12 * 3600, ge=60, le=30 * 24 * 3600, description="Age at which a session on the admin pages ends."
+    )
+    insecure_admin_http: bool = Field(
+        False, description="Let people sign in over plain HTTP from other machines: passwords travel in the clear."
+    )
+
     store_responses: bool = Field(
         True,
         description="Store what /v1/responses is asked and answers, unless a request says store: false. It is what the "

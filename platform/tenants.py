@@ -178,6 +178,15 @@ class TenantDirectory:
                 keys = keys.where(ApiKey.tenant_id == (await _tenant(session, tenant)).id)
             return [_key_info(key, _slug(owner)) for key, owner in (await session.execute(keys))]
 
+    async def get_key(self, key_id: str) -> KeyInfo:
+        """Raises KeyNotFound."""
+        async with self._database.read() as session:
+            found = (await session.execute(_keys().where(ApiKey.id == key_id))).first()
+        if found is None:
+            raise KeyNotFound(f"id: there is no API key {ascii(key_id)[:20]}")
+        key, owner = found
+        return _key_info(key, _slug(owner))
+
     async def revoke_key(self, key_id: str) -> KeyInfo:
         """End the key for good; again is fine. Raises KeyNotFound."""
         async with self._database.transaction() as session:
@@ -212,6 +221,15 @@ class TenantDirectory:
         if not (found and _is_valid(*found)):
             raise InvalidKey
         return _principal(*found, None)
+
+    async def principal_of_tenant(self, slug: str, account_id: str, scopes: Iterable[str]) -> Principal:
+        """Whom a person speaks for who acts for a tenant: the id stands where a key's would. Raises TenantNotFound,
+        also for a tenant that is suspended."""
+        async with self._database.read() as session:
+            tenant = await _tenant(session, slug)
+        if tenant.suspended_at is not None:
+            raise TenantNotFound(f"tenant: {slug} is suspended; resume it first")
+        return Principal(account_id, tenant.id, tenant.slug, frozenset(scopes), tenant.cache_salt)
 
     async def _note_use(self, key: ApiKey) -> None:
         """Write the time of use unless the last one is recent. It is a hint: a busy or full disk refuses nobody."""

@@ -17,6 +17,10 @@ ROOT = Path(__file__).resolve().parent.parent
 EXPECTED = [
     "loraplex/py.typed",
     "loraplex/platform/app.py",
+    "loraplex/platform/web/templates/base.html",
+    "loraplex/platform/web/static/app.css",
+    "loraplex/platform/web/static/vendor/htmx.min.js",
+    "loraplex/platform/web/static/vendor/manifest.json",
     "loraplex/adapters/registry.py",
     "loraplex/engine/loop.py",
     "loraplex/kernels/cpu/library.cpp",

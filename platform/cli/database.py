@@ -21,6 +21,7 @@ from sqlalchemy.exc import OperationalError
 
 from loraplex.adapters.database import Database, InvalidDatabaseUrl
 from loraplex.adapters.errors import AdapterError
+from loraplex.platform.accounts import AccountError
 from loraplex.platform.migrate import (
     MigrationError,
     current_revision,
@@ -28,6 +29,7 @@ from loraplex.platform.migrate import (
     prepare_database,
     upgrade_database,
 )
+from loraplex.platform.passwords import PasswordRefused
 from loraplex.platform.settings import Settings
 from loraplex.platform.tenants import TenantError
 
@@ -63,7 +65,15 @@ def user_errors() -> Iterator[None]:
     """What a user can put right is told in one line, without a traceback."""
     try:
         yield
-    except (AdapterError, TenantError, MigrationError, InvalidDatabaseUrl, ValidationError) as error:
+    except (
+        AdapterError,
+        TenantError,
+        AccountError,
+        PasswordRefused,
+        MigrationError,
+        InvalidDatabaseUrl,
+        ValidationError,
+    ) as error:
         raise click.ClickException(str(error)) from error
     except OperationalError as error:
         raise click.ClickException(f"the database does not answer: {error.orig}") from error

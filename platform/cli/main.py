@@ -16,6 +16,7 @@ COMMANDS = {
     "alias": ("loraplex.platform.cli.alias:alias", "Move, split and roll back what a name stands for."),
     "tenant": ("loraplex.platform.cli.tenants:tenant", "Create, list and suspend tenants."),
     "key": ("loraplex.platform.cli.tenants:key", "Create, list and revoke API keys."),
+    "account": ("loraplex.platform.cli.accounts:account", "Create, list and disable accounts of the admin pages."),
     "db": ("loraplex.platform.cli.database:db", "Create or upgrade the database."),
 }
 

@@ -145,5 +145,15 @@ Loraplex serves {services.base_model_name} at {url} ({ready.device}, {ready.dtyp
   loraplex key create --tenant acme --scope inference --scope adapters{data_dir}
   curl {url}/v1/chat/completions -H "Authorization: Bearer $KEY" -H "Content-Type: application/json" \\
     -d '{{"model": "{services.base_model_name}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
-"""
+
+{_pages(services, url)}"""
     )
+
+
+def _pages(services: Services, url: str) -> str:
+    """Where people sign in, or make the first account."""
+    token = services.setup_token.read()
+    if token is None:
+        return f"Admin pages: {url}/admin\n"
+    text = f"Nobody can sign in yet. Make the first account at {url}/admin/setup with this token, which works once:"
+    return f"{text}\n\n  {token}\n"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated
 
 from anyio import to_thread
@@ -10,10 +9,7 @@ from litestar import Router, delete, get, post, put
 from litestar.di import NamedDependency
 from litestar.params import FromPath, JSONBody, QueryParameter
 
-from loraplex.adapters.registry import VersionInfo
-from loraplex.engine.client import EngineUnavailable
-from loraplex.engine.messages import Refusal, Whereabouts
-from loraplex.platform.errors import ApiError, unavailable
+from loraplex.platform import residency
 from loraplex.platform.manage.adapters import PageLimit
 from loraplex.platform.manage.engine_answers import answered
 from loraplex.platform.manage.residency_schemas import (
@@ -23,11 +19,9 @@ from loraplex.platform.manage.residency_schemas import (
     ResidencyOverview,
     ResidencyView,
     ResidentView,
-    tier_of,
     tiers_of,
 )
 from loraplex.platform.manage.version_schemas import VersionView
-from loraplex.platform.publishing import require_base, require_ready
 from loraplex.platform.services import Services
 from loraplex.platform.tenants import Principal
 
@@ -43,7 +37,7 @@ async def list_residency(
 ) -> ResidencyList:
     """Where the newest versions of an adapter are on this server. While the engine is down: on the disk."""
     adapter = await services.registry.get_adapter(tenant_id, name)
-    return ResidencyList(await _views(services, adapter.versions[::-1][:limit]))
+    return ResidencyList(await residency.look(services, adapter.versions[::-1][:limit]))
 
 
 @get(VERSION + "/residency")
@@ -51,7 +45,7 @@ async def get_residency(
     name: FromPath[str], number: FromPath[int], services: NamedDependency[Services], tenant_id: NamedDependency[str]
 ) -> ResidencyView:
     """Where a version is on this server, what it takes there, and what your requests waited for."""
-    return await _view(services, await services.registry.get_version(tenant_id, name, number))
+    return (await residency.look(services, [await services.registry.get_version(tenant_id, name, number)]))[0]
 
 
 @post(VERSION + "/warm", status_code=202)
@@ -59,9 +53,7 @@ async def warm_version(
     name: FromPath[str], number: FromPath[int], services: NamedDependency[Services], tenant_id: NamedDependency[str]
 ) -> VersionView:
     """Bring a version to the device before its first request, where that costs no running request its place."""
-    version = await _loadable(services, tenant_id, name, number)
-    services.engine.warm(version.digest)
-    return VersionView.of(version)
+    return VersionView.of(await residency.warm(services, tenant_id, name, number))
 
 
 @put(VERSION + "/pin")
@@ -78,9 +70,8 @@ async def pin_version(
     It holds on every server and over restarts. 409 with code `pins_exceeded`: there is a bound on what your pins, and
     all tenants' together, may take.
     """
-    version = await _loadable(services, tenant_id, name, number)
-    _raise_refusal(await services.pins.put(version, data.seconds, principal.key_id))
-    return await _view(services, version)
+    version = await residency.pin(services, tenant_id, name, number, data.seconds, principal.key_id)
+    return (await residency.look(services, [version]))[0]
 
 
 @delete(VERSION + "/pin")
@@ -88,7 +79,7 @@ async def unpin_version(
     name: FromPath[str], number: FromPath[int], services: NamedDependency[Services], tenant_id: NamedDependency[str]
 ) -> None:
     """End a pin. The version stays where it is until others need the room."""
-    await services.pins.end(await services.registry.get_version(tenant_id, name, number))
+    await residency.unpin(services, tenant_id, name, number)
 
 
 @post(VERSION + "/evict", status_code=200)
@@ -99,9 +90,7 @@ async def evict_version(
 
     409 with code `adapter_in_use` while your requests run with it, `adapter_pinned` while you pin it.
     """
-    version = await services.registry.get_version(tenant_id, name, number)
-    await _evict(services, version)
-    return await _view(services, version)
+    return (await residency.look(services, [await residency.evict(services, tenant_id, name, number)]))[0]
 
 
 @get("/residency")
@@ -122,65 +111,6 @@ async def get_overview(services: NamedDependency[Services], limit: ResidentLimit
             for entry, size in zip(found[:limit], sizes, strict=True)
         ],
     )
-
-
-async def _loadable(services: Services, tenant_id: str, name: str, number: int) -> VersionInfo:
-    """A version that is about to be brought to the device. Raises AdapterNotFound, VersionNotFound, VersionNotReady;
-    ApiError 400 where it is for another base."""
-    version = await services.registry.get_version(tenant_id, name, number)
-    require_base(services, version.base_model)
-    require_ready(version)
-    services.uses.touch(tenant_id, version.digest)
-    return version
-
-
-async def _view(services: Services, version: VersionInfo) -> ResidencyView:
-    return (await _views(services, [version]))[0]
-
-
-async def _views(services: Services, versions: Sequence[VersionInfo]) -> list[ResidencyView]:
-    digests = [version.digest for version in versions]
-    found = await _locate(services, digests)
-    sizes = await to_thread.run_sync(services.blobs.sizes, digests)
-    return [
-        ResidencyView.of(
-            version,
-            entry,
-            services.uses.tell(version.tenant_id, version.digest, tier_of(entry)),
-            size,
-            services.uses.of(version.tenant_id, version.digest),
-            services.pins.pinned_until(version.tenant_id, version.digest),
-        )
-        for version, entry, size in zip(versions, found, sizes, strict=True)
-    ]
-
-
-async def _locate(services: Services, digests: list[str]) -> list[Whereabouts]:
-    try:
-        return await answered(services.engine.locate(digests))
-    except EngineUnavailable:
-        return [Whereabouts(digest) for digest in digests]
-
-
-async def _evict(services: Services, version: VersionInfo) -> None:
-    """The tenant's own use decides what it is told. Where others have the same bytes they keep them, untold."""
-    tenant_id, digest = version.tenant_id, version.digest
-    if services.uses.of(tenant_id, digest).running:
-        _raise_refusal(Refusal("adapter_in_use", "your requests run with this version; try again when they have ended"))
-    if services.pins.pinned_until(tenant_id, digest) is not None:
-        _raise_refusal(Refusal("adapter_pinned", "your pins keep this version on the device; end its pin first"))
-    if not await services.registry.others_have(tenant_id, digest):
-        _raise_refusal(await answered(services.engine.evict(digest)))
-    services.uses.evicted(tenant_id, digest)
-
-
-def _raise_refusal(refusal: Refusal | None) -> None:
-    """What the engine refuses is a conflict; what it could not load may work later."""
-    if refusal is None:
-        return
-    if refusal.code == "adapter_load_failed":
-        raise unavailable(refusal.code, refusal.message, retry_after_seconds=5)
-    raise ApiError(409, refusal.code, refusal.message, headers={"x-should-retry": "false"})
 
 
 RESIDENCY_ROUTES = [

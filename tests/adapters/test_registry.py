@@ -410,6 +410,25 @@ async def test_pages_cover_every_adapter_once_and_in_order(registry, acme, zeta)
         await registry.list_adapters(acme, after="b")
 
 
+async def test_adapters_are_found_by_part_of_their_name_and_counted(registry, acme, zeta, bot):
+    """Signs that mean more in a pattern mean themselves; counts are of one tenant, or of all."""
+    for name in ("legal", "legal_fr", "legalese"):
+        await registry.create_adapter(zeta, name, "base")
+    await publish(registry, acme, bot, "a")
+
+    found = {part: await registry.list_adapters(None, containing=part) for part in ("legal", "l_f", "%", "bo")}
+    assert {part: [adapter.name for adapter in adapters] for part, adapters in found.items()} == {
+        "legal": ["legal", "legal_fr", "legalese"],
+        "l_f": ["legal_fr"],
+        "%": [],
+        "bo": [bot],
+    }
+    assert [each.name for each in await registry.list_adapters(zeta, 1, "zeta/legal", "legal")] == ["legal_fr"]
+    assert await registry.count_versions(zeta) == (3, {})
+    adapters, versions = await registry.count_versions(None)
+    assert (adapters, sum(versions.values())) == (4, 1)
+
+
 async def test_a_base_model_keeps_its_shape(database):
     """Registering a model again is fine, even at once; another shape under the name is refused with the way out."""
     await asyncio.gather(*(register_base_model(database, "new", "1" * 64, "folder") for _ in range(4)))

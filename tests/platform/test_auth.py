@@ -37,13 +37,13 @@ class CountingDirectory(TenantDirectory):
 
 
 def closed_routes(app: Litestar) -> list[tuple[str, str, str]]:
-    """(method, concrete path, needed scope) of every route that is not public."""
+    """(method, concrete path, needed scope) of every route of the API that is not public."""
     return [
         (method, route.path_format.replace("{number}", "1").replace("{", "").replace("}", ""), handler.opt["scope"])
         for route in app.routes
         for handler in route.route_handlers
         for method in handler.http_methods
-        if method != "OPTIONS" and not handler.opt.get("public")
+        if method != "OPTIONS" and not handler.opt.get("public") and "page" not in handler.opt
     ]
 
 

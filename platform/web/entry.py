@@ -1,0 +1,198 @@
+"""How people come in and go out: the first account, sign in, sign out, change one's password."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any
+
+import msgspec
+import structlog
+from litestar import Request, Response, get, post
+from litestar.di import NamedDependency
+from litestar.response import Redirect
+from msgspec import Meta
+
+from loraplex.platform.accounts import AccountInfo, NotTheFirst, WrongCredentials
+from loraplex.platform.errors import ApiError
+from loraplex.platform.passwords import MAX_PASSWORD_CHARS, MIN_PASSWORD_CHARS
+from loraplex.platform.services import Services
+from loraplex.platform.web.access import session_cookie, session_token
+from loraplex.platform.web.errors import REFUSALS, refusal_of
+from loraplex.platform.web.forms import form_fields, only, read_form
+from loraplex.platform.web.rendering import go, page
+from loraplex.platform.web_sessions import Person
+
+_NEXT = re.compile(r"/admin(/[\w.@~-]+)*", re.ASCII)
+
+Text = Annotated[str, Meta(min_length=1, max_length=MAX_PASSWORD_CHARS)]
+
+logger = structlog.get_logger(__name__)
+
+
+class SetUp(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    token: Text
+    login: Text
+    password: Text
+
+
+class SignIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    login: Text
+    password: Text
+    next: str = "/admin"
+
+
+class ChangePassword(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    current: Text
+    password: Text
+
+
+@get("/setup", opt={"page": "anyone"})
+async def show_setup(request: Request[Any, Any, Any], services: NamedDependency[Services]) -> Response[Any]:
+    """Make the first account, while there is none."""
+    if await services.accounts.exist():
+        return go("/admin/login")
+    return _setup_page(request)
+
+
+@post("/setup", opt={"page": "anyone"})
+async def set_up(request: Request[Any, Any, Any], services: NamedDependency[Services]) -> Response[Any]:
+    """Take the token, which works once, and make an operator's account of whoever has it."""
+    fields = await form_fields(request)
+    try:
+        form = read_form(fields, SetUp)
+        _admit(services, request, form.login)
+        if not services.setup_token.matches(form.token):
+            raise ApiError(
+                400, "wrong_token", "token: This is not the token that the server printed last.", param="token"
+            )
+        account = await services.accounts.create(form.login, form.password, first=True)
+    except NotTheFirst:
+        services.setup_token.withdraw()
+        return go("/admin/login")
+    except REFUSALS as error:
+        return _setup_page(request, login=only(fields, "login"), refusal=refusal_of(request, error))
+    services.setup_token.withdraw()
+    logger.info("set_up", account=account.login)
+    return await _signed_in(request, services, account, go("/admin", "welcome"))
+
+
+@get("/login", opt={"page": "anyone"})
+async def show_login(request: Request[Any, Any, Any], services: NamedDependency[Services]) -> Response[Any]:
+    """Sign in."""
+    if not await services.accounts.exist():
+        return go("/admin/setup")
+    return page(request, "login.html", login="", next=_next(request.query_params.get("next", "")))
+
+
+@post("/login", opt={"page": "anyone"})
+async def log_in(request: Request[Any, Any, Any], services: NamedDependency[Services]) -> Response[Any]:
+    """Begin a session, under a token that was not there before."""
+    fields = await form_fields(request)
+    try:
+        form = read_form(fields, SignIn)
+        account = await _authenticate(services, request, form.login, form.password)
+    except REFUSALS as error:
+        shown: dict[str, Any] = {"login": only(fields, "login"), "next": _next(only(fields, "next"))}
+        return page(request, "login.html", refusal=refusal_of(request, error), **shown)
+    return await _signed_in(request, services, account, go(_next(form.next)))
+
+
+@post("/logout", opt={"page": "person"})
+async def log_out(request: Request[Any, Any, Any], services: NamedDependency[Services]) -> Redirect:
+    """End this session."""
+    await services.web_sessions.close(session_token(request) or "")
+    return _signed_out(request, services, "signed-out")
+
+
+@post("/logout/everywhere", opt={"page": "person"})
+async def log_out_everywhere(
+    request: Request[Any, Any, Any], services: NamedDependency[Services], person: NamedDependency[Person]
+) -> Redirect:
+    """End all sessions of the account."""
+    await services.web_sessions.close_all(person.account_id)
+    return _signed_out(request, services, "signed-out-everywhere")
+
+
+@get("/account", opt={"page": "person"})
+async def show_account(
+    request: Request[Any, Any, Any], services: NamedDependency[Services], person: NamedDependency[Person]
+) -> Response[Any]:
+    """One's own account."""
+    return await _account_page(request, services, person)
+
+
+@post("/account/password", opt={"page": "person"})
+async def change_password(
+    request: Request[Any, Any, Any], services: NamedDependency[Services], person: NamedDependency[Person]
+) -> Response[Any]:
+    """Change one's password, which ends all sessions and begins a new one here."""
+    try:
+        form = read_form(await form_fields(request), ChangePassword)
+        await _authenticate(services, request, person.login, form.current, param="current")
+        account = await services.accounts.set_password(person.login, form.password)
+    except REFUSALS as error:
+        return await _account_page(request, services, person, refusal=refusal_of(request, error))
+    return await _signed_in(request, services, account, go("/admin/account", "password-changed"))
+
+
+async def _authenticate(
+    services: Services, request: Request[Any, Any, Any], login: str, password: str, param: str = "password"
+) -> AccountInfo:
+    """Whose these are. Raises ApiError 429 where there were too many tries, 401 where they are wrong."""
+    _admit(services, request, login)
+    try:
+        account = await services.accounts.authenticate(login, password)
+    except WrongCredentials as error:
+        logger.warning("login_failed", address=_address(request))
+        raise ApiError(401, "wrong_credentials", str(error), param=param) from error
+    services.logins.succeeded(login, _address(request))
+    return account
+
+
+def _admit(services: Services, request: Request[Any, Any, Any], login: str) -> None:
+    """Count a try. Raises ApiError 429."""
+    wait = services.logins.admit(login, _address(request))
+    if wait:
+        seconds = max(round(wait), 1)
+        message = f"There were too many tries. Wait {seconds} seconds, then try again."
+        raise ApiError(429, "too_many_tries", message, headers={"retry-after": str(seconds)})
+
+
+async def _signed_in(
+    request: Request[Any, Any, Any], services: Services, account: AccountInfo, answer: Redirect
+) -> Redirect:
+    """The session that the browser had ends, and another begins: whoever knew the old token knows nothing."""
+    if token := session_token(request):
+        await services.web_sessions.close(token)
+    token = await services.web_sessions.open(account.id)
+    answer.cookies.append(session_cookie(request, token, services.settings))
+    return answer
+
+
+def _signed_out(request: Request[Any, Any, Any], services: Services, done: str) -> Redirect:
+    answer = go("/admin/login", done)
+    answer.cookies.append(session_cookie(request, "", services.settings))
+    return answer
+
+
+def _setup_page(request: Request[Any, Any, Any], login: str = "", refusal: ApiError | None = None) -> Response[Any]:
+    return page(request, "setup.html", login=login, least=MIN_PASSWORD_CHARS, refusal=refusal)
+
+
+async def _account_page(
+    request: Request[Any, Any, Any], services: Services, person: Person, refusal: ApiError | None = None
+) -> Response[Any]:
+    sessions = await services.web_sessions.count(person.account_id)
+    return page(request, "account.html", sessions=sessions, least=MIN_PASSWORD_CHARS, refusal=refusal)
+
+
+def _next(path: str) -> str:
+    """Where to go after signing in: one of our own pages, whatever the URL says."""
+    return path if _NEXT.fullmatch(path) else "/admin"
+
+
+def _address(request: Request[Any, Any, Any]) -> str:
+    return request.client.host if request.client else ""
+
+
+ENTRY_PAGES = [show_setup, set_up, show_login, log_in, log_out, log_out_everywhere, show_account, change_password]

@@ -1,0 +1,58 @@
+"""What scripts on our pages call: handlers of the API, once more, for whoever is signed in instead of for a key.
+
+Under the tenant for which the person acts. Errors are the API's JSON, since programs read them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from litestar import Request, Response, Router
+from litestar.connection import ASGIConnection
+from litestar.exceptions import HTTPException
+from litestar.handlers import BaseRouteHandler
+
+from loraplex.platform.errors import ApiError, respond
+from loraplex.platform.manage.resumable import (
+    append_to_file,
+    complete_upload,
+    drop_upload,
+    get_offset,
+    list_uploads,
+    open_upload,
+)
+from loraplex.platform.openai.chat import create_chat_completion
+from loraplex.platform.services import Services
+from loraplex.platform.web.access import SignInNeeded
+from loraplex.platform.web.security_headers import security_headers
+from loraplex.platform.web.tenants import visible_tenant
+from loraplex.platform.web_sessions import Person
+
+UPLOADS = [open_upload, list_uploads, get_offset, append_to_file, complete_upload, drop_upload]
+
+
+def script_routes(services: Services) -> Router:
+    """After the guard of all pages, the handlers find a `Principal` where they look for one."""
+
+    async def act_for_tenant(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
+        person: Person = connection.auth
+        tenant = await visible_tenant(services, person, connection.path_params["tenant"])
+        if "idempotency-key" in connection.headers:
+            raise ApiError(400, "invalid_value", "Idempotency-Key: it is for API keys.", param="Idempotency-Key")
+        connection.scope["auth"] = await services.tenants.principal_of_tenant(
+            tenant.slug, person.account_id, {"inference", "adapters"}
+        )
+
+    return Router(
+        "/admin/script/{tenant:str}",
+        route_handlers=[Router("/uploads", route_handlers=UPLOADS), create_chat_completion],
+        guards=[act_for_tenant],
+        opt={"page": "person"},
+        exception_handlers={SignInNeeded: _sign_in, Exception: respond, HTTPException: respond},
+        middleware=[security_headers],
+        include_in_schema=False,
+    )
+
+
+def _sign_in(request: Request[Any, Any, Any], error: SignInNeeded) -> Response[Any]:
+    return respond(request, ApiError(401, "signed_out", "Your session has ended. Sign in again, then repeat it."))
