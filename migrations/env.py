@@ -16,6 +16,7 @@ from typing import Literal
 
 from alembic import context
 
+import loraplex.platform.ledger.schema
 import loraplex.platform.schema  # noqa: F401  (its tables belong to the metadata too)
 from loraplex.adapters.schema import Base, Name, UtcDateTime
 

@@ -16,6 +16,7 @@ from loraplex.platform.anthropic.routes import ANTHROPIC_ROUTES, MESSAGES_PATH
 from loraplex.platform.auth import Authenticator, make_guard, provide_principal, provide_tenant_id, require_closed
 from loraplex.platform.errors import exception_handlers
 from loraplex.platform.health import HEALTH_ROUTES, make_drain_guard
+from loraplex.platform.ledger.meter import metering
 from loraplex.platform.logging import note_arrival, response_hook
 from loraplex.platform.manage.adapters import ADAPTER_ROUTES
 from loraplex.platform.manage.admin import ADMIN_ROUTES
@@ -27,6 +28,7 @@ from loraplex.platform.manage.profiles import PROFILE_ROUTES
 from loraplex.platform.manage.residency import RESIDENCY_ROUTES
 from loraplex.platform.manage.resumable import UPLOAD_ROUTES
 from loraplex.platform.manage.uploads import UploadSlots
+from loraplex.platform.manage.usage import USAGE_ROUTES
 from loraplex.platform.manage.versions import VERSION_ROUTES
 from loraplex.platform.openai.body import JsonRequest
 from loraplex.platform.openai.routes import OPENAI_ROUTES
@@ -59,6 +61,7 @@ def create_app(services: Services, drain: asyncio.Event | None = None) -> Litest
             *LORA_ROUTES,
             *IMPORT_ROUTES,
             *ADMIN_ROUTES,
+            *USAGE_ROUTES,
             *PAGE_ROUTES,
             script_routes(services),
             openapi_json,
@@ -79,7 +82,7 @@ def create_app(services: Services, drain: asyncio.Event | None = None) -> Litest
         ],
         exception_handlers=exception_handlers({MESSAGES_PATH: error_body}),
         request_class=JsonRequest,
-        middleware=[note_arrival],
+        middleware=[note_arrival, metering(services.ledger)],
         before_send=[response_hook(services.metrics)],
         request_max_body_size=services.settings.max_body_bytes,
         openapi_config=openapi_config(),

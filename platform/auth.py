@@ -33,6 +33,10 @@ PAGES = frozenset({"file", "anyone", "person", "operator"})
 ON_BEHALF_OF = "loraplex.principal"
 """The key in an ASGI scope of who is calling, where the server makes a request itself. No HTTP client can set it."""
 
+OWN_WORK = "loraplex.own_work"
+"""The key in such a scope of a name for what the request is for. If the server dies it is made again under this name,
+and is billed once."""
+
 
 @dataclass(frozen=True)
 class _Entry:

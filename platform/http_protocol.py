@@ -6,13 +6,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from loraplex.platform.errors import ApiError
 
 MAX_HEAD_BYTES = 64 << 10
+
+IS_CONNECTED = "loraplex.is_connected"
+"""The key in an ASGI scope of a function that tells whether what is sent now goes out: uvicorn drops it without a word
+where the client has gone."""
 
 
 class BoundedHttpToolsProtocol(HttpToolsProtocol):
@@ -54,6 +58,8 @@ class BoundedHttpToolsProtocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Callable[..., Any]) -> None:
         self._answering = cycle
+        transport = self.transport
+        cast("dict[str, Any]", cycle.scope)[IS_CONNECTED] = lambda: not transport.is_closing()
         super()._start_asgi_task(cycle, app)
 
 

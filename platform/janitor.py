@@ -49,6 +49,9 @@ async def clean_up(services: Services) -> None:
     await services.web_sessions.drop_expired()
     await services.shared_use.drop_idle()
     await services.responses.drop_expired()
+    settings = services.settings
+    kept = timedelta(days=settings.usage_record_days), timedelta(days=settings.usage_hour_days)
+    await services.ledger.drop_expired(*kept)
     await _sweep_upload_files(services)
     await services.files.drop_expired()
     live_files = await services.files.live_ids()

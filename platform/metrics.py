@@ -52,6 +52,10 @@ class Metrics:
         """Export the engine's counters, as `read` gives them at each scrape."""
         self.registry.register(_EngineCollector(read))
 
+    def watch_ledger(self, waiting_bytes: Callable[[], float], records: Callable[[], float]) -> None:
+        """Export how far the usage ledger is, as these tell it at each scrape."""
+        self.registry.register(_LedgerCollector(waiting_bytes, records))
+
     def http_response(self, method: str, route: str, status: int) -> None:
         """`route` is a template such as /api/v1/adapters/{name}, never a path: paths have no end."""
         self._http_requests.labels(method, route, str(status)).inc()
@@ -90,6 +94,18 @@ class Metrics:
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
         return Histogram(f"loraplex_{name}_seconds", text, buckets=buckets, registry=self.registry)
+
+
+class _LedgerCollector(Collector):
+    def __init__(self, waiting_bytes: Callable[[], float], records: Callable[[], float]) -> None:
+        self._waiting_bytes = waiting_bytes
+        self._records = records
+
+    def collect(self) -> Iterator[Metric]:
+        text = "Usage that the database does not have yet."
+        yield GaugeMetricFamily("loraplex_ledger_waiting_bytes", text, value=self._waiting_bytes())
+        text = "Requests that were written into the usage ledger."
+        yield CounterMetricFamily("loraplex_ledger_records", text, value=self._records())
 
 
 class _EngineCollector(Collector):

@@ -27,7 +27,8 @@ def new_salt() -> bytes:
 
 class Tenant(Base):
     """One customer. `cache_salt` goes into the hashes of its cached prefixes, so that no other tenant can hit them.
-    limits: as `limits.rules` reads them."""
+    limits: as `limits.rules` reads them. content_days: how long what its requests ask and are answered is kept; None:
+    not at all."""
 
     __tablename__ = "tenants"
 
@@ -37,6 +38,7 @@ class Tenant(Base):
     cache_salt: Mapped[bytes] = mapped_column(LargeBinary(32), default=new_salt)
     weight: Mapped[float] = mapped_column(default=1.0)
     limits: Mapped[dict[str, int] | None] = mapped_column(JsonOrNull)
+    content_days: Mapped[int | None]
     suspended_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now)
 

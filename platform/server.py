@@ -76,6 +76,7 @@ async def run_server(
                 tasks.create_task(clean_up_forever(services)),
                 tasks.create_task(services.changes.follow()),
                 tasks.create_task(services.limiter.follow()),
+                tasks.create_task(services.ledger.follow()),
                 tasks.create_task(services.pins.follow()),
                 tasks.create_task(Deletions(services.changes, services.registry, services.engine).follow()),
                 tasks.create_task(validate_abandoned(services)),
@@ -101,6 +102,7 @@ async def open_services(settings: Settings, model_path: Path) -> AsyncIterator[S
         )
         opened.push_async_callback(engine.stop)
         services = assemble(settings, database, engine, model_path)
+        opened.push_async_callback(services.ledger.close)
         opened.push_async_callback(services.templates.close)
         opened.push_async_callback(services.grammars.close)
         shape_digest = services.base_shape.digest

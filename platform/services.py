@@ -32,6 +32,9 @@ from loraplex.platform.batches.leases import BatchLeases
 from loraplex.platform.batches.rows import Batches
 from loraplex.platform.catalog import Catalog
 from loraplex.platform.idempotency_keys import IdempotencyKeys
+from loraplex.platform.ledger.ledger import Ledger
+from loraplex.platform.ledger.prices import Prices
+from loraplex.platform.ledger.queries import UsageQueries
 from loraplex.platform.limits.limiter import Limiter
 from loraplex.platform.limits.owners import LimitOwners, quotas
 from loraplex.platform.limits.shared_use import SharedUse
@@ -70,6 +73,9 @@ class Services:
     limit_owners: LimitOwners
     shared_use: SharedUse
     limiter: Limiter
+    ledger: Ledger
+    usage: UsageQueries
+    prices: Prices
     registry: AdapterRegistry
     aliases: AdapterAliases
     profiles: ProfileStore
@@ -99,12 +105,14 @@ class Services:
 
 def assemble(settings: Settings, database: Database, engine: EngineClient, model_path: Path) -> Services:
     """The parts over a database, whose tables are there, and a running engine. Whoever asks for them closes
-    `templates` and `grammars`."""
+    `templates`, `grammars` and `ledger`. Raises OSError where the data folder cannot be written."""
     registry = AdapterRegistry(database, quotas(settings.tenant_limits))
     changes, metrics, shared_use = ChangeFeed(database), Metrics(), SharedUse(database)
     text, templates, profiles = TextCodec(model_path), UntrustedTemplates(), ProfileStore(database)
     blobs = BlobStore(settings.adapters_dir)
     metrics.watch_engine(lambda: engine.status)
+    ledger = Ledger(settings.ledger_dir, database, max_bytes=settings.max_ledger_bytes)
+    metrics.watch_ledger(lambda: ledger.waiting_bytes, lambda: ledger.records_written)
     return Services(
         settings=settings,
         engine=engine,
@@ -125,6 +133,9 @@ def assemble(settings: Settings, database: Database, engine: EngineClient, model
         limit_owners=LimitOwners(database),
         shared_use=shared_use,
         limiter=Limiter(shared_use),
+        ledger=ledger,
+        usage=UsageQueries(database),
+        prices=Prices(database),
         registry=registry,
         aliases=AdapterAliases(database),
         profiles=profiles,

@@ -170,6 +170,12 @@ class Settings(BaseSettings):
         1 << 30, description="Sum of the sizes of a tenant's stored responses; the oldest make room."
     )
 
+    max_ledger_bytes: Bytes = Field(
+        256 << 20, description="Usage that may wait on the disk for the database; beyond it new requests get 503."
+    )
+    usage_record_days: int = Field(30, ge=1, le=3650, description="How long each request is kept in the usage ledger.")
+    usage_hour_days: int = Field(400, ge=1, le=3650, description="How long its sums by the hour are kept.")
+
     engine_stall_seconds: float = Field(30, ge=1, le=3600, description="Silence of the engine that fails /readyz.")
     drain_seconds: float = Field(30, ge=0, le=3600, description="How long running streams may finish after SIGTERM.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe line logged.")
@@ -223,6 +229,11 @@ class Settings(BaseSettings):
     def files_dir(self) -> Path:
         """Root of tenants' files."""
         return self.data_dir / "files"
+
+    @property
+    def ledger_dir(self) -> Path:
+        """Of usage that the database does not have yet."""
+        return self.data_dir / "ledger"
 
     @property
     def base_model_name(self) -> str:

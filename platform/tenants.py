@@ -92,7 +92,7 @@ class Principal:
     """Who a request comes from. `salt` keeps the tenant's cached prefixes apart; an operator, who has none, has b"".
 
     limits: None where there are none. priority: the lowest that its requests have in the engine's queue, where the
-    lowest is first.
+    lowest is first. content_days: how long what its requests ask and are answered is kept; None: not at all.
     """
 
     key_id: str
@@ -102,6 +102,7 @@ class Principal:
     salt: bytes
     limits: CallerLimits | None = None
     priority: int = 0
+    content_days: int | None = None
 
 
 class TenantDirectory:
@@ -144,6 +145,17 @@ class TenantDirectory:
                 tenant.suspended_at = now() if suspended else None
                 await record_change(session, KEYS)
             return _tenant_info(tenant)
+
+    async def content_days(self, slug: str) -> int | None:
+        """How long what its requests ask and are answered is kept; None: not at all. Raises TenantNotFound."""
+        async with self._database.read() as session:
+            return (await _tenant(session, slug)).content_days
+
+    async def set_content_days(self, slug: str, days: int | None) -> None:
+        """Of requests from now on. Raises TenantNotFound."""
+        async with self._database.transaction() as session:
+            (await _tenant(session, slug)).content_days = days
+            await record_change(session, KEYS)
 
     async def create_key(
         self, tenant: str | None, name: str, scopes: Iterable[str], expires_at: datetime | None = None
@@ -229,7 +241,14 @@ class TenantDirectory:
             tenant = await _tenant(session, slug)
         if tenant.suspended_at is not None:
             raise TenantNotFound(f"tenant: {slug} is suspended; resume it first")
-        return Principal(account_id, tenant.id, tenant.slug, frozenset(scopes), tenant.cache_salt)
+        return Principal(
+            account_id,
+            tenant.id,
+            tenant.slug,
+            frozenset(scopes),
+            tenant.cache_salt,
+            content_days=tenant.content_days,
+        )
 
     async def _note_use(self, key: ApiKey) -> None:
         """Write the time of use unless the last one is recent. It is a hint: a busy or full disk refuses nobody."""
@@ -266,6 +285,7 @@ def _principal(key: ApiKey, tenant: Tenant | None, limits: CallerLimits | None) 
         scopes=frozenset(key.scopes),
         salt=tenant.cache_salt if tenant else b"",
         limits=limits,
+        content_days=tenant.content_days if tenant else None,
     )
 
 

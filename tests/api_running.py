@@ -198,6 +198,7 @@ async def run_api(
     # In this loop, where Litestar's own test client would run the app in another one, apart from the engine's socket.
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://api") as client:
         yield Api(app, client, services, drain, keys)
+    await services.ledger.close()
     await services.templates.close()
     await services.grammars.close()
 

@@ -111,24 +111,44 @@ def execute(server: URL, statement: str) -> None:
 @contextmanager
 def running_postgres(binaries: Path, folder: Path) -> Iterator[URL]:
     """A server that keeps everything in the folder and listens on nothing but a socket in it."""
-    user = unprivileged_user()
-    if user is not None:
-        shutil.chown(folder, user)
-        if binaries.parent.name == "pginstall":
-            binaries = copy_wheel(binaries.parents[2], folder)
-
-    def run(program: str, *arguments: str) -> None:
-        done = subprocess.run([binaries / program, *arguments], user=user, cwd=folder, capture_output=True, text=True)
-        assert done.returncode == 0, f"{program}: {done.stdout}{done.stderr}"
-
-    data = str(folder / "data")
-    run("initdb", "-D", data, "--username=postgres", "--auth=trust", "--encoding=UTF8", "--no-locale", "--no-sync")
-    options = f"-c listen_addresses='' -c unix_socket_directories='{folder}' -c fsync=off -c full_page_writes=off"
-    run("pg_ctl", "-D", data, "-l", str(folder / "log"), "-o", options, "-w", "start")
+    server = PostgresServer(binaries, folder)
+    server.start()
     try:
-        yield URL.create("postgresql+psycopg", username="postgres", database="postgres", query={"host": str(folder)})
+        yield server.url
     finally:
-        run("pg_ctl", "-D", data, "-m", "immediate", "-w", "stop")
+        server.stop()
+
+
+class PostgresServer:
+    """A cluster in a folder. It is stopped as if its machine had lost its power, and can be started again."""
+
+    def __init__(self, binaries: Path, folder: Path) -> None:
+        self._user = unprivileged_user()
+        if self._user is not None:
+            shutil.chown(folder, self._user)
+            if binaries.parent.name == "pginstall":
+                binaries = copy_wheel(binaries.parents[2], folder)
+        self._binaries, self._folder, self._data = binaries, folder, str(folder / "data")
+        words = "--username=postgres --auth=trust --encoding=UTF8 --no-locale --no-sync"
+        self._run("initdb", "-D", self._data, *words.split())
+
+    @property
+    def url(self) -> URL:
+        where = {"host": str(self._folder)}
+        return URL.create("postgresql+psycopg", username="postgres", database="postgres", query=where)
+
+    def start(self) -> None:
+        settings = ("listen_addresses=''", f"unix_socket_directories='{self._folder}'", "full_page_writes=off")
+        options = " ".join(f"-c {setting}" for setting in (*settings, "fsync=off"))
+        self._run("pg_ctl", "-D", self._data, "-l", str(self._folder / "log"), "-o", options, "-w", "start")
+
+    def stop(self) -> None:
+        self._run("pg_ctl", "-D", self._data, "-m", "immediate", "-w", "stop")
+
+    def _run(self, program: str, *arguments: str) -> None:
+        words = [self._binaries / program, *arguments]
+        done = subprocess.run(words, user=self._user, cwd=self._folder, capture_output=True, text=True)
+        assert done.returncode == 0, f"{program}: {done.stdout}{done.stderr}"
 
 
 def copy_wheel(site_packages: Path, folder: Path) -> Path:

@@ -16,6 +16,7 @@ from loraplex.platform.anthropic.errors import error_body
 from loraplex.platform.anthropic.routes import ANTHROPIC_ROUTES, MESSAGES_PATH
 from loraplex.platform.catalog import Catalog
 from loraplex.platform.errors import exception_handlers
+from loraplex.platform.ledger.meter import metering
 from loraplex.platform.limits.limiter import Limiter
 from loraplex.platform.limits.shared_use import SharedUse
 from loraplex.platform.metrics import Metrics
@@ -159,6 +160,31 @@ class Trusting:
         return grammar
 
 
+class SeenLedger:
+    """What would be written into the usage ledger."""
+
+    server_id = "here"
+
+    def __init__(self):
+        self.settled = []
+        self.refused = []
+
+    def open(self, record):
+        return 0
+
+    def require_room(self):
+        pass
+
+    def note(self, slot, tokens):
+        pass
+
+    def settle(self, slot, record):
+        self.settled.append(record)
+
+    def refuse(self, slot, record):
+        self.refused.append(record)
+
+
 class OneProfile:
     def __init__(self, profile):
         self.profile = profile
@@ -174,6 +200,7 @@ class Api:
         self.engine = engine
         self.text = text or ByteText()
         self.metrics = SeenMetrics()
+        self.ledger = SeenLedger()
         unused = {field.name: None for field in dataclasses.fields(Services)}
         services = Services(
             **unused
@@ -202,6 +229,7 @@ class Api:
             guards=[lambda connection, _handler: connection.scope.update(auth=ACME)],
             exception_handlers=exception_handlers({MESSAGES_PATH: error_body}),
             request_class=JsonRequest,
+            middleware=[metering(self.ledger)],
             openapi_config=None,
             logging_config=None,
         )

@@ -18,6 +18,7 @@ from loraplex.platform.anthropic.events import Message, TokensCount
 from loraplex.platform.anthropic.message_types import CountTokensRequest, MessagesRequest
 from loraplex.platform.anthropic.shape import MessageShape
 from loraplex.platform.anthropic.translation import FIELD_NAMES, chat_request
+from loraplex.platform.ledger.meter import METERED, meter_of
 from loraplex.platform.logging import request_id
 from loraplex.platform.openai.conversation import open_conversation, render_request
 from loraplex.platform.openai.field_names import named_by
@@ -31,6 +32,7 @@ MESSAGES_PATH = "/v1/messages"
 @post(
     "/",
     status_code=200,
+    opt={METERED: "messages"},
     responses={200: ResponseSpec(Message, description="The answer, or events", generate_examples=False)},
 )
 async def create_message(
@@ -45,6 +47,7 @@ async def create_message(
             asked,
             endpoint="messages",
             request_id=f"msg_{uuid.uuid4().hex}",
+            meter=meter_of(request.scope),
             most_tokens=data.max_tokens,
         )
     reader = conversation.readers[0] if conversation.readers else None

@@ -12,9 +12,12 @@ import httpx
 from litestar import Litestar
 from litestar.types import Receive, Scope, Send
 
-from loraplex.platform.auth import ON_BEHALF_OF
+from loraplex.platform.auth import ON_BEHALF_OF, OWN_WORK
 from loraplex.platform.openai.generation_types import MAX_PRIORITY
 from loraplex.platform.tenants import Principal
+
+WORK_HEADER = b"x-loraplex-work"
+"""From here to the application, whose scope the client cannot set. Nobody reads it of a request that came by HTTP."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +37,8 @@ class OwnRequests:
         in_background = replace(principal, priority=MAX_PRIORITY)
 
         async def as_principal(scope: Scope, receive: Receive, send: Send) -> None:
-            await app(cast("Scope", {**scope, ON_BEHALF_OF: in_background}), receive, send)
+            work = dict(scope["headers"])[WORK_HEADER].decode()
+            await app(cast("Scope", {**scope, ON_BEHALF_OF: in_background, OWN_WORK: work}), receive, send)
 
         transport = httpx.ASGITransport(as_principal, raise_app_exceptions=False)  # type: ignore[arg-type]  # untyped
         self._client = httpx.AsyncClient(transport=transport, base_url="http://batches")
@@ -47,8 +51,10 @@ class OwnRequests:
     ) -> None:
         await self._client.aclose()
 
-    async def post(self, path: str, body: bytes) -> Response:
-        response = await self._client.post(path, content=body, headers={"content-type": "application/json"})
+    async def post(self, path: str, body: bytes, work: str) -> Response:
+        """work: names what it is for, among all there is."""
+        headers = {"content-type": "application/json", WORK_HEADER.decode(): work}
+        response = await self._client.post(path, content=body, headers=headers)
         passing = response.status_code in (429, 503)
         return Response(
             response.status_code,

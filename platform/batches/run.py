@@ -135,7 +135,8 @@ class BatchRun:
         attempt = 1
         while True:
             async with self._room.enter(self._lease.batch.id):
-                response = await requests.post(self._lease.batch.endpoint, body)
+                batch = self._lease.batch
+                response = await requests.post(batch.endpoint, body, f"{batch.id}/{line.number}")
             if response.retry_after_seconds is None or attempt == LINE_ATTEMPTS:
                 return answer(line, response.status, response.request_id, response.body)
             attempt += 1

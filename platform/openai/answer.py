@@ -15,6 +15,7 @@ from loraplex.engine import generation
 from loraplex.engine.client import EngineUnavailable, Generation, GenerationFailed
 from loraplex.engine.messages import Generate, Started, TokenChunk, TokenScore
 from loraplex.engine.text import TextCodec
+from loraplex.platform.ledger.record import NO_TOKENS, Tokens
 from loraplex.platform.openai.generation_types import FinishReason, PromptTokensDetails, Reading, Usage
 from loraplex.platform.openai.logprobs import ScoredToken, echoed
 from loraplex.platform.openai.stop_strings import StopStrings
@@ -54,6 +55,7 @@ class Answer:
         self._prompt_tokens = len(asked.prompt)
         self._cached_tokens = 0
         self._completion_tokens = 0
+        self._told_tokens = 0
         self._logprob_sum = 0.0
         self._closed = False
         self._detokenizer = text.detokenizer(special_tokens=reading.special_tokens, markers=markers)
@@ -79,6 +81,21 @@ class Answer:
         """
         chunk, self._first_chunk = self._first_chunk or await self._next_chunk(), None
         return self._take(chunk)
+
+    def tell(self) -> None:
+        """What its tokens came to so far is in frames, or in the whole answer."""
+        self._told_tokens = self._completion_tokens
+
+    def told(self) -> Tokens:
+        """Of a prompt that has begun, and of its tokens those that were told."""
+        if self._first_token_at is None:
+            return NO_TOKENS
+        return Tokens(self._prompt_tokens, self._cached_tokens, self._told_tokens)
+
+    @property
+    def first_token_at(self) -> float | None:
+        """As of the monotonic clock; None: there was none."""
+        return self._first_token_at
 
     @property
     def has_news(self) -> bool:

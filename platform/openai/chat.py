@@ -14,6 +14,7 @@ from litestar.di import NamedDependency
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import JSONBody
 
+from loraplex.platform.ledger.meter import METERED, meter_of
 from loraplex.platform.openai.answer import Answer
 from loraplex.platform.openai.chat_reading import ChatReading
 from loraplex.platform.openai.chat_types import (
@@ -37,7 +38,7 @@ from loraplex.platform.tenants import Principal
 @post(
     "/chat/completions",
     status_code=200,
-    opt={"scope": "inference"},
+    opt={"scope": "inference", METERED: "chat"},
     tags=["openai"],
     responses={200: ResponseSpec(ChatCompletion, description="The answer, or events", generate_examples=False)},
 )
@@ -48,7 +49,12 @@ async def create_chat_completion(
 ) -> Response[Any]:
     """Answer a conversation, in one piece or, with `stream`, as server-sent events of `chat.completion.chunk`."""
     conversation = await open_conversation(
-        services, request.auth, data, endpoint="chat", request_id=f"chatcmpl-{uuid.uuid4().hex}"
+        services,
+        request.auth,
+        data,
+        endpoint="chat",
+        request_id=f"chatcmpl-{uuid.uuid4().hex}",
+        meter=meter_of(request.scope),
     )
     readings = [ChatReading(reader) for reader in conversation.readers]
     shape = ChatShape(

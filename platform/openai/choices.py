@@ -13,6 +13,8 @@ import msgspec
 
 from loraplex.engine.messages import Generate, SamplingParams
 from loraplex.platform.errors import ApiError
+from loraplex.platform.ledger.meter import Course, Meter
+from loraplex.platform.ledger.record import Tokens
 from loraplex.platform.limits.admission import Admission
 from loraplex.platform.openai.answer import Answer, news_of_any
 from loraplex.platform.openai.generation_types import PromptTokensDetails, Usage
@@ -69,8 +71,10 @@ class Choices:
         per_prompt: int,
         kept: int,
         admission: Admission,
+        meter: Meter,
     ) -> None:
-        """start: has the engine run one. Raises what it raises, and then none runs. admission: settled with them."""
+        """start: has the engine run one. Raises what it raises, and then none runs. admission: settled with them.
+        meter: told of them once they run."""
         self.admission = admission
         self._answers: list[Answer] = []
         self._per_prompt = per_prompt
@@ -84,6 +88,8 @@ class Choices:
             self.close()
             raise
         self.running = list(enumerate(self._answers))
+        self._said: list[list[str]] | None = [[] for _ in self._answers] if meter.keeps_contents else None
+        meter.watch(self)
 
     @property
     def first(self) -> Answer:
@@ -109,10 +115,13 @@ class Choices:
             self.admission.begin()
             if answer.finish_reason is not None:
                 self.running = []
+            self._keep(index, text)
             return [(index, answer, text)]
         await news_of_any([answer for _, answer in self.running])
         news = [(index, answer, await answer.next_text()) for index, answer in self.running if answer.has_news]
         self.admission.begin()
+        for index, _, text in news:
+            self._keep(index, text)
         self.running = [(index, answer) for index, answer in self.running if answer.finish_reason is None]
         return news
 
@@ -141,6 +150,42 @@ class Choices:
     def usage_of(self, index: int) -> Usage:
         """Of one of them, so far."""
         return self._answers[index].usage
+
+    def tell(self) -> None:
+        """All of them are in the whole answer."""
+        for answer in self._answers:
+            answer.tell()
+
+    def told(self) -> Tokens:
+        """Of prompts that have begun, each once, and of what is in frames."""
+        if len(self._answers) == 1:
+            return self.first.told()
+        told = [answer.told() for answer in self._answers]
+        firsts = told[:: self._per_prompt]
+        return Tokens(
+            sum(tokens.prompt_tokens for tokens in firsts),
+            sum(tokens.cached_tokens for tokens in firsts),
+            sum(tokens.completion_tokens for tokens in told),
+        )
+
+    def course(self) -> Course:
+        """That of the first; failed, if any has."""
+        first, started = self.first, self.first.started
+        return Course(
+            None if any(answer.finish_reason is None for answer in self._answers) else first.finish_reason,
+            any(answer.has_failed for answer in self._answers),
+            None if started is None else started.queue_seconds,
+            None if started is None else started.load_seconds,
+            first.first_token_at,
+        )
+
+    def said(self) -> str:
+        """The texts of all so far, if the meter keeps contents."""
+        return "\n\n".join("".join(pieces) for pieces in self._said or ())
+
+    def _keep(self, index: int, text: str) -> None:
+        if self._said is not None:
+            self._said[index].append(text)
 
     def close(self) -> None:
         """Abort what still runs, and count all: what failed without an answer has used nothing. May be called again."""

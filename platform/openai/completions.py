@@ -18,6 +18,7 @@ from litestar.params import JSONBody
 from loraplex.engine.messages import Generate
 from loraplex.engine.text import TextCodec
 from loraplex.platform.errors import ApiError
+from loraplex.platform.ledger.meter import METERED, meter_of
 from loraplex.platform.openai.answer import Answer
 from loraplex.platform.openai.choices import Choices, check_count, sequences_of
 from loraplex.platform.openai.completion_types import Completion, CompletionRequest, TextChoice
@@ -38,7 +39,7 @@ DEFAULT_MAX_TOKENS = 16
 @post(
     "/completions",
     status_code=200,
-    opt={"scope": "inference"},
+    opt={"scope": "inference", METERED: "completions"},
     tags=["openai"],
     responses={200: ResponseSpec(Completion, description="The completion, or events", generate_examples=False)},
 )
@@ -48,6 +49,8 @@ async def create_completion(
     services: NamedDependency[Services],
 ) -> Response[Any]:
     """Continue prompts, given as text or as token ids, in one piece or as server-sent events."""
+    meter = meter_of(request.scope)
+    meter.asked = data.model
     prompts, per_prompt = data.prompts, data.best_of or data.choices
     check_count(len(prompts), per_prompt, services.settings.max_choices, "n" if data.best_of is None else "best_of")
     principal, ready = request.auth, services.engine.ready
@@ -81,6 +84,8 @@ async def create_completion(
     echoes = [read.echo or "" for read in reads]
     sequences = sequences_of(asked, per_prompt)
     read_by_id = {sequence.request_id: reads[index // per_prompt] for index, sequence in enumerate(sequences)}
+    meter.open(principal, model, len(sequences))
+    meter.keep_request(lambda: prompts)
     choices = Choices(
         sequences,
         lambda sequence: Answer(
@@ -89,6 +94,7 @@ async def create_completion(
         per_prompt=per_prompt,
         kept=data.choices,
         admission=await services.limiter.admit(principal, model, demand_of(asked, per_prompt, is_open=False)),
+        meter=meter,
     )
     shape = CompletionShape(
         heading(asked[0], model, ready),

@@ -13,6 +13,7 @@ from loraplex.engine.templates import Messages, TemplateError
 from loraplex.engine.text import TextCodec
 from loraplex.platform.catalog import ResolvedModel
 from loraplex.platform.errors import ApiError
+from loraplex.platform.ledger.meter import Meter
 from loraplex.platform.openai.answer import Answer, Endpoint
 from loraplex.platform.openai.answer_parts import PartReader
 from loraplex.platform.openai.chat_plan import ChatPlan, plan_chat
@@ -70,12 +71,14 @@ async def open_conversation(
     *,
     endpoint: Endpoint,
     request_id: str,
+    meter: Meter,
     most_tokens: int | None = None,
 ) -> Conversation:
     """Have it answered. Raises what any part of the request is refused with; then nothing runs.
 
     most_tokens: of the answer, where the request sets no limit: less if the context has no room for so many.
     """
+    meter.asked = data.model
     check_count(1, data.choices, services.settings.max_choices, "n")
     rendered = await render_request(services, principal, data)
     model, profile, text, plan = rendered.model, rendered.profile, rendered.text, rendered.plan
@@ -97,12 +100,15 @@ async def open_conversation(
     readers = [reader for _ in range(data.choices) if (reader := plan.reader(text, prompt)) is not None]
     read = reading(data, profile)
     is_open = data.token_limit is None and most_tokens is None and profile.max_tokens is None
+    meter.open(principal, model, data.choices)
+    meter.keep_request(lambda: data.messages)
     choices = Choices(
         sequences_of([asked], data.choices),
         lambda sequence: Answer(services, endpoint, sequence, read, principal.tenant_id, text, plan.markers),
         per_prompt=data.choices,
         kept=data.choices,
         admission=await services.limiter.admit(principal, model, demand_of([asked], data.choices, is_open=is_open)),
+        meter=meter,
     )
     return Conversation(model, heading(asked, model, ready), wording(data, text), asked.sampling, choices, readers)
 

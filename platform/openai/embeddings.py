@@ -28,6 +28,8 @@ from loraplex.engine.messages import Embed
 from loraplex.engine.text import TextCodec
 from loraplex.platform.catalog import ResolvedModel
 from loraplex.platform.errors import ApiError
+from loraplex.platform.ledger.meter import METERED, Course, Meter, meter_of
+from loraplex.platform.ledger.record import NO_TOKENS, Tokens
 from loraplex.platform.limits.account import Demand
 from loraplex.platform.openai.connection import while_connected
 from loraplex.platform.openai.embedding_types import Embedding, EmbeddingList, EmbeddingRequest, EmbeddingUsage
@@ -45,7 +47,7 @@ MAX_AT_ONCE = 16
 """Prompts of one request that the engine has in hand."""
 
 
-@post("/embeddings", status_code=200, opt={"scope": "inference"}, tags=["openai"])
+@post("/embeddings", status_code=200, opt={"scope": "inference", METERED: "embeddings"}, tags=["openai"])
 async def create_embeddings(
     data: JSONBody[EmbeddingRequest],
     request: Request[Any, Principal, Any],
@@ -56,32 +58,56 @@ async def create_embeddings(
     These are the hidden states of a model that generates text, which was not trained for embeddings. `dimensions` may
     only be the model's own number.
     """
-    answer, headers = await while_connected(request.receive, embed(services, request.auth, data))
+    answer, headers = await while_connected(
+        request.receive, embed(services, request.auth, data, meter_of(request.scope))
+    )
     is_base = answer.model == services.base_model_name
     return Response(answer, headers={**headers} if is_base else {**headers, "x-adapter-version": answer.model})
 
 
 async def embed(
-    services: Services, principal: Principal, request: EmbeddingRequest
+    services: Services, principal: Principal, request: EmbeddingRequest, meter: Meter
 ) -> tuple[EmbeddingList, Mapping[str, str]]:
     """The answer to a request, and headers that tell what is left of limits. Raises ApiError for one that cannot run;
     GenerationFailed, EngineUnavailable."""
+    meter.asked = request.model
     given = request.prompts()
     model = await services.catalog.resolve(principal, request.model, request.user)
     _check_dimensions(request.dimensions, services.engine.ready.hidden_size)
     prompts = await _tokens(services, model, given, request.truncate_prompt_tokens)
     tokens = sum(map(len, prompts))
+    meter.open(principal, model, len(prompts))
+    meter.keep_request(lambda: given)
     admission = await services.limiter.admit(principal, model, Demand(tokens, tokens))
+    course = _Course()
+    meter.watch(course)
     used = tokens
     try:
         embeddings = await _embeddings(services, request, principal, model, prompts)
+        course.told_tokens = tokens
     except (GenerationFailed, EngineUnavailable):
-        used = 0
+        used, course.has_failed = 0, True
         raise
     finally:
         admission.settle(used)
     answer = EmbeddingList(data=embeddings, model=model.name, usage=EmbeddingUsage(tokens, tokens))
     return answer, admission.headers
+
+
+class _Course:
+    """What the ledger is told: of embeddings all or none."""
+
+    has_failed = False
+    told_tokens = 0
+
+    def told(self) -> Tokens:
+        return NO_TOKENS._replace(prompt_tokens=self.told_tokens)
+
+    def course(self) -> Course:
+        return Course("stop" if self.told_tokens else None, self.has_failed, None, None, None)
+
+    def said(self) -> str:
+        return ""
 
 
 async def _embeddings(

@@ -86,6 +86,7 @@ async def respond(
         choices.close()
         raise
     choices.close()
+    choices.tell()
     if sum(answer.num_scored for answer, _ in texts) > INLINE_SCORED:
         whole = await to_thread.run_sync(shape.whole, texts, choices.usage)
     else:
@@ -102,12 +103,16 @@ async def _stream(choices: Choices, shape: Shape, settle: Settle | None, write: 
     try:
         while choices.running:
             for index, answer, text in await choices.news():
+                added = b""
                 if scores := answer.take_scores():
-                    due += shape.scored(index, text, scores)
+                    added += shape.scored(index, text, scores)
                 elif text:
-                    due += frames[index].of(text)
+                    added += frames[index].of(text)
                 if answer.finish_reason is not None:
-                    due += shape.finish(index, answer)
+                    added += shape.finish(index, answer)
+                if added:
+                    answer.tell()
+                    due += added
             if due and choices.running:
                 await write(due, more=True)
                 due = b""

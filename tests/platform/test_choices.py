@@ -12,11 +12,13 @@ import numpy as np
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scripted_engine import SeenLedger
 
 from loraplex.engine.batch import uniform
 from loraplex.engine.events import SamplingParams
 from loraplex.engine.generation import Generation, GenerationFailed
 from loraplex.engine.messages import Generate, TokenChunk
+from loraplex.platform.ledger.meter import Meter
 from loraplex.platform.limits.admission import UNLIMITED
 from loraplex.platform.metrics import Metrics
 from loraplex.platform.openai.answer import Answer
@@ -99,6 +101,7 @@ def open_choices(count):
         per_prompt=count,
         kept=count,
         admission=UNLIMITED,
+        meter=Meter(SeenLedger(), "chat", {}),
     )
     return engine, choices
 

@@ -12,6 +12,7 @@ from litestar.params import FromPath, JSONBody, QueryParameter
 
 from loraplex.platform.batches.files import Order
 from loraplex.platform.errors import ApiError
+from loraplex.platform.ledger.meter import METERED, meter_of
 from loraplex.platform.openai.conversation import open_conversation
 from loraplex.platform.openai.field_names import named_by
 from loraplex.platform.openai.generation_types import Usage
@@ -28,7 +29,7 @@ from loraplex.platform.services import Services
 @post(
     "/responses",
     status_code=200,
-    opt={"scope": "inference"},
+    opt={"scope": "inference", METERED: "responses"},
     tags=["openai"],
     responses={200: ResponseSpec(ResponseObject, description="The response, or events", generate_examples=False)},
 )
@@ -52,7 +53,12 @@ async def create_response(
     asked = chat_request(data, [*context.items, *items])
     with named_by(FIELD_NAMES):
         conversation = await open_conversation(
-            services, request.auth, asked, endpoint="responses", request_id=response_id
+            services,
+            request.auth,
+            asked,
+            endpoint="responses",
+            request_id=response_id,
+            meter=meter_of(request.scope),
         )
     begun = ResponseObject.begun(data, conversation.heading, conversation.sampling, is_stored=is_stored)
     shape = ResponseShape(begun, len(items), conversation.wording, next(iter(conversation.readers), None))
