@@ -8,9 +8,9 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from typing import Any
+from typing import Any, NamedTuple
 
-from sqlalchemy import URL, Connection, Engine, event, make_url
+from sqlalchemy import URL, Connection, Engine, QueuePool, event, make_url
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
@@ -24,9 +24,21 @@ _DRIVERS = {
 _POSTGRES_DEFAULTS = {"connect_timeout": "5", "options": "-c statement_timeout=30000"}
 _READ_ONLY = "loraplex_read_only"
 
+POOL_SIZE = 8
+POOL_OVERFLOW = 8
+"""Connections beside POOL_SIZE, closed when they are not needed any more."""
+
 
 class InvalidDatabaseUrl(ValueError):
     """The URL names no database that Loraplex can use; the message says which it can."""
+
+
+class Connections(NamedTuple):
+    """Of a pool: those in use, those that wait to be used, and how many there may be."""
+
+    used: int
+    idle: int
+    most: int
 
 
 class Database:
@@ -57,6 +69,13 @@ class Database:
         """A session that sees one moment of the database throughout, and blocks no writer."""
         async with AsyncSession(self._reader, expire_on_commit=False) as session, session.begin():
             yield session
+
+    @property
+    def connections(self) -> Connections:
+        """As they are now."""
+        pool = self._engine.pool
+        assert isinstance(pool, QueuePool)
+        return Connections(pool.checkedout(), pool.checkedin(), POOL_SIZE + POOL_OVERFLOW)
 
     async def dispose(self) -> None:
         """Close every connection."""
@@ -117,10 +136,11 @@ def _create_engine(url: URL) -> AsyncEngine:
         engine = create_async_engine(
             url,
             connect_args=arguments,
-            pool_size=8,
-            max_overflow=8,
+            pool_size=POOL_SIZE,
+            max_overflow=POOL_OVERFLOW,
             pool_timeout=15,
             pool_pre_ping=not is_sqlite(url),
+            hide_parameters=True,  # errors end up in logs
         )
     except ModuleNotFoundError as error:
         raise InvalidDatabaseUrl(f"database_url: {error}; install it with: pip install 'loraplex[postgres]'") from error

@@ -54,11 +54,12 @@ class EngineClient:
     When the process dies it is started again: requests without output are sent again, the others fail with
     `engine_restarted`, pins are asked for anew, and an adapter that was in use at two crashes is refused from then on
     and told in `quarantined`. When it is not started again `given_up` is set, so that the whole server can leave with
-    an error.
+    an error. restarts: how often it was started again.
     """
 
     def __init__(self, settings: EngineSettings, process: EngineProcess, ready: Ready, max_pending: int) -> None:
         self.status: Status | None = None
+        self.restarts = 0
         self.quarantined: asyncio.Queue[str] = asyncio.Queue()
         self._max_pending = max_pending
         self._generations: dict[str, Generation] = {}
@@ -210,6 +211,7 @@ class EngineClient:
                 generation.fail(error)
 
     def _send_again(self) -> None:
+        self.restarts += 1
         for generation in self._generations.values():
             self._engine.send(generation.request)
         for (adapter, owner), until in self.pins.items():

@@ -175,9 +175,17 @@ class StepRecord:
     accepted_tokens: int
 
 
+STEP_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+"""Bounds of the steps' histogram, each included."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
-    """Counters of a running engine. `steps` advances whenever `running` is not 0; tokens count since its start."""
+    """Counters of a running engine. `steps` advances whenever `running` is not 0; tokens count since its start.
+
+    step_seconds: of all steps together; steps_by_seconds: how many took at most each of STEP_SECONDS and more than the
+    one before, and at the end how many took longer.
+    """
 
     steps: int
     running: int
@@ -196,3 +204,5 @@ class Status:
     adapter_device_bytes_used: int
     adapter_pinned_bytes: int
     adapter_host_bytes_used: int
+    step_seconds: float = 0.0
+    steps_by_seconds: tuple[int, ...] = (0,) * (len(STEP_SECONDS) + 1)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 import time
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING
 from loraplex.adapters.residency import AdapterResidency
 from loraplex.adapters.whereabouts import Refusal, Whereabouts
 from loraplex.engine.events import (
+    STEP_SECONDS,
     AdapterUse,
     Grammar,
     RequestFailed,
@@ -67,6 +69,8 @@ class Engine:
         self._compiling: dict[str, tuple[Sequence, str | None, Future[LLMatcher]]] = {}
         self._seeds = random.Random(seed)  # noqa: S311 - sampling, not secrets
         self._steps = 0
+        self._step_seconds = 0.0
+        self._steps_by_seconds = [0] * (len(STEP_SECONDS) + 1)
         self._generated_tokens = 0
 
     @property
@@ -175,6 +179,8 @@ class Engine:
             adapter_device_bytes_used=residency.device_bytes_used,
             adapter_pinned_bytes=residency.pinned_bytes,
             adapter_host_bytes_used=residency.host_bytes_used,
+            step_seconds=self._step_seconds,
+            steps_by_seconds=tuple(self._steps_by_seconds),
         )
 
     def running(self) -> list[RunningSequence]:
@@ -215,6 +221,8 @@ class Engine:
         """accepted: of the plan's drafts."""
         drafted = sum(chunk.draft is not None for chunk in plan.chunks)
         self._steps += 1
+        self._step_seconds += seconds
+        self._steps_by_seconds[bisect_left(STEP_SECONDS, seconds)] += 1
         self._generated_tokens += sampled - drafted + accepted
         decodes = sum(chunk.start >= len(chunk.sequence.prompt) for chunk in plan.chunks)
         uses = [chunk.sequence.adapters for chunk in plan.chunks]

@@ -15,9 +15,8 @@ from loraplex.platform.anthropic.errors import error_body
 from loraplex.platform.anthropic.routes import ANTHROPIC_ROUTES, MESSAGES_PATH
 from loraplex.platform.auth import Authenticator, make_guard, provide_principal, provide_tenant_id, require_closed
 from loraplex.platform.errors import exception_handlers
-from loraplex.platform.health import HEALTH_ROUTES, make_drain_guard
+from loraplex.platform.health import HEALTH_ROUTES, make_drain_guard, metrics
 from loraplex.platform.ledger.meter import metering
-from loraplex.platform.logging import note_arrival, response_hook
 from loraplex.platform.manage.adapters import ADAPTER_ROUTES
 from loraplex.platform.manage.admin import ADMIN_ROUTES
 from loraplex.platform.manage.aliases import ALIAS_ROUTES
@@ -30,6 +29,7 @@ from loraplex.platform.manage.resumable import UPLOAD_ROUTES
 from loraplex.platform.manage.uploads import UploadSlots
 from loraplex.platform.manage.usage import USAGE_ROUTES
 from loraplex.platform.manage.versions import VERSION_ROUTES
+from loraplex.platform.observability.requests import observe_requests, response_hook
 from loraplex.platform.openai.body import JsonRequest
 from loraplex.platform.openai.routes import OPENAI_ROUTES
 from loraplex.platform.openai.sse import PING_SECONDS
@@ -50,6 +50,7 @@ def create_app(services: Services, drain: asyncio.Event | None = None) -> Litest
     app = Litestar(
         route_handlers=[
             *HEALTH_ROUTES,
+            *([metrics] if services.settings.metrics_port is None else []),
             *OPENAI_ROUTES,
             *ANTHROPIC_ROUTES,
             *ADAPTER_ROUTES,
@@ -82,7 +83,10 @@ def create_app(services: Services, drain: asyncio.Event | None = None) -> Litest
         ],
         exception_handlers=exception_handlers({MESSAGES_PATH: error_body}),
         request_class=JsonRequest,
-        middleware=[note_arrival, metering(services.ledger)],
+        middleware=[
+            observe_requests(services.tracing, access_log=services.settings.access_log),
+            metering(services.ledger),
+        ],
         before_send=[response_hook(services.metrics)],
         request_max_body_size=services.settings.max_body_bytes,
         openapi_config=openapi_config(),

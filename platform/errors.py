@@ -74,7 +74,10 @@ logger = structlog.get_logger(__name__)
 
 
 class ApiError(Exception):
-    """An error as the client sees it. `param`: the field at fault, as a path like `messages[0].content`."""
+    """An error as the client sees it. `param`: the field at fault, as a path like `messages[0].content`.
+
+    limit: for metrics, the kind of owner whose limit was reached, and which one it was.
+    """
 
     def __init__(
         self,
@@ -86,6 +89,7 @@ class ApiError(Exception):
         type: ErrorType = "invalid_request_error",
         headers: Mapping[str, str] | None = None,
         details: Any = None,
+        limit: tuple[str, str] | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -95,6 +99,7 @@ class ApiError(Exception):
         self.type = type
         self.headers = dict(headers or {})
         self.details = details
+        self.limit = limit
 
     def body(self) -> dict[str, Any]:
         error = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
@@ -287,6 +292,7 @@ def tell(request: Request[Any, Any, Any], error: Exception) -> ApiError:
         api_error = _from_http_exception(request, error)
     else:
         api_error = to_api_error(error)
+    request.scope["state"].update(error_code=api_error.code, limit=api_error.limit)
     if api_error.status == 500:
         logger.error("request_failed", request_id=request_id(request.scope), path=request.url.path, exc_info=error)
     return api_error

@@ -96,4 +96,5 @@ async def version() -> Version:
     return Version(__version__)
 
 
-HEALTH_ROUTES = [livez, readyz, ping, metrics, version]
+HEALTH_ROUTES = [livez, readyz, ping, version]
+"""`metrics` may have a listener of its own instead."""

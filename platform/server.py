@@ -15,6 +15,7 @@ from pathlib import Path
 
 import structlog
 import uvicorn
+from anyio import to_thread
 from litestar import Litestar
 
 from loraplex.adapters.base_models import register_base_model
@@ -27,6 +28,8 @@ from loraplex.platform.http_protocol import BoundedHttpToolsProtocol
 from loraplex.platform.imports.worker import run_imports
 from loraplex.platform.janitor import clean_up_forever
 from loraplex.platform.lora_modules import publish_lora_modules
+from loraplex.platform.observability.metrics_listener import serving_metrics
+from loraplex.platform.observability.server_metrics import watch_event_loop
 from loraplex.platform.quarantine import forgive_released, quarantine_crashers
 from loraplex.platform.services import Services, assemble
 from loraplex.platform.settings import Settings
@@ -56,12 +59,17 @@ class _Server(uvicorn.Server):
 
 
 async def run_server(
-    settings: Settings, model_path: Path, listener: socket.socket, announce: Callable[[Services], None]
+    settings: Settings,
+    model_path: Path,
+    listener: socket.socket,
+    announce: Callable[[Services], None],
+    metrics_listener: socket.socket | None = None,
 ) -> int:
     """Serve until a signal or until the engine fails for good; the exit code.
 
     listener: bound, not yet listening, so that clients are refused until requests can be served. `announce` is called
-    when they can. Raises EngineStartFailed, BaseModelConflict, LoraModuleRefused.
+    when they can. metrics_listener: for metrics alone, where these have one. Raises EngineStartFailed,
+    BaseModelConflict, LoraModuleRefused.
     """
     async with open_services(settings, model_path) as services:
         await publish_lora_modules(services)
@@ -69,7 +77,7 @@ async def run_server(
         drain = asyncio.Event()
         app = create_app(services, drain)
         server = _Server(_uvicorn_config(app), lambda: announce(services))
-        async with asyncio.TaskGroup() as tasks:
+        async with serving_metrics(services.metrics, metrics_listener), asyncio.TaskGroup() as tasks:
             watchers = [
                 tasks.create_task(_drain_then_exit(server, services.engine, drain, settings.drain_seconds)),
                 tasks.create_task(_exit_without_engine(server, services.engine)),
@@ -83,6 +91,7 @@ async def run_server(
                 tasks.create_task(run_imports(services, drain)),
                 tasks.create_task(run_batches(services, app, drain)),
                 tasks.create_task(quarantine_crashers(services)),
+                tasks.create_task(watch_event_loop(services.metrics)),
             ]
             with _signals(server, drain):
                 await server.serve(sockets=[listener])
@@ -105,6 +114,7 @@ async def open_services(settings: Settings, model_path: Path) -> AsyncIterator[S
         opened.push_async_callback(services.ledger.close)
         opened.push_async_callback(services.templates.close)
         opened.push_async_callback(services.grammars.close)
+        opened.push_async_callback(to_thread.run_sync, services.tracing.close)
         shape_digest = services.base_shape.digest
         await register_base_model(database, settings.base_model_name, shape_digest, settings.model)
         forgive_released(services.changes, engine)

@@ -40,6 +40,10 @@ from loraplex.platform.limits.owners import LimitOwners, quotas
 from loraplex.platform.limits.shared_use import SharedUse
 from loraplex.platform.login_throttle import LoginThrottle
 from loraplex.platform.metrics import Metrics
+from loraplex.platform.observability.engine_metrics import EngineMetrics
+from loraplex.platform.observability.server_metrics import LedgerMetrics, ServerMetrics
+from loraplex.platform.observability.tracing import Tracing, tracing_of
+from loraplex.platform.observability.vllm_metrics import VllmMetrics
 from loraplex.platform.openai.responses.store import ResponseLimits, ResponseStore
 from loraplex.platform.passwords import Passwords
 from loraplex.platform.pins import PinKeeper
@@ -99,20 +103,20 @@ class Services:
     pins: PinKeeper
     uses: UseLog
     metrics: Metrics
+    tracing: Tracing
     base_shape: BaseShape
     base_model_name: str
 
 
 def assemble(settings: Settings, database: Database, engine: EngineClient, model_path: Path) -> Services:
     """The parts over a database, whose tables are there, and a running engine. Whoever asks for them closes
-    `templates`, `grammars` and `ledger`. Raises OSError where the data folder cannot be written."""
+    `templates`, `grammars`, `ledger` and `tracing`. Raises OSError where the data folder cannot be written."""
     registry = AdapterRegistry(database, quotas(settings.tenant_limits))
-    changes, metrics, shared_use = ChangeFeed(database), Metrics(), SharedUse(database)
+    changes, shared_use = ChangeFeed(database), SharedUse(database)
     text, templates, profiles = TextCodec(model_path), UntrustedTemplates(), ProfileStore(database)
     blobs = BlobStore(settings.adapters_dir)
-    metrics.watch_engine(lambda: engine.status)
     ledger = Ledger(settings.ledger_dir, database, max_bytes=settings.max_ledger_bytes)
-    metrics.watch_ledger(lambda: ledger.waiting_bytes, lambda: ledger.records_written)
+    metrics = metrics_of(settings, database, engine, ledger)
     return Services(
         settings=settings,
         engine=engine,
@@ -159,9 +163,24 @@ def assemble(settings: Settings, database: Database, engine: EngineClient, model
         pins=PinKeeper(PinRegistry(database), engine, changes, settings.base_model_name),
         uses=UseLog(),
         metrics=metrics,
+        tracing=tracing_of(settings),
         base_shape=_base_shape(engine.ready),
         base_model_name=settings.base_model_name,
     )
+
+
+def metrics_of(settings: Settings, database: Database, engine: EngineClient, ledger: Ledger) -> Metrics:
+    """Only a port of their own has series of tenants and adapters."""
+    has_port = settings.metrics_port is not None
+    metrics = Metrics(
+        owner_series=settings.metrics_owner_series if has_port else 0, owner_labels=settings.metrics_owner_labels
+    )
+    metrics.registry.register(EngineMetrics(engine, settings.adapter_host_bytes))
+    ServerMetrics(database, settings.data_dir).register(metrics.registry)
+    metrics.registry.register(LedgerMetrics(ledger))
+    if settings.vllm_metrics:
+        metrics.registry.register(VllmMetrics(metrics, engine, settings.base_model_name, settings.max_num_seqs))
+    return metrics
 
 
 def _base_shape(ready: Ready) -> BaseShape:

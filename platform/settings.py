@@ -5,6 +5,7 @@ The only reader of the environment. Knows what the engine is told; knows no part
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import re
@@ -175,6 +176,28 @@ class Settings(BaseSettings):
     )
     usage_record_days: int = Field(30, ge=1, le=3650, description="How long each request is kept in the usage ledger.")
     usage_hour_days: int = Field(400, ge=1, le=3650, description="How long its sums by the hour are kept.")
+    metrics_port: int | None = Field(
+        None,
+        ge=0,
+        le=65535,
+        description="Port of its own for /metrics, with series of tenants and adapters; 0 takes a free one. Default: "
+        "the main port, without such series.",
+    )
+    metrics_host: str = Field("127.0.0.1", min_length=1, description="Address of `metrics_port`.")
+    metrics_owner_series: int = Field(
+        20, ge=0, le=500, description="Tenants, and adapters, with series of their own; all others are one series."
+    )
+    metrics_owner_labels: Literal["ids", "names"] = Field(
+        "ids",
+        validate_default=True,
+        description="How metrics call tenants and adapters: by opaque ids, or by names, which needs `metrics_port`.",
+    )
+    vllm_metrics: bool = Field(True, description="Tell metrics under vLLM's names too, for routers and dashboards.")
+    traces: bool = Field(
+        False,
+        description="Send OpenTelemetry traces of inference requests by OTLP over HTTP, as OTEL_... variables say.",
+    )
+    access_log: bool = Field(True, description="Log a line for each request, at level info.")
 
     engine_stall_seconds: float = Field(30, ge=1, le=3600, description="Silence of the engine that fails /readyz.")
     drain_seconds: float = Field(30, ge=0, le=3600, description="How long running streams may finish after SIGTERM.")
@@ -206,6 +229,28 @@ class Settings(BaseSettings):
     def _check_s3_credentials(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
         if (value is None) != (info.data.get("s3_access_key_id") is None):
             raise ValueError("set it and s3_access_key_id, or neither")
+        return value
+
+    @field_validator("metrics_owner_labels")
+    @classmethod
+    def _check_metrics_labels(cls, value: str, info: ValidationInfo) -> str:
+        if value == "names" and info.data.get("metrics_port") is None:
+            raise ValueError("names of tenants are not for a port that anybody may read; set metrics_port too")
+        return value
+
+    @field_validator("traces")
+    @classmethod
+    def _check_traces(cls, value: bool) -> bool:
+        if not value:
+            return value
+        try:
+            importlib.import_module("opentelemetry.exporter.otlp.proto.http")
+            importlib.import_module("opentelemetry.sdk.trace")
+        except ModuleNotFoundError as error:
+            raise ValueError(f"needs the package {error.name}; install it with: pip install 'loraplex[otel]'") from None
+        for name in ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"):
+            if os.environ.get(name, "http/protobuf") != "http/protobuf":
+                raise ValueError(f"{name} has to be http/protobuf, which is all that is spoken here, or unset")
         return value
 
     @property

@@ -53,6 +53,7 @@ class StandingEngine:
     ready: Ready
     status: Status | None = IDLE
     is_alive: bool = True
+    restarts: int = 0
     progress_at: float = field(default_factory=time.monotonic)
     warmed: list[str] = field(default_factory=list)
     asked: list[Generate] = field(default_factory=list)

@@ -20,6 +20,7 @@ from loraplex.platform.ledger.meter import metering
 from loraplex.platform.limits.limiter import Limiter
 from loraplex.platform.limits.shared_use import SharedUse
 from loraplex.platform.metrics import Metrics
+from loraplex.platform.observability.tracing import NoTracing
 from loraplex.platform.openai.body import JsonRequest
 from loraplex.platform.openai.routes import OPENAI_ROUTES
 from loraplex.platform.services import Services
@@ -211,6 +212,7 @@ class Api:
                 "catalog": Catalog(None, SimpleNamespace(subscribe=lambda listener: None), "base"),
                 "profile_cache": OneProfile(profile),
                 "metrics": self.metrics,
+                "tracing": NoTracing(),
                 "uses": UseLog(),
                 "limiter": Limiter(SharedUse(None)),
                 "grammars": Trusting(),

@@ -30,6 +30,8 @@ OPTIONS = (
     "served_model_name",
     "host",
     "port",
+    "metrics_port",
+    "metrics_host",
     "data_dir",
     "database_url",
     "device",
@@ -90,20 +92,27 @@ def serve(**options: str | tuple[str, ...] | None) -> None:
     settings = load_settings({name: value for name, value in options.items() if value not in (None, ())})
     configure_logging(settings.log_level, settings.log_format)
     settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    try:
-        # Bound before the model loads: a port that is taken is told at once.
-        listener = bind(settings.host, settings.port)
-    except OSError as error:
-        raise click.ClickException(f"cannot listen on {settings.host}:{settings.port}: {error.strerror}") from error
+    # Bound before the model loads: a port that is taken is told at once.
+    listener = _bound(settings.host, settings.port)
+    metrics = None if settings.metrics_port is None else _bound(settings.metrics_host, settings.metrics_port)
     try:
         check_lora_modules(settings)
         model_path = prepare_model(settings)
         upgrade_database(settings.resolved_database_url)
-        running = run_server(settings, model_path, listener, lambda services: announce(services, listener))
+        running = run_server(
+            settings, model_path, listener, lambda services: announce(services, listener, metrics), metrics
+        )
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             sys.exit(runner.run(running))
     except (EngineStartFailed, AdapterError, LoraModuleRefused, MigrationError, InvalidDatabaseUrl) as error:
         raise click.ClickException(str(error)) from error
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    try:
+        return bind(host, port)
+    except OSError as error:
+        raise click.ClickException(f"cannot listen on {host}:{port}: {error.strerror}") from error
 
 
 def load_settings(options: dict[str, Any]) -> Settings:
@@ -130,10 +139,9 @@ def prepare_model(settings: Settings) -> Path:
     return Path(done.stdout.strip().splitlines()[-1])
 
 
-def announce(services: Services, listener: socket.socket) -> None:
-    """Say where the server listens and what to type next."""
-    host, port = listener.getsockname()[:2]
-    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+def announce(services: Services, listener: socket.socket, metrics: socket.socket | None) -> None:
+    """Say where the server listens and what to type next. metrics: where these are, if not there."""
+    url = _url_of(listener)
     ready = services.engine.ready
     default_dir = Settings.model_fields["data_dir"].default.expanduser()
     data_dir = "" if services.settings.data_dir == default_dir else f" --data-dir {services.settings.data_dir}"
@@ -146,8 +154,14 @@ Loraplex serves {services.base_model_name} at {url} ({ready.device}, {ready.dtyp
   curl {url}/v1/chat/completions -H "Authorization: Bearer $KEY" -H "Content-Type: application/json" \\
     -d '{{"model": "{services.base_model_name}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
 
-{_pages(services, url)}"""
+{_pages(services, url)}Metrics: {url if metrics is None else _url_of(metrics)}/metrics
+"""
     )
+
+
+def _url_of(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def _pages(services: Services, url: str) -> str:

@@ -71,12 +71,18 @@ class Ledger:
         self._syncing = asyncio.Lock()
         self._refusals: dict[str, int] = {}
         self._refusals_since = 0.0
+        self._written_at = time.monotonic()
         self._is_closed = False
 
     @property
     def waiting_bytes(self) -> int:
         """Of records that the database does not have, of this life of the server."""
         return self._spool.bytes
+
+    @property
+    def waiting_seconds(self) -> float:
+        """For how long the oldest of them waits, at most."""
+        return time.monotonic() - self._written_at if self._spool.bytes else 0.0
 
     def require_room(self) -> None:
         """Raises ApiError 503 where another request could not be billed."""
@@ -129,13 +135,16 @@ class Ledger:
         """Have the database take all that is in the spool. Raises its errors and OSError; what was taken stays so."""
         async with self._writing:
             self._append_unspooled()
+            began_at = time.monotonic()
             if not self._spool.bytes:
+                self._written_at = began_at
                 return
             async with self._syncing:
                 await to_thread.run_sync(end_segment, self._spool.rotate())
             for segment in self._spool.full_segments:
                 await self._write_segment(segment)
                 self._spool.drop(segment)
+            self._written_at = began_at
 
     async def adopt(self) -> None:
         """Have the database take what servers left in this folder that are gone. Raises as `write` does."""

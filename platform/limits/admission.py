@@ -23,6 +23,11 @@ class Claim(NamedTuple):
     account: Account
     limits: RateLimits
 
+    @property
+    def owner(self) -> str:
+        """The kind of it: key, tenant or adapter."""
+        return self.subject.partition("/")[0]
+
 
 class Admission:
     """headers: where the caller stood when the request was admitted. is_held: it is not settled."""
@@ -77,7 +82,7 @@ def admission_of(claims: Sequence[Claim], demand: Demand, clock: Callable[[], fl
 
 def _shortages(claim: Claim, demand: Demand, now: float) -> Iterator[Shortage]:
     """The limits in the way."""
-    account, limits, whose = claim.account, claim.limits, claim.whose
+    account, limits, owner, whose = claim.account, claim.limits, claim.owner, claim.whose
     buckets: tuple[tuple[LimitType, Bucket | None, int], ...] = (
         ("requests", account.requests, 1),
         ("tokens", account.tokens, demand.tokens),
@@ -85,7 +90,7 @@ def _shortages(claim: Claim, demand: Demand, now: float) -> Iterator[Shortage]:
     for kind, bucket, needed in buckets:
         if bucket is not None and (left := bucket.remaining(now)) < needed:
             seconds = bucket.seconds_until(needed, now) if needed <= bucket.capacity else math.inf
-            yield Shortage(kind, whose, f"{kind} per minute", int(bucket.capacity), left, needed, seconds)
+            yield Shortage(owner, kind, whose, f"{kind} per minute", int(bucket.capacity), left, needed, seconds)
     counts: tuple[tuple[LimitType, str, int | None, int, int], ...] = (
         ("requests", "requests at the same time", limits.concurrent_requests, account.running, 1),
         ("tokens", "tokens of prompts that wait", limits.queued_tokens, account.queued_tokens, demand.prompt_tokens),
@@ -93,7 +98,7 @@ def _shortages(claim: Claim, demand: Demand, now: float) -> Iterator[Shortage]:
     for kind, unit, limit, held, needed in counts:
         if limit is not None and held + needed > limit:
             yield Shortage(
-                kind, whose, unit, limit, limit - held, needed, BUSY_SECONDS if needed <= limit else math.inf
+                owner, kind, whose, unit, limit, limit - held, needed, BUSY_SECONDS if needed <= limit else math.inf
             )
 
 

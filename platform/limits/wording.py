@@ -16,9 +16,10 @@ LimitType = Literal["requests", "tokens"]
 
 
 class Shortage(NamedTuple):
-    """Of a limit that is in the way of a request. unit: what is limited, such as "tokens per minute". seconds: until it
-    is out of the way; infinity: never."""
+    """Of a limit that is in the way of a request. owner: of a key, a tenant or an adapter. unit: what is limited, such
+    as "tokens per minute". seconds: until it is out of the way; infinity: never."""
 
+    owner: str
     kind: LimitType
     whose: str
     unit: str
@@ -55,7 +56,8 @@ def refusal(shortage: Shortage, told: dict[str, str]) -> ApiError:
             f"needs {shortage.needed}. Try again in {seconds} s."
         )
         headers = {"retry-after": str(seconds), "retry-after-ms": str(milliseconds)}
-    return ApiError(429, "rate_limit_exceeded", message, type=shortage.kind, headers={**told, **headers})
+    limit = shortage.owner, shortage.unit.replace(" ", "_")
+    return ApiError(429, "rate_limit_exceeded", message, type=shortage.kind, headers={**told, **headers}, limit=limit)
 
 
 def duration(seconds: float) -> str:

@@ -15,11 +15,14 @@ from loraplex.engine import generation
 from loraplex.engine.client import EngineUnavailable, Generation, GenerationFailed
 from loraplex.engine.messages import Generate, Started, TokenChunk, TokenScore
 from loraplex.engine.text import TextCodec
+from loraplex.platform.catalog import ResolvedModel
 from loraplex.platform.ledger.record import NO_TOKENS, Tokens
+from loraplex.platform.observability.tracing import SequenceEnd
 from loraplex.platform.openai.generation_types import FinishReason, PromptTokensDetails, Reading, Usage
 from loraplex.platform.openai.logprobs import ScoredToken, echoed
 from loraplex.platform.openai.stop_strings import StopStrings
 from loraplex.platform.services import Services
+from loraplex.platform.tenants import Principal
 
 Endpoint = Literal["chat", "completions", "responses", "messages"]
 
@@ -33,11 +36,12 @@ class Answer:
         endpoint: Endpoint,
         asked: Generate,
         reading: Reading,
-        tenant_id: str | None,
+        principal: Principal,
+        model: ResolvedModel,
         text: TextCodec,
         markers: Collection[str] = (),
     ) -> None:
-        """Submit to the engine for a tenant. text: of the model that is asked. markers: told even as special tokens.
+        """Submit to the engine. text: of the model that is asked. markers: told even as special tokens.
 
         prompt_scores: of the prompt's tokens from the second on, if they are asked for; known with the first text.
         Raises EngineUnavailable or GenerationFailed when it cannot be taken.
@@ -67,8 +71,10 @@ class Answer:
         self._first_chunk: TokenChunk | None = None
         self._generation: Generation = services.engine.generate(asked)
         self._uses = services.uses
-        self._used = (tenant_id or "", {use.digest for use in asked.adapters})
+        self._used = (principal.tenant_id or "", {use.digest for use in asked.adapters})
         self._uses.begin(*self._used)
+        self._in_hand = services.metrics.request_begun(principal, model, self._generation)
+        self._span = services.tracing.sequence(endpoint, asked, model.name, principal.tenant_id)
 
     async def begin(self) -> None:
         """Wait for the first token: what fails before it still has an HTTP status of its own."""
@@ -141,15 +147,19 @@ class Answer:
         self._generation.abort()
         self._uses.end(*self._used, self.started)
         now = time.monotonic()
+        reason = self.finish_reason or ("error" if self.has_failed else "client_closed")
         self._metrics.request_finished(
             self._endpoint,
-            self.finish_reason or ("error" if self.has_failed else "client_closed"),
+            reason,
             self._prompt_tokens,
             self._cached_tokens,
             self._completion_tokens,
             self._first_token_at - self._started if self._first_token_at is not None else None,
             now - self._started,
+            self._in_hand,
         )
+        end = SequenceEnd(reason, self._cached_tokens, self._completion_tokens, self.started, self._first_token_at, now)
+        self._span.end(end)
 
     async def _next_chunk(self) -> TokenChunk:
         try:

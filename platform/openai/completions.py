@@ -58,6 +58,8 @@ async def create_completion(
     profile, text = await services.profile_cache.of(model.version), await services.codecs.of(model.version)
     grammar = await grammar_of(services.grammars, principal, data.response_format, data.structured_outputs)
     request_id = f"cmpl-{uuid.uuid4().hex}"
+    with services.tracing.span("tokenise"):
+        encoded = await _encoded(text, prompts)
     asked = [
         prepare(
             data,
@@ -73,7 +75,7 @@ async def create_completion(
             ready=ready,
             grammar=grammar,
         )
-        for field, token_ids in await _encoded(text, prompts)
+        for field, token_ids in encoded
     ]
     if per_prompt > data.choices:
         asked = _ranked(asked)
@@ -86,14 +88,17 @@ async def create_completion(
     read_by_id = {sequence.request_id: reads[index // per_prompt] for index, sequence in enumerate(sequences)}
     meter.open(principal, model, len(sequences))
     meter.keep_request(lambda: prompts)
+    with services.tracing.span("admission"):
+        demand = demand_of(asked, per_prompt, is_open=False)
+        admission = await services.limiter.admit(principal, model, demand)
     choices = Choices(
         sequences,
         lambda sequence: Answer(
-            services, "completions", sequence, read_by_id[sequence.request_id], principal.tenant_id, text
+            services, "completions", sequence, read_by_id[sequence.request_id], principal, model, text
         ),
         per_prompt=per_prompt,
         kept=data.choices,
-        admission=await services.limiter.admit(principal, model, demand_of(asked, per_prompt, is_open=False)),
+        admission=admission,
         meter=meter,
     )
     shape = CompletionShape(

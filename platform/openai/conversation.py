@@ -60,7 +60,8 @@ async def render_request(services: Services, principal: Principal, data: ChatCom
     model = await choose_model(services.catalog, principal, data)
     profile, text = await services.profile_cache.of(model.version), await services.codecs.of(model.version)
     plan = plan_of(services, data, profile, text)
-    prompt = await render_conversation(services, principal, profile, text, plan)
+    with services.tracing.span("tokenise"):
+        prompt = await render_conversation(services, principal, profile, text, plan)
     return RenderedRequest(model, profile, text, plan, prompt)
 
 
@@ -102,12 +103,15 @@ async def open_conversation(
     is_open = data.token_limit is None and most_tokens is None and profile.max_tokens is None
     meter.open(principal, model, data.choices)
     meter.keep_request(lambda: data.messages)
+    with services.tracing.span("admission"):
+        demand = demand_of([asked], data.choices, is_open=is_open)
+        admission = await services.limiter.admit(principal, model, demand)
     choices = Choices(
         sequences_of([asked], data.choices),
-        lambda sequence: Answer(services, endpoint, sequence, read, principal.tenant_id, text, plan.markers),
+        lambda sequence: Answer(services, endpoint, sequence, read, principal, model, text, plan.markers),
         per_prompt=data.choices,
         kept=data.choices,
-        admission=await services.limiter.admit(principal, model, demand_of([asked], data.choices, is_open=is_open)),
+        admission=admission,
         meter=meter,
     )
     return Conversation(model, heading(asked, model, ready), wording(data, text), asked.sampling, choices, readers)

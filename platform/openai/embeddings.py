@@ -31,6 +31,7 @@ from loraplex.platform.errors import ApiError
 from loraplex.platform.ledger.meter import METERED, Course, Meter, meter_of
 from loraplex.platform.ledger.record import NO_TOKENS, Tokens
 from loraplex.platform.limits.account import Demand
+from loraplex.platform.observability.tracing import SequenceEnd
 from loraplex.platform.openai.connection import while_connected
 from loraplex.platform.openai.embedding_types import Embedding, EmbeddingList, EmbeddingRequest, EmbeddingUsage
 from loraplex.platform.openai.generation import truncated
@@ -74,11 +75,13 @@ async def embed(
     given = request.prompts()
     model = await services.catalog.resolve(principal, request.model, request.user)
     _check_dimensions(request.dimensions, services.engine.ready.hidden_size)
-    prompts = await _tokens(services, model, given, request.truncate_prompt_tokens)
+    with services.tracing.span("tokenise"):
+        prompts = await _tokens(services, model, given, request.truncate_prompt_tokens)
     tokens = sum(map(len, prompts))
     meter.open(principal, model, len(prompts))
     meter.keep_request(lambda: given)
-    admission = await services.limiter.admit(principal, model, Demand(tokens, tokens))
+    with services.tracing.span("admission"):
+        admission = await services.limiter.admit(principal, model, Demand(tokens, tokens))
     course = _Course()
     meter.watch(course)
     used = tokens
@@ -124,7 +127,7 @@ async def _embeddings(
     ]
     encode = _base64 if request.encoding_format == "base64" else _floats
     embeddings: list[Embedding] = []
-    async with aclosing(_vectors(services, asked, principal.tenant_id)) as vectors:
+    async with aclosing(_vectors(services, asked, principal, model)) as vectors:
         async for vector in vectors:
             embedding = Embedding(index=len(embeddings), embedding=encode(vector))
             # Written at once, since writing millions of numbers in the end would hold up the event loop.
@@ -172,14 +175,16 @@ def _check(prompt: list[int], field: str, bounds: ModelBounds) -> None:
         raise ApiError(400, "context_length_exceeded", message, param=field)
 
 
-async def _vectors(services: Services, asked: Sequence[Embed], tenant_id: str | None) -> AsyncGenerator[bytes]:
+async def _vectors(
+    services: Services, asked: Sequence[Embed], principal: Principal, model: ResolvedModel
+) -> AsyncGenerator[bytes]:
     """In order. Of many prompts some wait here, so that one request cannot fill the engine's queue."""
     running: deque[_PromptRun] = deque()
     waiting = iter(asked)
     try:
         while True:
             for embed in islice(waiting, MAX_AT_ONCE - len(running)):
-                running.append(_PromptRun(services, embed, tenant_id))
+                running.append(_PromptRun(services, embed, principal, model))
             if not running:
                 return
             yield await running[0].vector()
@@ -192,15 +197,17 @@ async def _vectors(services: Services, asked: Sequence[Embed], tenant_id: str | 
 class _PromptRun:
     """One prompt in the engine. Whoever starts it closes it, whatever happens; `close` also counts it."""
 
-    def __init__(self, services: Services, asked: Embed, tenant_id: str | None) -> None:
+    def __init__(self, services: Services, asked: Embed, principal: Principal, model: ResolvedModel) -> None:
         """Raises EngineUnavailable or GenerationFailed when the engine cannot take it."""
         self._services = services
         self._prompt_tokens = len(asked.prompt)
         self._outcome = "client_closed"
         self._started_at = time.monotonic()
         self._generation = services.engine.generate(asked)
-        self._used = (tenant_id or "", {use.digest for use in asked.adapters})
+        self._used = (principal.tenant_id or "", {use.digest for use in asked.adapters})
         services.uses.begin(*self._used)
+        self._in_hand = services.metrics.request_begun(principal, model, self._generation)
+        self._span = services.tracing.sequence("embeddings", asked, model.name, principal.tenant_id)
 
     async def vector(self) -> bytes:
         """Raises GenerationFailed, EngineUnavailable."""
@@ -223,8 +230,12 @@ class _PromptRun:
         if started is not None:
             load_seconds = started.load_seconds if self._used[1] else None
             self._services.metrics.request_started(started.queue_seconds, load_seconds)
-        seconds = time.monotonic() - self._started_at
-        self._services.metrics.request_finished("embeddings", self._outcome, self._prompt_tokens, 0, 0, None, seconds)
+        now = time.monotonic()
+        seconds = now - self._started_at
+        self._services.metrics.request_finished(
+            "embeddings", self._outcome, self._prompt_tokens, 0, 0, None, seconds, self._in_hand
+        )
+        self._span.end(SequenceEnd(self._outcome, 0, 0, started, None, now))
 
 
 def _base64(vector: bytes) -> str:

@@ -12,15 +12,17 @@ import numpy as np
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from scripted_engine import SeenLedger
+from scripted_engine import ACME, SeenLedger
 
 from loraplex.engine.batch import uniform
 from loraplex.engine.events import SamplingParams
 from loraplex.engine.generation import Generation, GenerationFailed
 from loraplex.engine.messages import Generate, TokenChunk
+from loraplex.platform.catalog import ResolvedModel
 from loraplex.platform.ledger.meter import Meter
 from loraplex.platform.limits.admission import UNLIMITED
 from loraplex.platform.metrics import Metrics
+from loraplex.platform.observability.tracing import NoTracing
 from loraplex.platform.openai.answer import Answer
 from loraplex.platform.openai.choices import Choices, sequences_of
 from loraplex.platform.openai.generation_types import Reading
@@ -93,11 +95,11 @@ class Finish(msgspec.Struct):
 
 def open_choices(count):
     engine = Engine()
-    services = SimpleNamespace(engine=engine, metrics=Metrics(), uses=UseLog())
+    services = SimpleNamespace(engine=engine, metrics=Metrics(), tracing=NoTracing(), uses=UseLog())
     text = SimpleNamespace(detokenizer=lambda **_: Letters())
     choices = Choices(
         sequences_of([PROMPT], count),
-        lambda asked: Answer(services, "chat", asked, Reading(stops=("stop",)), "t", text),
+        lambda asked: Answer(services, "chat", asked, Reading(stops=("stop",)), ACME, ResolvedModel("base"), text),
         per_prompt=count,
         kept=count,
         admission=UNLIMITED,
