@@ -32,11 +32,14 @@ from loraplex.platform.batches.leases import BatchLeases
 from loraplex.platform.batches.rows import Batches
 from loraplex.platform.catalog import Catalog
 from loraplex.platform.idempotency_keys import IdempotencyKeys
+from loraplex.platform.identities import IdentityDirectory
+from loraplex.platform.key_changes import KeyChanges
 from loraplex.platform.limits.limiter import Limiter
 from loraplex.platform.limits.owners import LimitOwners, quotas
 from loraplex.platform.limits.shared_use import SharedUse
 from loraplex.platform.login_throttle import LoginThrottle
 from loraplex.platform.metrics import Metrics
+from loraplex.platform.oidc_flow import SignInProvider
 from loraplex.platform.openai.responses.store import ResponseLimits, ResponseStore
 from loraplex.platform.passwords import Passwords
 from loraplex.platform.pins import PinKeeper
@@ -63,7 +66,10 @@ class Services:
     templates: UntrustedTemplates
     grammars: GrammarChecks
     tenants: TenantDirectory
+    key_changes: KeyChanges
     accounts: AccountDirectory
+    identities: IdentityDirectory
+    oidc: SignInProvider | None
     web_sessions: WebSessions
     logins: LoginThrottle
     setup_token: SetupToken
@@ -114,6 +120,8 @@ def assemble(settings: Settings, database: Database, engine: EngineClient, model
         templates=templates,
         grammars=GrammarChecks(text.tokenizer_path, engine.ready.vocab_size, engine.ready.eos_token_ids),
         accounts=AccountDirectory(database, Passwords()),
+        identities=IdentityDirectory(database, settings),
+        oidc=_oidc_provider(settings),
         web_sessions=WebSessions(
             database,
             idle=timedelta(seconds=settings.session_idle_seconds),
@@ -122,6 +130,7 @@ def assemble(settings: Settings, database: Database, engine: EngineClient, model
         logins=LoginThrottle(),
         setup_token=SetupToken(settings.data_dir),
         tenants=TenantDirectory(database, settings.tenant_limits),
+        key_changes=KeyChanges(database),
         limit_owners=LimitOwners(database),
         shared_use=shared_use,
         limiter=Limiter(shared_use),
@@ -151,6 +160,15 @@ def assemble(settings: Settings, database: Database, engine: EngineClient, model
         base_shape=_base_shape(engine.ready),
         base_model_name=settings.base_model_name,
     )
+
+
+def _oidc_provider(settings: Settings) -> SignInProvider | None:
+    """Raises OSError where the file of its secret cannot be read."""
+    if settings.oidc_issuer is None:
+        return None
+    from loraplex.platform.oidc import OidcProvider  # of an extra, which the settings have asked for by now
+
+    return OidcProvider(settings)
 
 
 def _base_shape(ready: Ready) -> BaseShape:
