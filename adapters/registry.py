@@ -110,12 +110,17 @@ class AdapterRegistry:
             return await find_adapter(session, tenant_id, name)
 
     async def list_adapters(
-        self, tenant_id: str | None, limit: int = 100, after: str | None = None, containing: str = ""
+        self,
+        tenant_id: str | None,
+        limit: int = 100,
+        after: str | None = None,
+        containing: str = "",
+        among: Collection[str] | None = None,
     ) -> list[AdapterInfo]:
         """At most `limit` (1 to 1000) adapters of one tenant, or of all, ordered by tenant and name.
 
         after: `tenant/name` of the last adapter of the page before. containing: part of the names that are wanted.
-        Raises InvalidName.
+        among: the names that are wanted; None: all. Raises InvalidName.
         """
         page, last = select_adapters().limit(min(max(limit, 1), MAX_PAGE)), None
         if after is not None:
@@ -129,6 +134,8 @@ class AdapterRegistry:
             page = page if last is None else page.where(Adapter.name > last[1])
         if containing:
             page = page.where(cast(Adapter.name, String).contains(containing, autoescape=True))
+        if among is not None:
+            page = page.where(Adapter.name.in_(among))
         async with self._database.read() as session:
             return [adapter_info(adapter, slug) for adapter, slug in (await session.execute(page))]
 

@@ -47,7 +47,7 @@ PAGES = {
 }
 
 
-STEPS = ("setup", "empty", "playground", "key-created", "alias-move", "login")
+STEPS = ("setup", "empty", "playground", "key-created", "key", "key-edit", "alias-move", "login")
 """What can be seen only after something was done."""
 
 
@@ -105,6 +105,17 @@ def take_pictures(browser: Browser, server: Server, only: str | None) -> None:
     page.click("button.primary")
     page.locator("#secret").evaluate("element => { element.value = `lk_${'0'.repeat(12)}_…` }")  # no key in a picture
     take("key-created")
+    page.click("text=Done")
+    key = page.url
+    page.click("text=Edit")
+    page.check("#r-some")
+    page.check("#a-concierge")
+    page.check("#a-order-json")
+    take("key-edit")
+    page.click("text=Save")
+    page.click("summary:has-text('Rotate')")
+    page.click("text=Make a new secret")
+    take("key", key)
     page.goto("/admin/adapters/acme/concierge")
     page.click("summary:has-text('Move or split')")
     take("alias-move")

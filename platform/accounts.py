@@ -37,6 +37,13 @@ class AccountNotFound(AccountError):
     """There is no account of that name."""
 
 
+class NoPassword(AccountError):
+    """The account has none and gets none: an OpenID provider vouches for its person."""
+
+    def __init__(self) -> None:
+        super().__init__("login: this account signs in through a provider and has no password; make another account")
+
+
 class NotTheFirst(AccountError):
     """The first account was to be made, and there is one."""
 
@@ -50,7 +57,8 @@ class WrongCredentials(AccountError):
 
 @dataclass(frozen=True, slots=True)
 class AccountInfo:
-    """An account. `tenant`: of a tenant-admin; None: it is an operator's."""
+    """An account. `tenant`: of a tenant-admin; None: it is an operator's. Without a password its person signs in
+    through an OpenID provider alone."""
 
     id: str
     login: str
@@ -59,6 +67,7 @@ class AccountInfo:
     created_at: datetime
     disabled_at: datetime | None
     last_login_at: datetime | None
+    has_password: bool
 
     @property
     def role(self) -> Role:
@@ -87,7 +96,7 @@ class AccountDirectory:
         Raises InvalidName, PasswordRefused, PasswordsBusy, TenantNotFound, AccountExists, NotTheFirst.
         """
         check_slug(login, "login")
-        account = Account(id=_new_id(), login=login, password_hash=await self._passwords.hash(password))
+        account = Account(id=new_account_id(), login=login, password_hash=await self._passwords.hash(password))
         try:
             async with self._database.transaction() as session:
                 if first:
@@ -96,37 +105,49 @@ class AccountDirectory:
                 account.tenant_id = owner.id if owner else None
                 session.add(account)
                 await session.flush()
-                return _account_info(account, tenant)
+                return account_info(account, tenant)
         except IntegrityError as error:
             raise AccountExists(f'login: there is an account "{login}" already; choose another name') from error
+
+    async def get(self, login: str) -> AccountInfo:
+        """Raises AccountNotFound."""
+        async with self._database.read() as session:
+            return account_info(*await _find(session, login))
 
     async def list_accounts(self) -> list[AccountInfo]:
         """All accounts by name."""
         async with self._database.read() as session:
-            return [_account_info(*found) for found in await session.execute(_accounts().order_by(Account.login))]
+            return [account_info(*found) for found in await session.execute(_accounts().order_by(Account.login))]
 
     async def authenticate(self, login: str, password: str) -> AccountInfo:
         """Whose name and password these are. Raises WrongCredentials, the same for every reason; PasswordsBusy."""
         async with self._database.read() as session:
             found = (await session.execute(_accounts().where(Account.login == login, *_is_usable()))).first()
-        matches = await self._passwords.matches(found[0].password_hash if found else None, password)
-        if not (matches and found):
+        stored = found[0].password_hash if found else None
+        matches = await self._passwords.matches(stored, password)
+        if not (matches and found and stored):
             raise WrongCredentials
         changes: dict[str, object] = {"last_login_at": now()}
-        if self._passwords.is_outdated(found[0].password_hash):
+        if self._passwords.is_outdated(stored):
             changes["password_hash"] = await self._passwords.hash(password)
         async with self._database.transaction() as session:
             await session.execute(update(Account).where(Account.id == found[0].id).values(changes))
-        return _account_info(*found)
+        return account_info(*found)
 
     async def set_password(self, login: str, password: str) -> AccountInfo:
-        """Give an account another password and end all its sessions. Raises AccountNotFound, PasswordRefused."""
+        """Give an account another password and end all its sessions. Raises PasswordRefused,
+        AccountNotFound, NoPassword.
+
+        An account that a provider vouches for gets none: its role would go on by a password when it is lost there.
+        """
         password_hash = await self._passwords.hash(password)
         async with self._database.transaction() as session:
             account, tenant = await _find(session, login)
+            if account.password_hash is None:
+                raise NoPassword
             account.password_hash = password_hash
             await session.execute(delete(WebSession).where(WebSession.account_id == account.id))
-            return _account_info(account, tenant)
+            return account_info(account, tenant)
 
     async def set_disabled(self, login: str, disabled: bool) -> AccountInfo:
         """A disabled account cannot sign in, and its sessions end. Raises AccountNotFound."""
@@ -136,7 +157,7 @@ class AccountDirectory:
                 account.disabled_at = now() if disabled else None
             if disabled:
                 await session.execute(delete(WebSession).where(WebSession.account_id == account.id))
-            return _account_info(account, tenant)
+            return account_info(account, tenant)
 
 
 def new_password() -> str:
@@ -144,7 +165,7 @@ def new_password() -> str:
     return secrets.token_urlsafe(15)
 
 
-def _new_id() -> str:
+def new_account_id() -> str:
     """As long as the id of an API key, beside which it stands where a row says who changed it."""
     return secrets.token_hex(6)
 
@@ -177,7 +198,7 @@ async def _find(session: AsyncSession, login: str) -> tuple[Account, str | None]
     raise AccountNotFound(f"login: there is no account {ascii(login)[:70]}")
 
 
-def _account_info(account: Account, tenant: str | None) -> AccountInfo:
+def account_info(account: Account, tenant: str | None) -> AccountInfo:
     return AccountInfo(
         id=account.id,
         login=account.login,
@@ -186,4 +207,5 @@ def _account_info(account: Account, tenant: str | None) -> AccountInfo:
         created_at=account.created_at,
         disabled_at=account.disabled_at,
         last_login_at=account.last_login_at,
+        has_password=account.password_hash is not None,
     )

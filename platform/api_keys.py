@@ -16,9 +16,9 @@ _BASE62 = string.digits + string.ascii_uppercase + string.ascii_lowercase
 _KEY = re.compile(r"(lk_([0-9A-Za-z]{12})_[0-9A-Za-z]{43})_([0-9A-Za-z]{6})")
 
 
-def new_key() -> tuple[str, str]:
-    """(id, whole text of the key). The secret part has 256 bits."""
-    key_id = _random(12)
+def new_key(key_id: str | None = None) -> tuple[str, str]:
+    """(id, whole text of the key). The secret part has 256 bits. key_id: of a key that there is; else a new one."""
+    key_id = key_id or _random(12)
     body = f"lk_{key_id}_{_random(43)}"
     return key_id, f"{body}_{_checksum(body)}"
 

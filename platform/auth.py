@@ -21,8 +21,10 @@ from litestar.handlers import BaseRouteHandler
 from litestar.types import Guard
 
 from loraplex.adapters.changes import KEYS, ChangeFeed
+from loraplex.adapters.schema import now
 from loraplex.platform.errors import ApiError
-from loraplex.platform.tenants import SCOPES, InvalidKey, Principal, TenantDirectory
+from loraplex.platform.key_terms import SCOPES
+from loraplex.platform.tenants import InvalidKey, Principal, TenantDirectory
 
 MAX_SECRET_CHARS = 256
 CHALLENGE = {"www-authenticate": "Bearer"}
@@ -45,7 +47,8 @@ class _Entry:
 
 
 class Authenticator:
-    """Turns a secret into a `Principal`, and remembers the answer until keys change, at most for `ttl_seconds`.
+    """Turns a secret into a `Principal`, and remembers the answer until keys change, at most for `ttl_seconds` and
+    until the key ends by the clock.
 
     A key that is revoked through another server goes on working here for at most `changes.MAX_STALE_SECONDS`. Holds
     digests, never secrets.
@@ -90,7 +93,10 @@ class Authenticator:
 
     def _remember(self, digest: bytes, principal: Principal) -> None:
         self._entries.pop(digest, None)
-        self._entries[digest] = _Entry(principal, self._clock() + self._ttl_seconds)
+        seconds = self._ttl_seconds
+        if principal.valid_until is not None:
+            seconds = min(seconds, (principal.valid_until - now()).total_seconds())
+        self._entries[digest] = _Entry(principal, self._clock() + seconds)
         if len(self._entries) > self._max_entries:
             self._entries.popitem(last=False)
 

@@ -1,6 +1,7 @@
 """Which model a name means for a caller: the base, or one version of one of the caller's own adapters.
 
-Knows the rules of names and who may use what. Absent, foreign and malformed names are one and the same 404.
+Knows the rules of names and who may use what. Absent, foreign and malformed names are one and the same 404, and so is
+what the caller's key may not name, whether it is there or not: that is seen before anything is looked up.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from loraplex.adapters.names import ModelName, WeightedName, parse_model_name, s
 from loraplex.adapters.registry import AdapterRegistry, Target, VersionInfo
 from loraplex.engine.messages import MAX_ADAPTERS
 from loraplex.platform.errors import ApiError
+from loraplex.platform.key_terms import BASE
 from loraplex.platform.name_cache import NameCache
 from loraplex.platform.tenants import Principal
 
@@ -83,7 +85,7 @@ class Catalog:
         A key without a tenant (an operator's) may use the base only. field: of the request, which errors name.
         """
         if model == self.base_model_name:
-            return ResolvedModel(model)
+            return self._base(principal, model, field)
         return await self.resolve_sum(principal, split_sum(model, field), user, field)
 
     async def resolve_sum(
@@ -100,12 +102,22 @@ class Catalog:
             weights[version.digest] = WeightedVersion(version, round(before + term.weight, WEIGHT_DECIMALS))
         adapters = tuple(adapter for adapter in weights.values() if adapter.weight)
         _require_additive(adapters, field)
-        return ResolvedModel("+".join(adapter.name for adapter in adapters) or self.base_model_name, adapters)
+        if not adapters:  # all cancelled out
+            return self._base(principal, "+".join(f"{term.name}*{term.weight:g}" for term in terms), field)
+        return ResolvedModel("+".join(adapter.name for adapter in adapters), adapters)
+
+    def _base(self, principal: Principal, model: str, field: str) -> ResolvedModel:
+        if not principal.may_name(BASE):
+            raise model_not_found(model, field)
+        return ResolvedModel(self.base_model_name)
 
     def own_name(self, principal: Principal, model: str, field: str = "model") -> tuple[str, ModelName]:
-        """The caller's tenant, and a name in it that may mean nothing there; a 404 ApiError for any other name."""
+        """The caller's tenant, and a name in it that may mean nothing there; a 404 ApiError for any other name, and for
+        one that the caller's key may not name."""
         name = _parse(without_base(model, self.base_model_name))
         if name is None or principal.tenant_id is None or name.tenant not in (None, principal.tenant):
+            raise model_not_found(model, field)
+        if not principal.may_name(name.adapter):
             raise model_not_found(model, field)
         return principal.tenant_id, name
 

@@ -49,7 +49,7 @@ from loraplex.adapters.errors import (
     VersionNotReady,
 )
 from loraplex.engine.client import EngineUnavailable, GenerationFailed
-from loraplex.platform.accounts import AccountExists, AccountNotFound, NotTheFirst, WrongCredentials
+from loraplex.platform.accounts import AccountExists, AccountNotFound, NoPassword, NotTheFirst, WrongCredentials
 from loraplex.platform.batches.errors import (
     BatchEnded,
     FileInUse,
@@ -60,10 +60,13 @@ from loraplex.platform.batches.errors import (
 )
 from loraplex.platform.field_errors import field_error
 from loraplex.platform.idempotency_keys import IdempotencyKeyInUse, IdempotencyKeyReused, TooManyIdempotencyKeys
+from loraplex.platform.identities import NotAdmitted
+from loraplex.platform.key_changes import KeyChanged, KeyEnded, RotationUnderWay
+from loraplex.platform.key_terms import InvalidKeyRequest
 from loraplex.platform.logging import request_id
 from loraplex.platform.openai.responses.store import ConversationTooLong, ResponseNotFound
 from loraplex.platform.passwords import PasswordRefused, PasswordsBusy
-from loraplex.platform.tenants import InvalidKeyRequest, KeyNotFound, TenantError, TenantExists, TenantNotFound
+from loraplex.platform.tenants import KeyNotFound, TenantError, TenantExists, TenantNotFound
 
 ErrorType = Literal["invalid_request_error", "server_error", "requests", "tokens", "insufficient_quota"]
 
@@ -249,10 +252,15 @@ TRANSLATIONS: dict[type[Exception], Callable[[Any], ApiError]] = {
     TenantExists: lambda e: ApiError(409, "tenant_exists", str(e), param="slug", headers=_NO_RETRY),
     TenantNotFound: lambda e: ApiError(404, "tenant_not_found", str(e)),
     KeyNotFound: lambda e: ApiError(404, "key_not_found", str(e)),
-    InvalidKeyRequest: lambda e: ApiError(400, "invalid_value", str(e)),
+    InvalidKeyRequest: lambda e: ApiError(400, "invalid_value", str(e), param=str(e).partition(":")[0]),
+    KeyChanged: lambda e: ApiError(412, "key_changed", str(e), param="If-Match", headers=_NO_RETRY),
+    KeyEnded: lambda e: ApiError(409, "key_ended", str(e), headers=_NO_RETRY),
+    RotationUnderWay: lambda e: ApiError(409, "rotation_under_way", str(e), headers=_NO_RETRY),
     # people
     AccountExists: lambda e: ApiError(409, "account_exists", str(e), param="login"),
     AccountNotFound: lambda e: ApiError(404, "account_not_found", str(e)),
+    NoPassword: lambda e: ApiError(409, "no_password", str(e), param="login"),
+    NotAdmitted: lambda e: ApiError(403, "not_admitted", str(e)),
     NotTheFirst: lambda e: ApiError(409, "already_set_up", str(e), param="token"),
     WrongCredentials: lambda e: ApiError(401, "wrong_credentials", str(e), param="password"),
     PasswordRefused: lambda e: ApiError(400, "invalid_value", str(e), param="password"),

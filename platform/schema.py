@@ -20,6 +20,10 @@ FileId = Name(40)
 BatchId = Name(40)
 ResponseId = Name(64)
 
+MAX_ISSUER_CHARS = 255
+MAX_SUBJECT_CHARS = 255
+"""What OpenID Connect allows."""
+
 
 def new_salt() -> bytes:
     return secrets.token_bytes(32)
@@ -59,15 +63,22 @@ class IdempotencyKey(Base):
 
 class ApiKey(Base):
     """An API key by the SHA-256 of its text. Without a tenant it is an operator's. Never deleted, only revoked.
-    limits: as `limits.rules` reads them."""
+    limits: as `limits.rules` reads them. adapters: as `key_terms` has them. `old_sha256`: of the text from before
+    `rotated_at`, which holds until `old_ends_at`."""
 
     __tablename__ = "api_keys"
 
     id: Mapped[str] = mapped_column(Name(12), primary_key=True)
     tenant_id: Mapped[str | None] = mapped_column(ForeignKey("tenants.id"), index=True)
     name: Mapped[str] = mapped_column(String(100))
+    revision: Mapped[int] = mapped_column(default=1)
     secret_sha256: Mapped[bytes] = mapped_column(LargeBinary(32))
+    rotated_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    old_sha256: Mapped[bytes | None] = mapped_column(LargeBinary(32))
+    old_ends_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    old_used_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     scopes: Mapped[list[str]] = mapped_column(Json)
+    adapters: Mapped[list[str] | None] = mapped_column(JsonOrNull)
     limits: Mapped[dict[str, int] | None] = mapped_column(JsonOrNull)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now)
     expires_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
@@ -76,17 +87,29 @@ class ApiKey(Base):
 
 
 class Account(Base):
-    """A person who may sign in on the admin pages. Without a tenant it is an operator's."""
+    """A person who may sign in on the admin pages. Without a tenant it is an operator's. It has a password, or else an
+    identity by which a provider vouches for it."""
 
     __tablename__ = "accounts"
 
     id: Mapped[str] = mapped_column(Name(12), primary_key=True)
     login: Mapped[str] = mapped_column(Slug, unique=True)
     tenant_id: Mapped[str | None] = mapped_column(ForeignKey("tenants.id"), index=True)
-    password_hash: Mapped[str] = mapped_column(String(255))
+    password_hash: Mapped[str | None] = mapped_column(String(255))
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now)
     disabled_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     last_login_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+
+class AccountIdentity(Base):
+    """Whom an OpenID provider knows as `subject`, which is unique to it and never given to somebody else."""
+
+    __tablename__ = "account_identities"
+
+    issuer: Mapped[str] = mapped_column(Name(MAX_ISSUER_CHARS), primary_key=True)
+    subject: Mapped[str] = mapped_column(Name(MAX_SUBJECT_CHARS), primary_key=True)
+    account_id: Mapped[str] = mapped_column(ForeignKey("accounts.id"), unique=True)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now)
 
 
 class WebSession(Base):

@@ -122,8 +122,8 @@ async def open_services(settings: Settings, model_path: Path) -> AsyncIterator[S
 
 
 async def offer_setup(services: Services) -> None:
-    """While there is no account, there is a token with which the first one can be made."""
-    if await services.accounts.exist():
+    """While there is no account, there is a token with which the first one can be made, where passwords are taken."""
+    if not services.settings.password_login or await services.accounts.exist():
         services.setup_token.withdraw()
     else:
         services.setup_token.issue()

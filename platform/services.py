@@ -32,6 +32,8 @@ from loraplex.platform.batches.leases import BatchLeases
 from loraplex.platform.batches.rows import Batches
 from loraplex.platform.catalog import Catalog
 from loraplex.platform.idempotency_keys import IdempotencyKeys
+from loraplex.platform.identities import IdentityDirectory
+from loraplex.platform.key_changes import KeyChanges
 from loraplex.platform.ledger.ledger import Ledger
 from loraplex.platform.ledger.prices import Prices
 from loraplex.platform.ledger.queries import UsageQueries
@@ -44,6 +46,7 @@ from loraplex.platform.observability.engine_metrics import EngineMetrics
 from loraplex.platform.observability.server_metrics import LedgerMetrics, ServerMetrics
 from loraplex.platform.observability.tracing import Tracing, tracing_of
 from loraplex.platform.observability.vllm_metrics import VllmMetrics
+from loraplex.platform.oidc_flow import SignInProvider
 from loraplex.platform.openai.responses.store import ResponseLimits, ResponseStore
 from loraplex.platform.passwords import Passwords
 from loraplex.platform.pins import PinKeeper
@@ -70,7 +73,10 @@ class Services:
     templates: UntrustedTemplates
     grammars: GrammarChecks
     tenants: TenantDirectory
+    key_changes: KeyChanges
     accounts: AccountDirectory
+    identities: IdentityDirectory
+    oidc: SignInProvider | None
     web_sessions: WebSessions
     logins: LoginThrottle
     setup_token: SetupToken
@@ -126,6 +132,8 @@ def assemble(settings: Settings, database: Database, engine: EngineClient, model
         templates=templates,
         grammars=GrammarChecks(text.tokenizer_path, engine.ready.vocab_size, engine.ready.eos_token_ids),
         accounts=AccountDirectory(database, Passwords()),
+        identities=IdentityDirectory(database, settings),
+        oidc=_oidc_provider(settings),
         web_sessions=WebSessions(
             database,
             idle=timedelta(seconds=settings.session_idle_seconds),
@@ -134,6 +142,7 @@ def assemble(settings: Settings, database: Database, engine: EngineClient, model
         logins=LoginThrottle(),
         setup_token=SetupToken(settings.data_dir),
         tenants=TenantDirectory(database, settings.tenant_limits),
+        key_changes=KeyChanges(database),
         limit_owners=LimitOwners(database),
         shared_use=shared_use,
         limiter=Limiter(shared_use),
@@ -181,6 +190,15 @@ def metrics_of(settings: Settings, database: Database, engine: EngineClient, led
     if settings.vllm_metrics:
         metrics.registry.register(VllmMetrics(metrics, engine, settings.base_model_name, settings.max_num_seqs))
     return metrics
+
+
+def _oidc_provider(settings: Settings) -> SignInProvider | None:
+    """Raises OSError where the file of its secret cannot be read."""
+    if settings.oidc_issuer is None:
+        return None
+    from loraplex.platform.oidc import OidcProvider  # of an extra, which the settings have asked for by now
+
+    return OidcProvider(settings)
 
 
 def _base_shape(ready: Ready) -> BaseShape:

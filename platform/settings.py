@@ -13,16 +13,17 @@ from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, SecretStr, ValidationInfo, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
 
 from loraplex.engine.settings import EngineSettings, Quantization
 from loraplex.platform.limits.rules import TenantLimits
+from loraplex.platform.oidc_settings import OidcSettings
 from loraplex.platform.setting_types import Bytes, Endpoint, Folders, Limits, LoraModules, Words
 
 _SOURCES = re.compile(r"hf://(\*|[\w.-]+(/[\w.-]+)?(/\*?)?)|s3://(\*|[\w.-]+(/[\w.=+@-]+)*(/\*?)?)", re.ASCII)
 
 
-class Settings(BaseSettings):
+class Settings(OidcSettings):
     """Read from `LORAPLEX_<NAME>` variables; arguments of the constructor win over them.
 
     Raises `pydantic.ValidationError`, which names the setting, for a value out of bounds or an unknown argument.

@@ -9,7 +9,7 @@ import hmac
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 from sqlalchemy import Select, or_, select, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
@@ -21,14 +21,12 @@ from loraplex.adapters.database import Database
 from loraplex.adapters.names import check_slug, check_text
 from loraplex.adapters.schema import now
 from loraplex.platform.api_keys import fingerprint, key_id_of, new_key
+from loraplex.platform.key_terms import KeyInfo, KeyTerms, adapters_of, key_info
 from loraplex.platform.limits.rules import CallerLimits, RateLimits, TenantLimits, caller_limits, stored_limits
 from loraplex.platform.schema import ApiKey, Tenant
 
-SCOPES = frozenset({"inference", "adapters", "admin"})
-
 _LAST_USED_STEP = timedelta(minutes=1)
 _NO_FINGERPRINT = bytes(32)
-_LATEST_EXPIRY = datetime(9999, 1, 1, tzinfo=UTC)  # in no time zone is a moment before it beyond what datetimes reach
 
 
 class TenantError(Exception):
@@ -45,10 +43,6 @@ class TenantNotFound(TenantError):
 
 class KeyNotFound(TenantError):
     """There is no API key with that id."""
-
-
-class InvalidKeyRequest(TenantError):
-    """A key cannot have these scopes or this expiry."""
 
 
 class InvalidKey(TenantError):
@@ -72,27 +66,12 @@ class TenantInfo:
 
 
 @dataclass(frozen=True, slots=True)
-class KeyInfo:
-    """What may be told about a key: never its secret. An operator's key has no tenant."""
-
-    id: str
-    tenant_id: str | None
-    tenant: str | None
-    name: str
-    scopes: frozenset[str]
-    created_at: datetime
-    expires_at: datetime | None
-    revoked_at: datetime | None
-    last_used_at: datetime | None
-    limits: RateLimits
-
-
-@dataclass(frozen=True, slots=True)
 class Principal:
     """Who a request comes from. `salt` keeps the tenant's cached prefixes apart; an operator, who has none, has b"".
 
     limits: None where there are none. priority: the lowest that its requests have in the engine's queue, where the
-    lowest is first. content_days: how long what its requests ask and are answered is kept; None: not at all.
+    lowest is first. content_days: how long what its requests ask and are answered is kept; None: not at all. adapters:
+    those that it may name, as `KeyTerms` has them. valid_until: when the key ends, or this secret of it.
     """
 
     key_id: str
@@ -103,6 +82,12 @@ class Principal:
     limits: CallerLimits | None = None
     priority: int = 0
     content_days: int | None = None
+    adapters: frozenset[str] | None = None
+    valid_until: datetime | None = None
+
+    def may_name(self, adapter: str) -> bool:
+        """Whether its requests may be for an adapter of its tenant's, or for `key_terms.BASE`."""
+        return self.adapters is None or adapter in self.adapters
 
 
 class TenantDirectory:
@@ -158,15 +143,21 @@ class TenantDirectory:
             await record_change(session, KEYS)
 
     async def create_key(
-        self, tenant: str | None, name: str, scopes: Iterable[str], expires_at: datetime | None = None
+        self,
+        tenant: str | None,
+        name: str,
+        scopes: Iterable[str],
+        expires_at: datetime | None = None,
+        adapters: Iterable[str] | None = None,
     ) -> tuple[KeyInfo, str]:
         """A new key and its text, which cannot be had again.
 
         A tenant's key has the scopes inference, adapters or both; an operator's (tenant None) has admin alone.
-        Raises InvalidName, InvalidKeyRequest, TenantNotFound.
+        adapters: as `KeyTerms` has them. Raises InvalidName, InvalidKeyRequest, TenantNotFound.
         """
-        granted = frozenset(scopes)
-        _check_key(tenant, name, granted, expires_at)
+        terms = KeyTerms(name, frozenset(scopes), expires_at, None if adapters is None else frozenset(adapters))
+        terms.check(tenant)
+        terms.check_expiry()
         key_id, text = new_key()
         async with self._database.transaction() as session:
             owner = None if tenant is None else await _tenant(session, tenant)
@@ -175,12 +166,13 @@ class TenantDirectory:
                 tenant_id=owner.id if owner else None,
                 name=name,
                 secret_sha256=fingerprint(text),
-                scopes=sorted(granted),
+                scopes=sorted(terms.scopes),
                 expires_at=expires_at,
+                adapters=None if terms.adapters is None else sorted(terms.adapters),
             )
             session.add(key)
             await session.flush()
-            return _key_info(key, tenant), text
+            return key_info(key, tenant), text
 
     async def list_keys(self, tenant: str | None = None) -> list[KeyInfo]:
         """The keys of one tenant, or all with the operators', oldest first. Raises TenantNotFound."""
@@ -188,27 +180,23 @@ class TenantDirectory:
             keys = _keys().order_by(ApiKey.created_at, ApiKey.id)
             if tenant is not None:
                 keys = keys.where(ApiKey.tenant_id == (await _tenant(session, tenant)).id)
-            return [_key_info(key, _slug(owner)) for key, owner in (await session.execute(keys))]
+            return [key_info(key, _slug(owner)) for key, owner in (await session.execute(keys))]
 
     async def get_key(self, key_id: str) -> KeyInfo:
         """Raises KeyNotFound."""
         async with self._database.read() as session:
-            found = (await session.execute(_keys().where(ApiKey.id == key_id))).first()
-        if found is None:
-            raise KeyNotFound(f"id: there is no API key {ascii(key_id)[:20]}")
-        key, owner = found
-        return _key_info(key, _slug(owner))
+            key, owner = await find_key(session, key_id)
+        return key_info(key, _slug(owner))
 
     async def revoke_key(self, key_id: str) -> KeyInfo:
         """End the key for good; again is fine. Raises KeyNotFound."""
         async with self._database.transaction() as session:
-            found = (await session.execute(_keys().where(ApiKey.id == key_id))).first()
-            if found is None:
-                raise KeyNotFound(f"id: there is no API key {ascii(key_id)[:20]}")
-            key, owner = found
-            key.revoked_at = key.revoked_at or now()
+            key, owner = await find_key(session, key_id, for_update=True)
+            if key.revoked_at is None:
+                key.revoked_at = now()
+                key.revision += 1
             await record_change(session, KEYS)
-            return _key_info(key, _slug(owner))
+            return key_info(key, _slug(owner))
 
     async def authenticate(self, secret: str) -> Principal:
         """Who the key speaks for. Raises InvalidKey, the same for every reason."""
@@ -217,13 +205,15 @@ class TenantDirectory:
             raise InvalidKey
         async with self._database.read() as session:
             found = (await session.execute(_keys().where(ApiKey.id == key_id))).first()
-        # An unknown id costs the same comparison as a wrong secret.
-        stored = found[0].secret_sha256 if found else _NO_FINGERPRINT
-        matches = hmac.compare_digest(stored, fingerprint(secret))
-        if not (matches and found and _is_valid(*found)):
+        # An unknown id, and a key of one secret, cost the same comparisons as a wrong secret of two.
+        present = found[0].secret_sha256 if found else _NO_FINGERPRINT
+        old = (found[0].old_sha256 if found else None) or _NO_FINGERPRINT
+        given = fingerprint(secret)
+        is_present, is_old = hmac.compare_digest(present, given), hmac.compare_digest(old, given)
+        if not ((is_present or is_old) and found and _is_valid(*found, by_old_secret=is_old)):
             raise InvalidKey
-        await self._note_use(found[0])
-        return _principal(*found, _limits(*found, self._default_limits))
+        await self._note_use(found[0], by_old_secret=is_old)
+        return _principal(*found, _limits(*found, self._default_limits), by_old_secret=is_old)
 
     async def principal_of(self, key_id: str) -> Principal:
         """Who a key speaks for that has asked for work which goes on without it: such work waits for room instead of
@@ -250,34 +240,43 @@ class TenantDirectory:
             content_days=tenant.content_days,
         )
 
-    async def _note_use(self, key: ApiKey) -> None:
+    async def _note_use(self, key: ApiKey, *, by_old_secret: bool) -> None:
         """Write the time of use unless the last one is recent. It is a hint: a busy or full disk refuses nobody."""
         recent = now() - _LAST_USED_STEP
-        if key.last_used_at is not None and key.last_used_at > recent:
+        last = key.old_used_at if by_old_secret else key.last_used_at
+        if last is not None and last > recent:
             return
-        stale = ApiKey.id == key.id, or_(ApiKey.last_used_at.is_(None), ApiKey.last_used_at <= recent)
+        column = ApiKey.old_used_at if by_old_secret else ApiKey.last_used_at
+        stale = ApiKey.id == key.id, or_(column.is_(None), column <= recent)
         with suppress(DBAPIError, PoolTimeoutError):
             async with self._database.transaction() as session:
-                await session.execute(update(ApiKey).where(*stale).values(last_used_at=now()))
+                await session.execute(update(ApiKey).where(*stale).values({column: now()}))
 
 
-def _check_key(tenant: str | None, name: str, scopes: frozenset[str], expires_at: datetime | None) -> None:
-    allowed = {"admin"} if tenant is None else SCOPES - {"admin"}
-    if not scopes or not scopes <= allowed:
-        whose = "an operator's key" if tenant is None else "a tenant's key"
-        raise InvalidKeyRequest(f"scopes: {whose} has at least one of: {', '.join(sorted(allowed))}, and no other")
-    check_text(name, "name", 100)
-    if expires_at is not None and (expires_at.tzinfo is None or not now() < expires_at < _LATEST_EXPIRY):
-        raise InvalidKeyRequest("expires_at: give a moment in the future, before the year 9999, with its time zone")
+async def find_key(session: AsyncSession, key_id: str, *, for_update: bool = False) -> tuple[ApiKey, Tenant | None]:
+    """A key and its tenant. Raises KeyNotFound."""
+    wanted = _keys().where(ApiKey.id == key_id)
+    if for_update:
+        wanted = wanted.with_for_update(of=ApiKey, key_share=True)
+    for key, tenant in await session.execute(wanted):
+        return key, tenant
+    raise KeyNotFound(f"id: there is no API key {ascii(key_id)[:20]}")
 
 
-def _is_valid(key: ApiKey, tenant: Tenant | None) -> bool:
-    expired = key.expires_at is not None and key.expires_at <= now()
+def _is_valid(key: ApiKey, tenant: Tenant | None, *, by_old_secret: bool = False) -> bool:
+    end = _end(key, by_old_secret)
     suspended = tenant is not None and tenant.suspended_at is not None
-    return key.revoked_at is None and not expired and not suspended
+    return key.revoked_at is None and (end is None or end > now()) and not suspended
 
 
-def _principal(key: ApiKey, tenant: Tenant | None, limits: CallerLimits | None) -> Principal:
+def _end(key: ApiKey, by_old_secret: bool) -> datetime | None:
+    ends = (key.expires_at, key.old_ends_at if by_old_secret else None)
+    return min((end for end in ends if end is not None), default=None)
+
+
+def _principal(
+    key: ApiKey, tenant: Tenant | None, limits: CallerLimits | None, *, by_old_secret: bool = False
+) -> Principal:
     return Principal(
         key_id=key.id,
         tenant_id=key.tenant_id,
@@ -286,6 +285,8 @@ def _principal(key: ApiKey, tenant: Tenant | None, limits: CallerLimits | None) 
         salt=tenant.cache_salt if tenant else b"",
         limits=limits,
         content_days=tenant.content_days if tenant else None,
+        adapters=adapters_of(key),
+        valid_until=_end(key, by_old_secret),
     )
 
 
@@ -319,19 +320,4 @@ def _tenant_info(tenant: Tenant) -> TenantInfo:
         suspended_at=tenant.suspended_at,
         created_at=tenant.created_at,
         limits=stored_limits(TenantLimits, tenant.limits),
-    )
-
-
-def _key_info(key: ApiKey, tenant: str | None) -> KeyInfo:
-    return KeyInfo(
-        id=key.id,
-        tenant_id=key.tenant_id,
-        tenant=tenant,
-        name=key.name,
-        scopes=frozenset(key.scopes),
-        created_at=key.created_at,
-        expires_at=key.expires_at,
-        revoked_at=key.revoked_at,
-        last_used_at=key.last_used_at,
-        limits=stored_limits(RateLimits, key.limits),
     )

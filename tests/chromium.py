@@ -48,9 +48,9 @@ async def running_chromium() -> AsyncIterator[Browser]:
 
 
 @asynccontextmanager
-async def listening(app: Litestar) -> AsyncIterator[str]:
-    """The application on a free port of this machine; its URL."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+async def listening(app: Litestar, port: int = 0) -> AsyncIterator[str]:
+    """The application on this machine, on a free port where none is named; its URL."""
+    with socket.create_server(("127.0.0.1", port)) as listener:
         server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="on", timeout_graceful_shutdown=1))
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"

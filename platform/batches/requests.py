@@ -4,6 +4,7 @@ queue. Knows ASGI; knows no batch."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import cast
@@ -31,12 +32,12 @@ class Response:
 
 
 class OwnRequests:
-    """Makes requests as one key. To be closed, as a context manager."""
+    """Makes requests as one key. To be closed, as a context manager. asking: as whom; looked at for each request, since
+    what a key may do can change."""
 
-    def __init__(self, app: Litestar, principal: Principal) -> None:
-        in_background = replace(principal, priority=MAX_PRIORITY)
-
+    def __init__(self, app: Litestar, asking: Callable[[], Principal]) -> None:
         async def as_principal(scope: Scope, receive: Receive, send: Send) -> None:
+            in_background = replace(asking(), priority=MAX_PRIORITY)
             work = dict(scope["headers"])[WORK_HEADER].decode()
             await app(cast("Scope", {**scope, ON_BEHALF_OF: in_background, OWN_WORK: work}), receive, send)
 

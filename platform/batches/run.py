@@ -106,12 +106,16 @@ class BatchRun:
             for runner in self._runners:
                 runner.cancel()
 
-    async def _answer(self, lines: Sequence[Line]) -> None:
+    def _asking(self) -> Principal:
+        """Whom the batch's key speaks for, as of the last renewal."""
         assert self._principal is not None
+        return self._principal
+
+    async def _answer(self, lines: Sequence[Line]) -> None:
         answers: asyncio.Queue[Answered | None] = asyncio.Queue(MAX_UNWRITTEN)
         by_adapters = sorted(lines, key=lambda line: (line.weights, line.number))
         todo = read_bodies(self._input, by_adapters)
-        async with OwnRequests(self._app, self._principal) as requests:
+        async with OwnRequests(self._app, self._asking) as requests:
             count = min(self._services.settings.batch_concurrency, len(lines))
             self._runners = [asyncio.create_task(self._run_lines(todo, requests, answers)) for _ in range(count)]
             ending = asyncio.create_task(_put_end(self._runners, answers))

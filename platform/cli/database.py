@@ -22,6 +22,7 @@ from sqlalchemy.exc import OperationalError
 from loraplex.adapters.database import Database, InvalidDatabaseUrl
 from loraplex.adapters.errors import AdapterError
 from loraplex.platform.accounts import AccountError
+from loraplex.platform.key_terms import InvalidKeyRequest
 from loraplex.platform.migrate import (
     MigrationError,
     current_revision,
@@ -68,6 +69,7 @@ def user_errors() -> Iterator[None]:
     except (
         AdapterError,
         TenantError,
+        InvalidKeyRequest,
         AccountError,
         PasswordRefused,
         MigrationError,

@@ -8,11 +8,12 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 import click
-import msgspec
 
 from loraplex.platform.cli.database import database_options, print_json, print_table, run_with_database
+from loraplex.platform.cli.key_changes import adapters_option, end_old_secret, key_facts, rotate, set_terms
 from loraplex.platform.cli.limits import key_limits, tenant_limits
-from loraplex.platform.tenants import SCOPES, KeyInfo, TenantDirectory, TenantInfo
+from loraplex.platform.key_terms import SCOPES, KeyInfo
+from loraplex.platform.tenants import TenantDirectory, TenantInfo
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
@@ -73,10 +74,11 @@ def resume(url: str, slug: str, as_json: bool) -> None:
 
 @click.group()
 def key() -> None:
-    """API keys: create, list, revoke, limit."""
+    """API keys: create, list, set, rotate, revoke, limit."""
 
 
-key.add_command(key_limits)
+for command in (key_limits, set_terms, rotate, end_old_secret):
+    key.add_command(command)
 
 
 @key.command("create")
@@ -90,6 +92,7 @@ key.add_command(key_limits)
     help="What the key may do; repeat it for more.  [default: inference]",
 )
 @click.option("--name", default="", help="A name for people.")
+@adapters_option
 @click.option("--expires-in-days", type=click.IntRange(1, 36500), help="Default: never.")
 @json_option
 @database_options
@@ -99,19 +102,21 @@ def create_key(
     admin: bool,
     scopes: tuple[str, ...],
     name: str,
+    adapters: tuple[str, ...],
     expires_in_days: int | None,
     as_json: bool,
 ) -> None:
     """Create an API key and print it: this once."""
-    if admin == (tenant is not None) or (admin and scopes):
-        raise click.UsageError("give either --tenant, with its --scope options, or --admin alone")
+    if admin == (tenant is not None) or (admin and (scopes or adapters)):
+        raise click.UsageError("give either --tenant, with its --scope and --adapter options, or --admin alone")
     wanted = ("admin",) if admin else scopes or ("inference",)
     expires_at = None if expires_in_days is None else datetime.now(UTC) + timedelta(days=expires_in_days)
     info, secret = run_with_database(
-        url, lambda database: TenantDirectory(database).create_key(tenant, name, wanted, expires_at)
+        url,
+        lambda database: TenantDirectory(database).create_key(tenant, name, wanted, expires_at, adapters or None),
     )
     if as_json:
-        print_json(msgspec.to_builtins(info) | {"scopes": sorted(info.scopes), "secret": secret})
+        print_json(key_facts(info) | {"secret": secret})
     else:
         click.echo(f"{secret}\n")
         click.echo("It is shown this once. Send it as a header, `Authorization: Bearer lk_...`, or export it:\n")
@@ -126,9 +131,9 @@ def list_keys(url: str, tenant: str | None, as_json: bool) -> None:
     """List API keys, without their secrets."""
     keys = run_with_database(url, lambda database: TenantDirectory(database).list_keys(tenant))
     if as_json:
-        print_json(keys)
+        print_json([key_facts(each) for each in keys])
     else:
-        print_table("key", "tenant", "name", "scopes", "state", "created", "last used", rows=map(_key_row, keys))
+        print_table("key", "tenant", "name", "may", "state", "expires", "last used", rows=map(_key_row, keys))
 
 
 @key.command()
@@ -139,7 +144,7 @@ def revoke(url: str, key_id: str, as_json: bool) -> None:
     """End the key KEY_ID, the 12 characters after `lk_`, for good."""
     revoked = run_with_database(url, lambda database: TenantDirectory(database).revoke_key(key_id))
     if as_json:
-        print_json(revoked)
+        print_json(key_facts(revoked))
     else:
         click.echo(f"Key {key_id} is revoked.")
 
@@ -159,8 +164,10 @@ def _state(tenant: TenantInfo) -> str:
 def _key_row(key: KeyInfo) -> tuple[str, ...]:
     expired = key.expires_at is not None and key.expires_at <= datetime.now(UTC)
     state = "revoked" if key.revoked_at else "expired" if expired else "active"
-    owner, scopes = key.tenant or "(operator)", ", ".join(sorted(key.scopes))
-    return key.id, owner, key.name, scopes, state, _moment(key.created_at), _moment(key.last_used_at)
+    if key.old_secret is not None:
+        state += f", old secret until {_moment(key.old_secret.ends_at)}"
+    may = ", ".join(sorted(key.scopes)) + ("" if key.adapters is None else f": {', '.join(sorted(key.adapters))}")
+    return key.id, key.tenant or "(operator)", key.name, may, state, _moment(key.expires_at), _moment(key.last_used_at)
 
 
 def _moment(moment: datetime | None) -> str:

@@ -11,6 +11,7 @@ from loraplex.platform.limits.rules import RateLimits, TenantLimits
 from loraplex.platform.manage.adapters import PageAfter, PageLimit
 from loraplex.platform.manage.admin_schemas import EngineView, Quarantine, ResidentAdapterPage, ResidentAdapterView
 from loraplex.platform.manage.engine_answers import answered
+from loraplex.platform.manage.keys import KEY_HANDLERS
 from loraplex.platform.manage.tenant_schemas import (
     ChangeTenant,
     CreateKey,
@@ -63,7 +64,7 @@ async def set_tenant_limits(
 @post("/keys")
 async def create_key(data: JSONBody[CreateKey], services: NamedDependency[Services]) -> KeyView:
     """Create a key. `secret` is shown here and never again."""
-    key, secret = await services.tenants.create_key(data.tenant, data.name, data.scopes, data.expires_at)
+    key, secret = await services.tenants.create_key(data.tenant, data.name, data.scopes, data.expires_at, data.adapters)
     return KeyView.of(key, secret)
 
 
@@ -145,6 +146,7 @@ ADMIN_ROUTES = [
             create_key,
             list_keys,
             revoke_key,
+            *KEY_HANDLERS,
             get_key_limits,
             set_key_limits,
             list_all_adapters,

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from dataclasses import replace
+from datetime import datetime, timedelta
 from typing import Annotated, Literal
 
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct, UnsetType
 
+from loraplex.platform.key_changes import DEFAULT_OVERLAP, MAX_OVERLAP
+from loraplex.platform.key_terms import MAX_LISTED_ADAPTERS, KeyInfo, KeyTerms
 from loraplex.platform.limits.rules import RateLimits, TenantLimits
 from loraplex.platform.manage.adapter_schemas import Name
-from loraplex.platform.tenants import KeyInfo, TenantInfo
+from loraplex.platform.tenants import TenantInfo
+
+SECOND = timedelta(seconds=1)
 
 Scope = Literal["inference", "adapters", "admin"]
+Scopes = Annotated[list[Scope], Meta(min_length=1, max_length=3)]
+KeyName = Annotated[str, Meta(min_length=1, max_length=100)]
+Expiry = Annotated[datetime, Meta(tz=True)]
+AdapterNames = Annotated[list[Annotated[str, Meta(max_length=63)]], Meta(min_length=1, max_length=MAX_LISTED_ADAPTERS)]
 
 
 class CreateTenant(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -46,37 +55,80 @@ class TenantList(Struct, frozen=True):
 
 
 class CreateKey(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A tenant's key has the scopes inference, adapters or both; an operator's (tenant null) has admin."""
+    """A tenant's key has the scopes inference, adapters or both; an operator's (tenant null) has admin.
+
+    `adapters`: names of those that requests with the key may name, and "@base" for the base model; what is not among
+    them is not there for it. null: all that the tenant has, and the base. Only for keys of the one scope inference.
+    What the tenant has stored (files, batches, responses) is open to all its keys of that scope.
+    """
 
     tenant: Name | None
-    name: Annotated[str, Meta(min_length=1, max_length=100)]
-    scopes: Annotated[list[Scope], Meta(min_length=1, max_length=3)]
-    expires_at: Annotated[datetime, Meta(tz=True)] | None = None
+    name: KeyName
+    scopes: Scopes
+    expires_at: Expiry | None = None
+    adapters: AdapterNames | None = None
+
+
+class ChangeKey(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is left out stays. `expires_at` null: never; `adapters` null: all."""
+
+    name: KeyName | UnsetType = UNSET
+    scopes: Scopes | UnsetType = UNSET
+    expires_at: Expiry | UnsetType | None = UNSET
+    adapters: AdapterNames | UnsetType | None = UNSET
+
+    def apply(self, terms: KeyTerms) -> KeyTerms:
+        given = {field: getattr(self, field) for field in self.__struct_fields__ if getattr(self, field) is not UNSET}
+        for field in ("scopes", "adapters"):
+            if given.get(field) is not None:
+                given[field] = frozenset(given[field])
+        return replace(terms, **given)
+
+
+class RotateKey(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`overlap_seconds`: how long the old secret holds beside the new one; 0: it ends at once."""
+
+    overlap_seconds: Annotated[int, Meta(ge=0, le=MAX_OVERLAP // SECOND)] = DEFAULT_OVERLAP // SECOND
+
+
+class OldSecretView(Struct, frozen=True, kw_only=True):
+    ends_at: datetime
+    last_used_at: datetime | None
 
 
 class KeyView(Struct, frozen=True, kw_only=True):
+    """`old_secret`: the one from before the last rotation, while it holds. `last_used_at`: of either, up to a minute
+    late."""
+
     id: str
     tenant: str | None
     name: str
     scopes: list[str]
+    adapters: list[str] | None
     created_at: datetime
     expires_at: datetime | None
     revoked_at: datetime | None
+    rotated_at: datetime | None
+    old_secret: OldSecretView | None
     last_used_at: datetime | None
     limits: RateLimits
     secret: str | None = None
-    """Only in the answer to the key's creation; it cannot be had again."""
+    """Only in the answer to the key's creation or rotation; it cannot be had again."""
 
     @classmethod
     def of(cls, key: KeyInfo, secret: str | None = None) -> KeyView:
+        old = key.old_secret
         return cls(
             id=key.id,
             tenant=key.tenant,
             name=key.name,
             scopes=sorted(key.scopes),
+            adapters=None if key.adapters is None else sorted(key.adapters),
             created_at=key.created_at,
             expires_at=key.expires_at,
             revoked_at=key.revoked_at,
+            rotated_at=key.rotated_at,
+            old_secret=OldSecretView(ends_at=old.ends_at, last_used_at=old.last_used_at) if old else None,
             last_used_at=key.last_used_at,
             limits=key.limits,
             secret=secret,

@@ -38,7 +38,12 @@ async def choose_model(catalog: Catalog, principal: Principal, request: Generati
     Raises ApiError: 404 for a name that means nothing to the caller, 400 where two of them name different versions;
     InvalidName.
     """
-    chosen = await catalog.resolve(principal, request.model, request.user)
+    is_named_elsewhere = any(getattr(request, field) is not None for field in ADAPTER_FIELDS)
+    if is_named_elsewhere and request.model == catalog.base_model_name:
+        # What the adapter stands on: also a key that may not ask the base itself has to name it so.
+        chosen = ResolvedModel(catalog.base_model_name)
+    else:
+        chosen = await catalog.resolve(principal, request.model, request.user)
     for field in ADAPTER_FIELDS:
         names = getattr(request, field)
         if names is None:

@@ -15,6 +15,7 @@ from loraplex.adapters.lookup import DEFAULT_ALIAS
 from loraplex.adapters.registry import MAX_PAGE, AdapterInfo
 from loraplex.platform.catalog import model_not_found
 from loraplex.platform.errors import ApiError
+from loraplex.platform.key_terms import BASE
 from loraplex.platform.services import Services
 from loraplex.platform.tenants import Principal
 
@@ -55,15 +56,15 @@ async def list_models(
     limit: Annotated[int, QueryParameter(ge=1, le=MAX_PAGE)] = MAX_PAGE,
     after: Annotated[str | None, QueryParameter(max_length=128)] = None,
 ) -> ModelList:
-    """The base model, then the caller's adapters as `tenant/adapter`. One whose name stands for no version that is
-    ready is no model now."""
-    base = [] if after else [_base(services)]
+    """The base model, then the caller's adapters as `tenant/adapter`, as far as the key may name them. One whose name
+    stands for no version that is ready is no model now."""
+    base = [] if after or not principal.may_name(BASE) else [_base(services)]
     if principal.tenant_id is None:
         return ModelList(data=base, has_more=False)
     models: list[Model] = []
     rows, may_be_more = max(limit, MIN_READ), True
     for _ in range(MAX_READS):
-        adapters = await services.registry.list_adapters(principal.tenant_id, rows, after)
+        adapters = await services.registry.list_adapters(principal.tenant_id, rows, after, among=principal.adapters)
         models += [model for adapter in adapters if (model := _listed(adapter))]
         may_be_more = len(adapters) == rows
         if len(models) >= limit or not may_be_more:

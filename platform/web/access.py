@@ -94,18 +94,17 @@ def csrf_token(session: str) -> str:
 
 def session_token(connection: Connection) -> str | None:
     """The token in the cookie that belongs to the connection: a plain one counts for nothing over https."""
-    token = connection.cookies.get(SECURE_COOKIE if _is_https(connection) else COOKIE, "")
+    token = connection.cookies.get(SECURE_COOKIE if is_https(connection) else COOKIE, "")
     return token if 0 < len(token) <= MAX_TOKEN_CHARS else None
 
 
 def session_cookie(connection: Connection, token: str, settings: Settings) -> Cookie:
     """The cookie that carries a session from here on; without a token it ends the one that does."""
-    is_https = _is_https(connection)
     return Cookie(
-        key=SECURE_COOKIE if is_https else COOKIE,
+        key=SECURE_COOKIE if is_https(connection) else COOKIE,
         value=token,
         max_age=round(settings.session_max_seconds) if token else 0,
-        secure=is_https,
+        secure=is_https(connection),
         httponly=True,
         samesite="lax",
     )
@@ -113,7 +112,7 @@ def session_cookie(connection: Connection, token: str, settings: Settings) -> Co
 
 def is_confidential(connection: Connection) -> bool:
     """Whether nobody between the browser and us can read along: https, or both on one machine."""
-    return _is_https(connection) or (connection.client is not None and _is_loopback(connection.client.host))
+    return is_https(connection) or (connection.client is not None and _is_loopback(connection.client.host))
 
 
 async def _require_csrf_token(connection: Connection, session: str) -> None:
@@ -127,7 +126,7 @@ async def _require_csrf_token(connection: Connection, session: str) -> None:
         )
 
 
-def _is_https(connection: Connection) -> bool:
+def is_https(connection: Connection) -> bool:
     return connection.scope["scheme"] == "https"
 
 

@@ -49,7 +49,7 @@ class ChangePassword(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 @get("/setup", opt={"page": "anyone"})
 async def show_setup(request: Request[Any, Any, Any], services: NamedDependency[Services]) -> Response[Any]:
     """Make the first account, while there is none."""
-    if await services.accounts.exist():
+    if await services.accounts.exist() or not services.settings.password_login:
         return go("/admin/login")
     return _setup_page(request)
 
@@ -57,10 +57,11 @@ async def show_setup(request: Request[Any, Any, Any], services: NamedDependency[
 @post("/setup", opt={"page": "anyone"})
 async def set_up(request: Request[Any, Any, Any], services: NamedDependency[Services]) -> Response[Any]:
     """Take the token, which works once, and make an operator's account of whoever has it."""
+    require_password_login(services)
     fields = await form_fields(request)
     try:
         form = read_form(fields, SetUp)
-        _admit(services, request, form.login)
+        admit(services, request, form.login)
         if not services.setup_token.matches(form.token):
             raise ApiError(
                 400, "wrong_token", "token: This is not the token that the server printed last.", param="token"
@@ -73,28 +74,30 @@ async def set_up(request: Request[Any, Any, Any], services: NamedDependency[Serv
         return _setup_page(request, login=only(fields, "login"), refusal=refusal_of(request, error))
     services.setup_token.withdraw()
     logger.info("set_up", account=account.login)
-    return await _signed_in(request, services, account, go("/admin", "welcome"))
+    return await signed_in(request, services, account, go("/admin", "welcome"))
 
 
 @get("/login", opt={"page": "anyone"})
 async def show_login(request: Request[Any, Any, Any], services: NamedDependency[Services]) -> Response[Any]:
     """Sign in."""
-    if not await services.accounts.exist():
+    is_set_up = await services.accounts.exist()
+    if services.oidc is None and not is_set_up:
         return go("/admin/setup")
-    return page(request, "login.html", login="", next=_next(request.query_params.get("next", "")))
+    return login_page(request, services, next_path=request.query_params.get("next", ""), is_set_up=is_set_up)
 
 
 @post("/login", opt={"page": "anyone"})
 async def log_in(request: Request[Any, Any, Any], services: NamedDependency[Services]) -> Response[Any]:
     """Begin a session, under a token that was not there before."""
+    require_password_login(services)
     fields = await form_fields(request)
     try:
         form = read_form(fields, SignIn)
         account = await _authenticate(services, request, form.login, form.password)
     except REFUSALS as error:
-        shown: dict[str, Any] = {"login": only(fields, "login"), "next": _next(only(fields, "next"))}
-        return page(request, "login.html", refusal=refusal_of(request, error), **shown)
-    return await _signed_in(request, services, account, go(_next(form.next)))
+        refusal = refusal_of(request, error)
+        return login_page(request, services, only(fields, "next"), only(fields, "login"), refusal)
+    return await signed_in(request, services, account, go(own_path(form.next)))
 
 
 @post("/logout", opt={"page": "person"})
@@ -126,42 +129,44 @@ async def change_password(
     request: Request[Any, Any, Any], services: NamedDependency[Services], person: NamedDependency[Person]
 ) -> Response[Any]:
     """Change one's password, which ends all sessions and begins a new one here."""
+    require_password_login(services)
     try:
         form = read_form(await form_fields(request), ChangePassword)
         await _authenticate(services, request, person.login, form.current, param="current")
         account = await services.accounts.set_password(person.login, form.password)
     except REFUSALS as error:
         return await _account_page(request, services, person, refusal=refusal_of(request, error))
-    return await _signed_in(request, services, account, go("/admin/account", "password-changed"))
+    return await signed_in(request, services, account, go("/admin/account", "password-changed"))
 
 
 async def _authenticate(
     services: Services, request: Request[Any, Any, Any], login: str, password: str, param: str = "password"
 ) -> AccountInfo:
     """Whose these are. Raises ApiError 429 where there were too many tries, 401 where they are wrong."""
-    _admit(services, request, login)
+    admit(services, request, login)
     try:
         account = await services.accounts.authenticate(login, password)
     except WrongCredentials as error:
-        logger.warning("login_failed", address=_address(request))
+        logger.warning("login_failed", address=address_of(request))
         raise ApiError(401, "wrong_credentials", str(error), param=param) from error
-    services.logins.succeeded(login, _address(request))
+    services.logins.succeeded(login, address_of(request))
     return account
 
 
-def _admit(services: Services, request: Request[Any, Any, Any], login: str) -> None:
+def admit(services: Services, request: Request[Any, Any, Any], login: str) -> None:
     """Count a try. Raises ApiError 429."""
-    wait = services.logins.admit(login, _address(request))
+    wait = services.logins.admit(login, address_of(request))
     if wait:
         seconds = max(round(wait), 1)
         message = f"There were too many tries. Wait {seconds} seconds, then try again."
         raise ApiError(429, "too_many_tries", message, headers={"retry-after": str(seconds)})
 
 
-async def _signed_in(
+async def signed_in(
     request: Request[Any, Any, Any], services: Services, account: AccountInfo, answer: Redirect
 ) -> Redirect:
-    """The session that the browser had ends, and another begins: whoever knew the old token knows nothing."""
+    """The answer with a new session of the account's. The one that the browser had ends: whoever knew its token knows
+    nothing."""
     if token := session_token(request):
         await services.web_sessions.close(token)
     token = await services.web_sessions.open(account.id)
@@ -175,6 +180,36 @@ def _signed_out(request: Request[Any, Any, Any], services: Services, done: str) 
     return answer
 
 
+def login_page(
+    request: Request[Any, Any, Any],
+    services: Services,
+    next_path: str = "",
+    login: str = "",
+    refusal: ApiError | None = None,
+    *,
+    is_set_up: bool = True,
+) -> Response[Any]:
+    """The ways in that this server has. is_set_up: whether there is an account."""
+    settings = services.settings
+    return page(
+        request,
+        "login.html",
+        refusal=refusal,
+        login=login,
+        next=own_path(next_path),
+        provider=settings.oidc_name if services.oidc else None,
+        takes_passwords=settings.password_login,
+        is_set_up=is_set_up,
+    )
+
+
+def require_password_login(services: Services) -> None:
+    """Raises ApiError 403 where passwords are switched off."""
+    if not services.settings.password_login:
+        message = "This server takes no passwords. Sign in through the provider, or set LORAPLEX_PASSWORD_LOGIN=true."
+        raise ApiError(403, "password_login_off", message)
+
+
 def _setup_page(request: Request[Any, Any, Any], login: str = "", refusal: ApiError | None = None) -> Response[Any]:
     return page(request, "setup.html", login=login, least=MIN_PASSWORD_CHARS, refusal=refusal)
 
@@ -182,16 +217,24 @@ def _setup_page(request: Request[Any, Any, Any], login: str = "", refusal: ApiEr
 async def _account_page(
     request: Request[Any, Any, Any], services: Services, person: Person, refusal: ApiError | None = None
 ) -> Response[Any]:
-    sessions = await services.web_sessions.count(person.account_id)
-    return page(request, "account.html", sessions=sessions, least=MIN_PASSWORD_CHARS, refusal=refusal)
+    account = await services.accounts.get(person.login)
+    return page(
+        request,
+        "account.html",
+        sessions=await services.web_sessions.count(person.account_id),
+        least=MIN_PASSWORD_CHARS,
+        provider=None if account.has_password else services.settings.oidc_name,
+        takes_passwords=services.settings.password_login,
+        refusal=refusal,
+    )
 
 
-def _next(path: str) -> str:
+def own_path(path: str) -> str:
     """Where to go after signing in: one of our own pages, whatever the URL says."""
     return path if _NEXT.fullmatch(path) else "/admin"
 
 
-def _address(request: Request[Any, Any, Any]) -> str:
+def address_of(request: Request[Any, Any, Any]) -> str:
     return request.client.host if request.client else ""
 
 

@@ -18,6 +18,7 @@ from loraplex.adapters.errors import AdapterError
 from loraplex.engine.client import EngineUnavailable
 from loraplex.platform.accounts import AccountError
 from loraplex.platform.errors import ApiError, tell
+from loraplex.platform.key_terms import InvalidKeyRequest
 from loraplex.platform.passwords import PasswordRefused, PasswordsBusy
 from loraplex.platform.tenants import TenantError
 from loraplex.platform.web.access import SignInNeeded
@@ -27,6 +28,7 @@ REFUSALS = (
     ApiError,
     AdapterError,
     TenantError,
+    InvalidKeyRequest,
     AccountError,
     PasswordRefused,
     PasswordsBusy,

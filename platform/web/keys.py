@@ -11,14 +11,20 @@ from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery
 from msgspec import Meta
 
+from loraplex.platform.errors import ApiError
+from loraplex.platform.key_terms import BASE, KeyInfo
 from loraplex.platform.manage.tenant_schemas import CreateKey
 from loraplex.platform.services import Services
-from loraplex.platform.tenants import KeyInfo, KeyNotFound
+from loraplex.platform.tenants import KeyNotFound
 from loraplex.platform.web.errors import REFUSALS, refusal_of
 from loraplex.platform.web.forms import Fields, form_fields, only, read_form
 from loraplex.platform.web.rendering import go, page
 from loraplex.platform.web.tenants import visible_tenant
 from loraplex.platform.web_sessions import Person
+
+HOUR, DAY = 3600, 24 * 3600
+OVERLAPS = ((HOUR, "for an hour"), (DAY, "for a day"), (7 * DAY, "for a week"), (30 * DAY, "for 30 days"))
+"""How long the old secret of a rotated key may hold, to choose from."""
 
 
 class NewKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -56,7 +62,7 @@ async def list_keys(
         await visible_tenant(services, person, wanted)
     tenants = await services.tenants.list_tenants() if person.is_operator else []
     keys = (await services.tenants.list_keys(wanted))[::-1]
-    return page(request, "keys.html", keys=keys, tenants=tenants, chosen=wanted, now=datetime.now(UTC))
+    return page(request, "keys.html", keys=keys, tenants=tenants, chosen=wanted, now=datetime.now(UTC), base=BASE)
 
 
 @get("/keys/new", opt={"page": "person"})
@@ -94,9 +100,8 @@ async def show_key(
     services: NamedDependency[Services],
     person: NamedDependency[Person],
 ) -> Response[Any]:
-    """One key, and the button that ends it."""
-    key = await _visible_key(services, person, key_id)
-    return page(request, "key.html", key=key, now=datetime.now(UTC))
+    """One key, its secrets, and what changes and ends them."""
+    return key_page(request, await visible_key(services, person, key_id))
 
 
 @post("/keys/{key_id:str}/revoke", opt={"page": "person"})
@@ -104,12 +109,16 @@ async def revoke_key(
     key_id: FromPath[str], services: NamedDependency[Services], person: NamedDependency[Person]
 ) -> Response[Any]:
     """End a key for good."""
-    await _visible_key(services, person, key_id)
+    await visible_key(services, person, key_id)
     await services.tenants.revoke_key(key_id)
     return go(f"/admin/keys/{key_id}", "key-revoked")
 
 
-async def _visible_key(services: Services, person: Person, key_id: str) -> KeyInfo:
+def key_page(request: Request[Any, Any, Any], key: KeyInfo, refusal: ApiError | None = None) -> Response[Any]:
+    return page(request, "key.html", key=key, now=datetime.now(UTC), overlaps=OVERLAPS, base=BASE, refusal=refusal)
+
+
+async def visible_key(services: Services, person: Person, key_id: str) -> KeyInfo:
     """Raises KeyNotFound, alike for what is absent and what is foreign."""
     key = await services.tenants.get_key(key_id)
     if not person.is_operator and key.tenant_id != person.tenant_id:

@@ -15,6 +15,7 @@ from loraplex.platform.accounts import new_password
 from loraplex.platform.errors import ApiError
 from loraplex.platform.manage.adapter_schemas import Name
 from loraplex.platform.services import Services
+from loraplex.platform.web.entry import require_password_login
 from loraplex.platform.web.errors import REFUSALS, refusal_of
 from loraplex.platform.web.forms import Fields, form_fields, only, read_form
 from loraplex.platform.web.rendering import go, page
@@ -46,12 +47,14 @@ async def list_people(request: Request[Any, Any, Any], services: NamedDependency
 @get("/people/new", opt={"page": "operator"})
 async def show_new_person(request: Request[Any, Any, Any], services: NamedDependency[Services]) -> Response[Any]:
     """The form for a new account."""
+    require_password_login(services)
     return await _new_person_page(request, services, {})
 
 
 @post("/people/new", opt={"page": "operator"})
 async def create_person(request: Request[Any, Any, Any], services: NamedDependency[Services]) -> Response[Any]:
     """Create an account and show its password: here, and never again."""
+    require_password_login(services)
     fields, password = await form_fields(request), new_password()
     try:
         form = read_form(fields, NewAccount)
@@ -75,6 +78,7 @@ async def change_person(
             raise ApiError(409, "own_account", "This is your own account; another operator can do that.")
         match action:
             case "password":
+                require_password_login(services)
                 password = new_password()
                 account = await services.accounts.set_password(login, password)
                 return page(request, "person_password.html", account=account, password=password)
@@ -89,7 +93,14 @@ async def change_person(
 async def _people_page(
     request: Request[Any, Any, Any], services: Services, refusal: ApiError | None = None
 ) -> Response[Any]:
-    return page(request, "people.html", accounts=await services.accounts.list_accounts(), refusal=refusal)
+    return page(
+        request,
+        "people.html",
+        accounts=await services.accounts.list_accounts(),
+        provider=services.settings.oidc_name if services.oidc else None,
+        takes_passwords=services.settings.password_login,
+        refusal=refusal,
+    )
 
 
 async def _new_person_page(

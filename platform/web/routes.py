@@ -17,7 +17,9 @@ from loraplex.platform.web.assets import get_asset
 from loraplex.platform.web.entry import ENTRY_PAGES
 from loraplex.platform.web.errors import PAGE_EXCEPTION_HANDLERS
 from loraplex.platform.web.forms import MAX_FORM_BYTES
+from loraplex.platform.web.key_changes import KEY_CHANGE_PAGES
 from loraplex.platform.web.keys import KEY_PAGES
+from loraplex.platform.web.oidc_login import OIDC_PAGES
 from loraplex.platform.web.overview import OVERVIEW_PAGES
 from loraplex.platform.web.people import PEOPLE_PAGES
 from loraplex.platform.web.playground import PLAYGROUND_PAGES
@@ -38,9 +40,11 @@ PAGE_ROUTES = [
         route_handlers=[
             get_asset,
             *ENTRY_PAGES,
+            *OIDC_PAGES,
             *OVERVIEW_PAGES,
             *TENANT_PAGES,
             *KEY_PAGES,
+            *KEY_CHANGE_PAGES,
             *ADAPTER_PAGES,
             *VERSION_PAGES,
             *ALIAS_PAGES,

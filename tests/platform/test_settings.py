@@ -129,3 +129,31 @@ def test_a_database_password_is_not_shown() -> None:
     settings = Settings(database_url="postgresql://app:hunter2@db/loraplex")
     assert "hunter2" not in repr(settings)
     assert settings.resolved_database_url == "postgresql://app:hunter2@db/loraplex"
+
+
+def test_settings_that_let_nobody_or_anybody_in() -> None:
+    """A provider needs all that goes with it, over https; passwords are switched off only beside one."""
+    whole = {
+        "public_url": "https://models.example.com",
+        "oidc_issuer": "https://sso.example.com",
+        "oidc_client_id": "loraplex",
+        "oidc_roles": '{"cn=ops,dc=example": "operator"}',
+    }
+    assert Settings(**whole).oidc_roles == {"cn=ops,dc=example": "operator"}
+    assert list(Settings(**whole | {"oidc_roles": "a=b=operator, c d=tenant:acme"}).oidc_roles) == ["a=b", "c d"]
+    for wrong, message in (
+        ({"oidc_issuer": "http://sso.example.com"}, "https"),
+        ({"public_url": "http://127.0.0.1.example.com"}, "https"),
+        ({"public_url": None}, "public_url"),
+        ({"oidc_client_id": None}, "oidc_client_id"),
+        ({"oidc_roles": {}}, "oidc_roles"),
+        ({"oidc_roles": "ops=root"}, "oidc_roles"),
+        ({"oidc_roles": "ops=operator,ops=tenant:acme"}, "twice"),
+        ({"oidc_scopes": "profile"}, "openid"),
+        ({"oidc_issuer": None, "password_login": False}, "nobody gets in"),
+        ({"oidc_client_secret": "a", "oidc_client_secret_file": "/b"}, "not both"),
+        ({"oidc_client_secret_file": "/nowhere"}, "cannot be read"),
+        ({"oidc_issuer": "https://" + "x" * 260}, "at most"),
+    ):
+        with pytest.raises(ValidationError, match=message):
+            Settings(**whole | wrong)

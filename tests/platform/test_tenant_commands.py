@@ -142,3 +142,29 @@ def test_limits_are_shown_and_changed_one_by_one(run):
     assert "from 1 to" in run("key", "limits", key_id, "--requests-per-minute", "0", code=2).output
     assert "no such option" in run("key", "limits", key_id, "--versions", "3", code=2).output.lower()
     assert "no tenant" in run("tenant", "limits", "nobody", code=1).output
+
+
+def test_a_key_is_rotated_and_bound_to_adapters(run):
+    """A new secret is printed once, the table tells until when the old one holds, and what the key may be used for."""
+    run("tenant", "create", "acme")
+    made = json.loads(run("key", "create", "--tenant", "acme", "--adapter", "bot", "--json").output)
+    assert made["adapters"] == ["bot"]
+    key_id = made["id"]
+
+    run("key", "set", key_id, "--adapter", "router", "--adapter", "@base", "--expires-in-days", "30", "--name", "ci")
+    changed = json.loads(run("key", "list", "--json").output)[0]
+    assert (changed["adapters"], changed["name"]) == (["@base", "router"], "ci")
+    assert changed["expires_at"] is not None
+    run("key", "set", key_id, "--all-adapters", "--never-expires")
+    assert "give what is to change" in run("key", "set", key_id, code=2).output
+    assert "or --all-adapters" in run("key", "set", key_id, "--all-adapters", "--adapter", "bot", code=2).output
+    assert "not a valid name" in run("key", "set", key_id, "--adapter", "acme/bot", code=1).output
+
+    rotated = json.loads(run("key", "rotate", key_id, "--overlap", "7d", "--json").output)
+    assert rotated["secret"] != made["secret"]
+    assert rotated["old_secret"]["ends_at"] is not None
+    assert "old" in run("key", "list").output
+    assert "end it first" in run("key", "rotate", key_id, code=1).output
+    assert "30 days" in run("key", "rotate", key_id, "--overlap", "31d", code=1).output
+    assert "one secret" in run("key", "end-old-secret", key_id).output
+    assert "The old secret has ended" in run("key", "rotate", key_id, "--overlap", "0s").output

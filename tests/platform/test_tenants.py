@@ -14,10 +14,10 @@ from sqlalchemy import select, text, update
 from loraplex.adapters.database import Database
 from loraplex.adapters.errors import InvalidName
 from loraplex.platform.api_keys import key_id_of, new_key
+from loraplex.platform.key_terms import InvalidKeyRequest
 from loraplex.platform.schema import ApiKey
 from loraplex.platform.tenants import (
     InvalidKey,
-    InvalidKeyRequest,
     KeyNotFound,
     TenantDirectory,
     TenantExists,

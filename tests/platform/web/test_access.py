@@ -270,6 +270,8 @@ async def test_every_page_wants_a_session(api: Api) -> None:
     assert open_to_all == {
         ("GET", "/admin/login"),
         ("POST", "/admin/login"),
+        ("GET", "/admin/login/oidc"),
+        ("GET", "/admin/login/oidc/callback"),
         ("GET", "/admin/setup"),
         ("POST", "/admin/setup"),
     }

@@ -100,6 +100,58 @@ WRONG_KEYS = [
 ]
 
 
+async def test_a_key_is_rotated_and_bound_to_adapters(api: Api, operator: Visitor, acme_admin: Visitor) -> None:
+    """The new secret is shown once, beside it until when the old one holds; forms that are late or wrong change
+    nothing; another tenant's people see no such key."""
+    await api.client.post("/api/v1/adapters", json={"name": "bot"}, headers=api.auth("acme"))
+    key_id, old = api.keys["acme-chat"].split("_")[1], api.keys["acme-chat"]
+    url = f"/admin/keys/{key_id}"
+    rotated = await acme_admin.submit(url, f"{url}/rotate", overlap_seconds="3600")
+    api.keys["new"] = re.search(r'value="(lk_[^"]+)"', rotated.text)[1]
+    assert "The old one works until" in text_of(rotated)
+    for page in (url, "/admin/keys", f"{url}/edit"):
+        assert api.keys["new"] not in (await acme_admin.get(page)).text
+    assert "before that" in text_of(await acme_admin.get(url))
+    assert "rotating" in text_of(await acme_admin.get("/admin/keys"))
+    late = await acme_admin.submit(url, f"{url}/rotate", overlap_seconds="3600")
+    assert (late.status_code, "end it first" in text_of(late)) == (409, True)
+    assert [
+        (await api.client.get("/v1/models", headers=api.auth(who))).status_code for who in ("acme-chat", "new")
+    ] == [
+        200,
+        200,
+    ]
+    assert "one secret now" in text_of(await acme_admin.submit(url, f"{url}/end-old-secret"))
+    assert (await api.client.get("/v1/models", headers={"x-api-key": old})).status_code == 401
+
+    form = await acme_admin.get(f"{url}/edit")
+    assert 'value="bot"' in form.text
+    revision = re.search(r'name="revision" value="([0-9]+)"', form.text)[1]
+    fields = {"revision": revision, "name": "chat", "scopes": "inference", "reach": "some", "adapters": "bot"}
+    for wrong, why in (
+        ({"scopes": ["inference", "adapters"]}, "whose one scope is inference"),
+        ({"scopes": None}, "at least one of"),
+        ({"adapters": None}, "name 1 to"),
+        ({"expires": "0"}, "expires"),
+    ):
+        refused = await acme_admin.submit(f"{url}/edit", f"{url}/edit", **fields | wrong)
+        assert refused.status_code == 400, wrong
+        assert why in text_of(refused).lower()
+    assert "The key is changed" in text_of(await acme_admin.submit(f"{url}/edit", f"{url}/edit", **fields))
+    assert "bot" in text_of(await operator.get("/admin/keys"))
+    again = await acme_admin.submit(f"{url}/edit", f"{url}/edit", **fields)
+    assert (again.status_code, "read it again" in text_of(again)) == (412, True)
+    foreign = f"/admin/keys/{api.keys['globex'].split('_')[1]}"
+    for action in ("edit", "rotate", "end-old-secret"):
+        answer = await acme_admin.submit(url, f"{foreign}/{action}", **fields)
+        assert answer.status_code == 404
+    operators = f"/admin/keys/{api.keys['operator'].split('_')[1]}/edit"
+    kept = await operator.submit(operators, operators, name="ops", revision="1", expires="30", scopes="inference")
+    assert "The key is changed" in text_of(kept)
+    info = await api.services.tenants.get_key(api.keys["operator"].split("_")[1])
+    assert (info.scopes, info.name, info.adapters) == ({"admin"}, "ops", None)
+
+
 async def test_keys_that_make_no_sense_are_refused(operator: Visitor) -> None:
     """The form comes back with the reason, and nothing is made."""
     for wrong in WRONG_KEYS:
