@@ -74,7 +74,8 @@ class ApiKey(Base):
 
 
 class Account(Base):
-    """A person who may sign in on the admin pages. Without a tenant it is an operator's."""
+    """A person who may sign in on the admin pages. Without a tenant it is an operator's. `failed_logins`: since the
+    last one that succeeded."""
 
     __tablename__ = "accounts"
 
@@ -85,6 +86,7 @@ class Account(Base):
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now)
     disabled_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     last_login_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    failed_logins: Mapped[int] = mapped_column(default=0)
 
 
 class WebSession(Base):
@@ -111,7 +113,8 @@ class RateUse(Base):
 
 
 class StoredFile(Base):
-    """A tenant's file; its bytes are where `FileStore` keeps them, under the same id. `created_by`: an API key's id."""
+    """A tenant's file; its bytes are where `FileStore` keeps them, under the same id. `created_by`: an API key's id,
+    or an account's."""
 
     __tablename__ = "files"
     __table_args__ = (Index(None, "tenant_id", "created_at"),)

@@ -7,6 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from loraplex.adapters.aliases import AdapterAliases
+from loraplex.adapters.audit_log import AuditLog
 from loraplex.adapters.blobs import BlobStore
 from loraplex.adapters.changes import ChangeFeed
 from loraplex.adapters.database import Database
@@ -26,11 +27,13 @@ from loraplex.engine.messages import Ready
 from loraplex.engine.text import TextCodec
 from loraplex.engine.untrusted_templates import UntrustedTemplates
 from loraplex.platform.accounts import AccountDirectory
+from loraplex.platform.audit_chain import AuditChain
 from loraplex.platform.batches.file_store import FileStore
 from loraplex.platform.batches.files import FileLimits, Files
 from loraplex.platform.batches.leases import BatchLeases
 from loraplex.platform.batches.rows import Batches
 from loraplex.platform.catalog import Catalog
+from loraplex.platform.diagnostics import Diagnostics
 from loraplex.platform.idempotency_keys import IdempotencyKeys
 from loraplex.platform.limits.limiter import Limiter
 from loraplex.platform.limits.owners import LimitOwners, quotas
@@ -70,6 +73,8 @@ class Services:
     limit_owners: LimitOwners
     shared_use: SharedUse
     limiter: Limiter
+    audit: AuditLog
+    audit_chain: AuditChain
     registry: AdapterRegistry
     aliases: AdapterAliases
     profiles: ProfileStore
@@ -93,6 +98,7 @@ class Services:
     pins: PinKeeper
     uses: UseLog
     metrics: Metrics
+    diagnostics: Diagnostics
     base_shape: BaseShape
     base_model_name: str
 
@@ -103,7 +109,7 @@ def assemble(settings: Settings, database: Database, engine: EngineClient, model
     registry = AdapterRegistry(database, quotas(settings.tenant_limits))
     changes, metrics, shared_use = ChangeFeed(database), Metrics(), SharedUse(database)
     text, templates, profiles = TextCodec(model_path), UntrustedTemplates(), ProfileStore(database)
-    blobs = BlobStore(settings.adapters_dir)
+    blobs, audit = BlobStore(settings.adapters_dir), AuditLog(database)
     metrics.watch_engine(lambda: engine.status)
     return Services(
         settings=settings,
@@ -125,6 +131,8 @@ def assemble(settings: Settings, database: Database, engine: EngineClient, model
         limit_owners=LimitOwners(database),
         shared_use=shared_use,
         limiter=Limiter(shared_use),
+        audit=audit,
+        audit_chain=AuditChain(audit),
         registry=registry,
         aliases=AdapterAliases(database),
         profiles=profiles,
@@ -148,6 +156,7 @@ def assemble(settings: Settings, database: Database, engine: EngineClient, model
         pins=PinKeeper(PinRegistry(database), engine, changes, settings.base_model_name),
         uses=UseLog(),
         metrics=metrics,
+        diagnostics=Diagnostics(database, settings, engine, blobs),
         base_shape=_base_shape(engine.ready),
         base_model_name=settings.base_model_name,
     )

@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 import click
 import msgspec
 
-from loraplex.platform.cli.database import database_options, print_json, print_table, run_with_database
+from loraplex.platform.cli.database import by_command, database_options, print_json, print_table, run_with_database
 from loraplex.platform.cli.limits import key_limits, tenant_limits
 from loraplex.platform.tenants import SCOPES, KeyInfo, TenantDirectory, TenantInfo
 
@@ -32,7 +32,9 @@ tenant.add_command(tenant_limits)
 @database_options
 def create_tenant(url: str, slug: str, name: str, as_json: bool) -> None:
     """Create the tenant SLUG: its adapters are called SLUG/NAME."""
-    created = run_with_database(url, lambda database: TenantDirectory(database).create_tenant(slug, name))
+    created = run_with_database(
+        url, lambda database: TenantDirectory(database).create_tenant(slug, name, by=by_command())
+    )
     if as_json:
         print_json(created)
     else:
@@ -108,7 +110,7 @@ def create_key(
     wanted = ("admin",) if admin else scopes or ("inference",)
     expires_at = None if expires_in_days is None else datetime.now(UTC) + timedelta(days=expires_in_days)
     info, secret = run_with_database(
-        url, lambda database: TenantDirectory(database).create_key(tenant, name, wanted, expires_at)
+        url, lambda database: TenantDirectory(database).create_key(tenant, name, wanted, expires_at, by=by_command())
     )
     if as_json:
         print_json(msgspec.to_builtins(info) | {"scopes": sorted(info.scopes), "secret": secret})
@@ -137,7 +139,7 @@ def list_keys(url: str, tenant: str | None, as_json: bool) -> None:
 @database_options
 def revoke(url: str, key_id: str, as_json: bool) -> None:
     """End the key KEY_ID, the 12 characters after `lk_`, for good."""
-    revoked = run_with_database(url, lambda database: TenantDirectory(database).revoke_key(key_id))
+    revoked = run_with_database(url, lambda database: TenantDirectory(database).revoke_key(key_id, by=by_command()))
     if as_json:
         print_json(revoked)
     else:
@@ -145,7 +147,9 @@ def revoke(url: str, key_id: str, as_json: bool) -> None:
 
 
 def _set_suspended(url: str, slug: str, as_json: bool, *, suspended: bool) -> None:
-    changed = run_with_database(url, lambda database: TenantDirectory(database).set_suspended(slug, suspended))
+    changed = run_with_database(
+        url, lambda database: TenantDirectory(database).set_suspended(slug, suspended, by=by_command())
+    )
     if as_json:
         print_json(changed)
     else:
