@@ -13,6 +13,7 @@ from datetime import datetime
 from sqlalchemy import delete, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from loraplex.adapters.audit import SERVER, Actor, Facts, record
 from loraplex.adapters.changes import names_of, record_change
 from loraplex.adapters.database import Database
 from loraplex.adapters.errors import AliasMoved, NothingToRestore, VersionNotFound, VersionNotReady
@@ -42,7 +43,7 @@ class AdapterAliases:
     """Each method is one transaction.
 
     `expected`: the revision that the alias must be at, ABSENT: it must not exist; else AliasMoved is raised and nothing
-    changes. `moved_by`: the id of the API key.
+    changes.
     """
 
     def __init__(self, database: Database) -> None:
@@ -61,7 +62,7 @@ class AdapterAliases:
         split: Mapping[int, int],
         *,
         expected: int | None = None,
-        moved_by: str | None = None,
+        by: Actor = SERVER,
     ) -> AliasInfo:
         """Let the alias, new or not, stand for these versions: number -> weight.
 
@@ -71,8 +72,10 @@ class AdapterAliases:
         async with self._database.transaction() as session:
             adapter = await lock_adapter(session, tenant_id, name)
             await _require_revision(session, adapter, alias, expected)
-            await _point(session, adapter, alias, split, moved_by=moved_by)
+            before = await _facts(session, adapter, alias)
+            await _point(session, adapter, alias, split, moved_by=by.id)
             await record_change(session, names_of(tenant_id, name))
+            await _record(session, by, "alias.move", adapter, alias, before)
             return await _find(session, tenant_id, name, alias)
 
     async def roll_back(
@@ -83,7 +86,7 @@ class AdapterAliases:
         *,
         to: int | None = None,
         expected: int | None = None,
-        moved_by: str | None = None,
+        by: Actor = SERVER,
     ) -> AliasInfo:
         """Let the alias stand for what it stood for at the revision `to`; by default at the one before its last move.
 
@@ -99,15 +102,17 @@ class AdapterAliases:
                 wanted = "earlier revision" if to is None else f"revision {to}"
                 raise NothingToRestore(f'alias: {ascii(alias)[:70]} of "{name}" has no {wanted} to go back to')
             restores = goal.restores or goal.revision
+            before = await _facts(session, adapter, alias)
             try:
-                await _point(session, adapter, alias, _numbers(goal.split), restores=restores, moved_by=moved_by)
+                await _point(session, adapter, alias, _numbers(goal.split), restores=restores, moved_by=by.id)
             except VersionNotFound as error:
                 raise NothingToRestore(f"{error}, which revision {goal.revision} of the alias stood for") from error
             await record_change(session, names_of(tenant_id, name))
+            await _record(session, by, "alias.roll_back", adapter, alias, before)
             return await _find(session, tenant_id, name, alias)
 
     async def delete(
-        self, tenant_id: str, name: str, alias: str, *, expected: int | None = None, moved_by: str | None = None
+        self, tenant_id: str, name: str, alias: str, *, expected: int | None = None, by: Actor = SERVER
     ) -> None:
         """Raises AdapterNotFound, AliasMoved; VersionNotFound where the adapter has no such alias."""
         async with self._database.transaction() as session:
@@ -115,11 +120,12 @@ class AdapterAliases:
             await _require_revision(session, adapter, alias, expected)
             if await session.get(Alias, (adapter.id, alias)) is None:
                 raise VersionNotFound(_no_alias(name, alias))
-            revision = await _next_revision(session, adapter, alias)
+            revision, before = await _next_revision(session, adapter, alias), await _facts(session, adapter, alias)
             await _clear(session, adapter, alias)
             await session.execute(delete(Alias).where(Alias.adapter_id == adapter.id, Alias.name == alias))
-            session.add(AliasMove(adapter_id=adapter.id, alias=alias, revision=revision, split={}, moved_by=moved_by))
+            session.add(AliasMove(adapter_id=adapter.id, alias=alias, revision=revision, split={}, moved_by=by.id))
             await record_change(session, names_of(tenant_id, name))
+            await _record(session, by, "alias.delete", adapter, alias, before)
 
     async def history(self, tenant_id: str, name: str, alias: str) -> list[MoveInfo]:
         """The last MAX_HISTORY moves, newest first; none of an alias that never was. Raises AdapterNotFound."""
@@ -136,6 +142,20 @@ async def _find(session: AsyncSession, tenant_id: str, name: str, alias: str) ->
     if found is None:
         raise VersionNotFound(_no_alias(name, alias))
     return found
+
+
+async def _facts(session: AsyncSession, adapter: Adapter, alias: str) -> Facts | None:
+    """What the audit log says of an alias: what it stands for; None where there is no such alias."""
+    moves = select(AliasMove).where(AliasMove.adapter_id == adapter.id, AliasMove.alias == alias)
+    move = await session.scalar(moves.order_by(AliasMove.revision.desc()).limit(1))
+    return {"revision": move.revision, "split": move.split} if move is not None and move.split else None
+
+
+async def _record(
+    session: AsyncSession, by: Actor, action: str, adapter: Adapter, alias: str, before: Facts | None
+) -> None:
+    where, after = f"adapters/{adapter.name}@{alias}", await _facts(session, adapter, alias)
+    await record(session, by, action, where, tenant_id=adapter.tenant_id, before=before, after=after)
 
 
 async def _require_revision(session: AsyncSession, adapter: Adapter, alias: str, expected: int | None) -> None:

@@ -13,6 +13,7 @@ from typing import Any, Literal, cast
 from sqlalchemy import Select, and_, delete, func, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from loraplex.adapters.audit import SERVER, Actor, record
 from loraplex.adapters.database import Database
 from loraplex.adapters.errors import ImportEnded, ImportNotFound, InvalidName, TooManyImports
 from loraplex.adapters.lookup import VersionState, lock_adapter, lock_tenant, tenants
@@ -40,7 +41,8 @@ class Progress:
 class ImportInfo:
     """A job as it stood at one moment. `version`: its number once published; `version_state`: the state of that now.
 
-    `error`: code, message and details of the last attempt, unless it succeeded. `created_by`: the id of the API key.
+    `error`: code, message and details of the last attempt, unless it succeeded. `created_by`: the id of the API key or
+    account.
     """
 
     id: str
@@ -67,7 +69,7 @@ class ImportJobs:
         self._database = database
 
     async def create(
-        self, tenant_id: str, adapter: str, source: str, *, max_open: int, created_by: str | None
+        self, tenant_id: str, adapter: str, source: str, *, max_open: int, by: Actor = SERVER
     ) -> ImportInfo:
         """A new job. Raises AdapterNotFound; TooManyImports where the tenant has `max_open` that have not ended."""
         async with self._database.transaction() as session:
@@ -80,10 +82,11 @@ class ImportJobs:
             ended = jobs.where(ImportJob.state.not_in(OPEN)).order_by(ImportJob.created_at.desc())
             await session.execute(delete(ImportJob).where(ImportJob.id.in_(ended.offset(MAX_ENDED))))
             job = ImportJob(
-                id=new_id(), adapter_id=adapter_id, source=source, state="queued", due_at=now(), created_by=created_by
+                id=new_id(), adapter_id=adapter_id, source=source, state="queued", due_at=now(), created_by=by.id
             )
             session.add(job)
-            await session.flush()
+            after = {"adapter": adapter, "source": source}
+            await record(session, by, "import.create", f"imports/{job.id}", tenant_id=tenant_id, after=after)
             return await find_import(session, _of(tenant_id, job.id))
 
     async def get(self, tenant_id: str, import_id: str) -> ImportInfo:
@@ -107,7 +110,7 @@ class ImportJobs:
             newest_first = page.order_by(ImportJob.created_at.desc(), ImportJob.id.desc()).limit(limit)
             return [_import_info(*row) for row in await session.execute(newest_first)]
 
-    async def cancel(self, tenant_id: str, import_id: str) -> ImportInfo:
+    async def cancel(self, tenant_id: str, import_id: str, *, by: Actor = SERVER) -> ImportInfo:
         """The cancelled job; again is fine. Its server stops at its next look.
 
         Raises ImportNotFound; ImportEnded where it has ended otherwise or has published its version.
@@ -120,8 +123,10 @@ class ImportJobs:
                     raise ImportEnded(f"This import has published version {row.version} already; delete that instead.")
                 if row.state not in OPEN:
                     raise ImportEnded(f"This import has {row.state} already.")
+                before = {"state": row.state}
                 row.state, row.lease_owner, row.finished_at = "cancelled", None, now()
-                await session.flush()
+                where, after = f"imports/{row.id}", {"state": row.state}
+                await record(session, by, "import.cancel", where, tenant_id=tenant_id, before=before, after=after)
             return await find_import(session, _of(tenant_id, import_id))
 
 

@@ -12,6 +12,7 @@ from datetime import datetime
 from sqlalchemy import delete, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from loraplex.adapters.audit import SERVER, Actor, record
 from loraplex.adapters.changes import names_of, record_change
 from loraplex.adapters.database import Database
 from loraplex.adapters.errors import VersionNotFound, VersionNotReady
@@ -34,23 +35,32 @@ class PinRegistry:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def put(self, version: VersionInfo, expires_at: datetime, created_by: str | None = None) -> None:
+    async def put(self, version: VersionInfo, expires_at: datetime, *, by: Actor = SERVER) -> None:
         """Pin a version, or change until when. Raises AdapterNotFound, VersionNotFound, VersionNotReady."""
         async with self._database.transaction() as session:
             row = await _find_version(session, version)
             if row.state != "ready":
                 raise VersionNotReady(not_ready(version.name, version.number, row.state, row.state_reason))
             await session.execute(delete(AdapterPin).where(AdapterPin.expires_at <= now()))
-            pin = AdapterPin(version_id=row.id, adapter_id=row.adapter_id, expires_at=expires_at, created_by=created_by)
+            old = await session.get(AdapterPin, row.id)
+            before = None if old is None else {"expires_at": old.expires_at}
+            pin = AdapterPin(version_id=row.id, adapter_id=row.adapter_id, expires_at=expires_at, created_by=by.id)
             await session.merge(pin)
             await record_change(session, names_of(version.tenant_id, version.name))
+            where, after = f"adapters/{version.name}@{version.number}", {"expires_at": expires_at}
+            await record(session, by, "version.pin", where, tenant_id=version.tenant_id, before=before, after=after)
 
-    async def delete(self, version: VersionInfo) -> None:
+    async def delete(self, version: VersionInfo, *, by: Actor = SERVER) -> None:
         """End a pin; nothing changes where there is none. Raises AdapterNotFound, VersionNotFound."""
         async with self._database.transaction() as session:
             row = await _find_version(session, version)
-            await session.execute(delete(AdapterPin).where(AdapterPin.version_id == row.id))
+            ended = delete(AdapterPin).where(AdapterPin.version_id == row.id).returning(AdapterPin.expires_at)
+            expires_at = await session.scalar(ended)
+            if expires_at is None:
+                return
             await record_change(session, names_of(version.tenant_id, version.name))
+            where, before = f"adapters/{version.name}@{version.number}", {"expires_at": expires_at}
+            await record(session, by, "version.unpin", where, tenant_id=version.tenant_id, before=before)
 
     async def on_base(self, base_model: str) -> list[PinInfo]:
         """The pins of ready versions on a base model, in the order in which they were made.

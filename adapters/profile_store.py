@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from hashlib import sha256
 
 import msgspec
 from sqlalchemy import select
@@ -14,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import undefer
 
 from loraplex.adapters.aliases import ABSENT
+from loraplex.adapters.audit import SERVER, Actor, Facts, record
 from loraplex.adapters.changes import names_of, record_change
 from loraplex.adapters.database import Database
 from loraplex.adapters.errors import ProfileChanged, VersionNotFound
@@ -45,7 +47,14 @@ class ProfileStore:
             return _info(await _find(session, tenant_id, name, number))
 
     async def change(
-        self, tenant_id: str, name: str, number: int, change: Change, *, expected: int | None = None
+        self,
+        tenant_id: str,
+        name: str,
+        number: int,
+        change: Change,
+        *,
+        expected: int | None = None,
+        by: Actor = SERVER,
     ) -> ProfileInfo:
         """The profile after the change. expected: the revision that it must be at; else ProfileChanged is raised."""
         async with self._database.transaction() as session:
@@ -58,7 +67,11 @@ class ProfileStore:
             _write(version, change(before.profile))
             await session.flush()
             await record_change(session, names_of(tenant_id, name))
-            return _info(version)
+            changed = _info(version)
+            action = "profile.clear" if changed.profile is None else "profile.set"
+            told = {"before": _facts(before.profile), "after": _facts(changed.profile)}
+            await record(session, by, action, f"adapters/{name}@{number}", tenant_id=tenant_id, **told)
+            return changed
 
 
 def set_template(version: AdapterVersion, chat_template: str) -> bool:
@@ -74,6 +87,17 @@ def template_of(version: AdapterVersion) -> str | None:
     """The chat template in the profile of a row whose column `profile` was asked for."""
     profile = _profile(version)
     return None if profile is None else profile.chat_template
+
+
+def _facts(profile: ServingProfile | None) -> Facts | None:
+    """Of what a tenant wrote for its prompts the audit log, which is kept for ever, has digests alone."""
+    if profile is None:
+        return None
+    facts = {name: value for name, value in msgspec.to_builtins(profile).items() if value is not None}
+    for name in ("chat_template", "system_prompt"):
+        if name in facts:
+            facts[name] = {"sha256": sha256(facts[name].encode(errors="replace")).hexdigest()}
+    return facts
 
 
 def _profile(version: AdapterVersion) -> ServingProfile | None:

@@ -24,9 +24,9 @@ _MAX_OTHERS = 16
 
 async def write_version(
     session: AsyncSession, tenant_id: str, name: str, new: AdapterVersion, chat_template: str | None, quota: Quota
-) -> tuple[AdapterVersion, bool]:
+) -> tuple[AdapterVersion, bool, str | None]:
     """`new`, which has all but a number and a state, or the adapter's version of its bytes, with this chat template in
-    its profile; and whether that changes what its names stand for.
+    its profile; whether that changes what its names stand for; and the state that it was in, if it was there.
 
     It is validating, if it is not an old one that still is what it was. But bytes that the tenant serves from another
     adapter on the same base, by the same chat template, are ready at once, with the report of those; and bytes that
@@ -41,14 +41,14 @@ async def write_version(
         new.adapter_id, new.number = adapter.id, adapter.last_number
     else:
         known.received_sha256 = new.received_sha256 or known.received_sha256
-    version = known or new
+    version, state_before = known or new, None if known is None else known.state
     changed = chat_template is not None and set_template(version, chat_template)
     if known is None or known.state == "rejected":
         _begin(version, new.report, await _others(session, adapter, new.digest))
         changed |= version.state == "ready"
     session.add(version)
     await session.flush()
-    return version, changed
+    return version, changed, state_before
 
 
 def select_received(tenant_id: str, name: str, received_sha256: str) -> VersionRows:

@@ -5,12 +5,13 @@ Knows rows. What is bad is the bytes: it is all versions that have them, whoever
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import undefer
 
+from loraplex.adapters.audit import SERVER, Actor, Facts, record
 from loraplex.adapters.changes import names_of, record_change, release_of
 from loraplex.adapters.database import Database
 from loraplex.adapters.errors import VersionNotFound
@@ -30,7 +31,9 @@ class Quarantine:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def begin(self, digest: str, reason: str, *, only_ready: bool = False) -> list[VersionInfo]:
+    async def begin(
+        self, digest: str, reason: str, *, only_ready: bool = False, by: Actor = SERVER
+    ) -> list[VersionInfo]:
         """From now on no name stands for a version with these bytes; requests that run keep it.
 
         only_ready: leave alone what does not serve anyway.
@@ -38,16 +41,21 @@ class Quarantine:
         states: list[VersionState] = ["ready"] if only_ready else ["validating", "ready", "rejected", "quarantined"]
         async with self._database.transaction() as session:
             versions = await _locked(session, digest, states)
-            return await _moved(session, versions, "quarantined", reason)
+            before = _states(versions)
+            moved = await _moved(session, versions, "quarantined", reason)
+            await _record(session, by, "version.quarantine", before, moved)
+            return moved
 
-    async def end(self, digest: str, reason: str) -> list[VersionInfo]:
+    async def end(self, digest: str, reason: str, *, by: Actor = SERVER) -> list[VersionInfo]:
         """They are validated anew before they serve. Raises VersionNotFound where none is quarantined."""
         async with self._database.transaction() as session:
             versions = await _locked(session, digest, ["quarantined"])
+            before = _states(versions)
             for version in versions:
                 version.report = of_checks(version.report)
             released = await _moved(session, versions, "validating", reason)
             await record_change(session, release_of(digest))
+            await _record(session, by, "version.release", before, released)
             return released
 
 
@@ -75,3 +83,26 @@ async def _moved(
     for info in moved:
         await record_change(session, names_of(info.tenant_id, info.name))
     return moved
+
+
+_States = Mapping[tuple[str, int], Facts]
+"""By adapter and number."""
+
+
+def _states(versions: Sequence[AdapterVersion]) -> _States:
+    return {(row.adapter_id, row.number): {"state": row.state, "reason": row.state_reason} for row in versions}
+
+
+async def _record(
+    session: AsyncSession, by: Actor, action: str, before: _States, versions: Sequence[VersionInfo]
+) -> None:
+    for version in versions:
+        await record(
+            session,
+            by,
+            action,
+            f"adapters/{version.name}@{version.number}",
+            tenant_id=version.tenant_id,
+            before=before[version.adapter_id, version.number],
+            after={"state": version.state, "reason": version.state_reason},
+        )

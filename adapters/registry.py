@@ -14,6 +14,8 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import undefer
 
+from loraplex.adapters import audit
+from loraplex.adapters.audit import SERVER, Actor
 from loraplex.adapters.changes import deletion_of, names_of, record_change
 from loraplex.adapters.database import Database
 from loraplex.adapters.errors import (
@@ -86,7 +88,9 @@ class AdapterRegistry:
         self._database = database
         self._quota_of = quota_of
 
-    async def create_adapter(self, tenant_id: str, name: str, base_model: str, description: str = "") -> AdapterInfo:
+    async def create_adapter(
+        self, tenant_id: str, name: str, base_model: str, description: str = "", *, by: Actor = SERVER
+    ) -> AdapterInfo:
         """A new adapter without versions. Raises InvalidName, BaseModelUnknown, AdapterExists, StorageLimitReached."""
         check_slug(name, "name")
         check_text(description, "description", MAX_DESCRIPTION_LENGTH)
@@ -100,6 +104,8 @@ class AdapterRegistry:
                 await check_new_adapter(session, self._quota_of, tenant_id)
                 session.add(Adapter(tenant_id=tenant_id, name=name, base_model_id=base.id, description=description))
                 await session.flush()
+                after = {"base_model": base_model, "description": description}
+                await audit.record(session, by, "adapter.create", f"adapters/{name}", tenant_id=tenant_id, after=after)
                 return await find_adapter(session, tenant_id, name)
         except IntegrityError as error:
             raise AdapterExists(f'name: you have an adapter "{name}" already; publish a version of it') from error
@@ -150,17 +156,19 @@ class AdapterRegistry:
             by_state = {state: number for state, number in await session.execute(states)}  # noqa: C416  rows are no pairs
             return await session.scalar(adapters) or 0, by_state
 
-    async def delete_adapter(self, tenant_id: str, name: str) -> None:
+    async def delete_adapter(self, tenant_id: str, name: str, *, by: Actor = SERVER) -> None:
         """Delete it with its versions, their pins, its aliases, imports and uploads. Raises AdapterNotFound."""
         async with self._database.transaction() as session:
             adapter = await lock_adapter(session, tenant_id, name)
             newest = select(AdapterVersion.digest).where(AdapterVersion.adapter_id == adapter.id)
             newest = newest.order_by(AdapterVersion.number.desc()).limit(MAX_TOLD_DELETIONS)
             digests = (await session.scalars(newest)).all()
+            before = {"description": adapter.description, "versions": await _numbers(session, adapter.id)}
             for rows in (AdapterPin, AliasTarget, AliasMove, Alias, AdapterVersion, ImportJob, Upload):
                 await session.execute(delete(rows).where(rows.adapter_id == adapter.id))
             await session.execute(delete(Adapter).where(Adapter.id == adapter.id))
             await record_change(session, names_of(tenant_id, name), *map(deletion_of, digests))
+            await audit.record(session, by, "adapter.delete", f"adapters/{name}", tenant_id=tenant_id, before=before)
 
     async def publish(
         self,
@@ -172,7 +180,7 @@ class AdapterRegistry:
         max_rank: int,
         targets: Sequence[str],
         report: Sequence[dict[str, Any]],
-        created_by: str | None,
+        by: Actor = SERVER,
         invocation_tokens: Sequence[int] = (),
         is_additive: bool = True,
         vocab_size: int | None = None,
@@ -196,18 +204,20 @@ class AdapterRegistry:
             is_additive=is_additive,
             vocab_size=vocab_size,
             report=list(report),
-            created_by=created_by,
+            created_by=by.id,
             received_sha256=received_sha256,
         )
         async with self._database.transaction() as session:
             quota = await lock_quota(session, self._quota_of, tenant_id)
-            row, changed = await write_version(session, tenant_id, name, new, chat_template, quota)
+            row, changed, state_before = await write_version(session, tenant_id, name, new, chat_template, quota)
             version = await first_version(session, select_versions(tenant_id, name).where(AdapterVersion.id == row.id))
             assert version is not None, "the transaction has just seen or written it"
             if record is not None:
                 await record(session, version)
             if changed:
                 await record_change(session, names_of(tenant_id, name))
+            if changed or version.state != state_before:
+                await _record_published(session, by, state_before, version)
             return version
 
     async def check_room(self, tenant_id: str, size_bytes: int, digest: str | None = None) -> None:
@@ -227,7 +237,7 @@ class AdapterRegistry:
             return await first_version(session, select_received(tenant_id, name, received_sha256))
 
     async def publish_again(
-        self, known: VersionInfo, name: str, *, received_sha256: str, chat_template: str | None, created_by: str | None
+        self, known: VersionInfo, name: str, *, received_sha256: str, chat_template: str | None, by: Actor = SERVER
     ) -> VersionInfo:
         """The bytes of a version as one of another adapter of the same tenant, as `publish` has it. Raises
         AdapterNotFound; VersionNotFound where the known version was deleted meanwhile."""
@@ -239,7 +249,7 @@ class AdapterRegistry:
             max_rank=known.max_rank,
             targets=known.targets,
             report=of_checks(await self.get_report(known.tenant_id, known.name, known.number)),
-            created_by=created_by,
+            by=by,
             invocation_tokens=known.invocation_tokens,
             is_additive=known.is_additive,
             vocab_size=known.vocab_size,
@@ -270,6 +280,9 @@ class AdapterRegistry:
                 row.report = [*row.report, *storable(report)]
                 await session.flush()
                 await record_change(session, names_of(version.tenant_id, version.name))
+                told = {"before": {"state": "validating"}, "after": {"state": state, "reason": reason}}
+                where = f"adapters/{version.name}@{row.number}"
+                await audit.record(session, SERVER, "version.settle", where, tenant_id=version.tenant_id, **told)
             found = await first_version(session, select_versions(version.tenant_id, version.name).where(*wanted))
             assert found is not None, "the transaction has just seen it"
             return found
@@ -302,7 +315,7 @@ class AdapterRegistry:
                 raise VersionNotFound(no_version(name, number))
             return version
 
-    async def delete_version(self, tenant_id: str, name: str, number: int) -> None:
+    async def delete_version(self, tenant_id: str, name: str, number: int, *, by: Actor = SERVER) -> None:
         """Raises AdapterNotFound, VersionNotFound; VersionInUse while an alias points at it."""
         async with self._database.transaction() as session:
             adapter = await lock_adapter(session, tenant_id, name)
@@ -320,6 +333,8 @@ class AdapterRegistry:
             await session.execute(delete(AdapterPin).where(AdapterPin.version_id == version_id))
             await session.execute(delete(AdapterVersion).where(AdapterVersion.id == version_id))
             await record_change(session, names_of(tenant_id, name), deletion_of(digest))
+            where, before = f"adapters/{name}@{number}", {"digest": digest}
+            await audit.record(session, by, "version.delete", where, tenant_id=tenant_id, before=before)
 
     async def resolve(self, tenant_id: str, name: str, selector: str | None) -> tuple[Target, ...]:
         """The versions that share the traffic of `name@selector`, newest first; see `lookup.find_targets`.
@@ -352,6 +367,19 @@ class AdapterRegistry:
         """The digests of all versions: every other blob is an orphan."""
         async with self._database.read() as session:
             return set(await session.scalars(select(AdapterVersion.digest).distinct()))
+
+
+async def _numbers(session: AsyncSession, adapter_id: str) -> list[int]:
+    numbers = select(AdapterVersion.number).where(AdapterVersion.adapter_id == adapter_id)
+    return list(await session.scalars(numbers.order_by(AdapterVersion.number)))
+
+
+async def _record_published(session: AsyncSession, by: Actor, state_before: str | None, version: VersionInfo) -> None:
+    """state_before: of a version that was there already."""
+    before = None if state_before is None else {"state": state_before, "digest": version.digest}
+    after = {"state": version.state, "digest": version.digest, "size_bytes": version.size_bytes}
+    where = f"adapters/{version.name}@{version.number}"
+    await audit.record(session, by, "version.publish", where, tenant_id=version.tenant_id, before=before, after=after)
 
 
 def _storable(number: int) -> int | None:

@@ -138,7 +138,8 @@ class Adapter(Base):
 
 
 class AdapterVersion(Base):
-    """Immutable weights, named by their digest. `created_by` is the id of the API key that published them.
+    """Immutable weights, named by their digest. `created_by` is the id of the API key or account that published
+    them.
 
     `state`: see `lookup.VersionState`. `profile` is a ServingProfile, `profile_digest` names it; both are NULL where
     there is none, and every change raises `profile_revision`. `report` and `profile`, which can be large, are read only
@@ -234,7 +235,7 @@ class ImportJob(JobRow):
     """Files that a server is to fetch and publish as a version. `state`: see `import_jobs.ImportState`.
 
     `version`: its number, written when it is published. `error`: {code, message, details} of the last attempt.
-    `created_by`: the id of the API key.
+    `created_by`: the id of the API key or account.
     """
 
     __tablename__ = "import_jobs"
@@ -282,7 +283,7 @@ class Lease(Base):
 
 
 class AdapterPin(Base):
-    """A version that is to stay on the device until then. `created_by`: the id of the API key."""
+    """A version that is to stay on the device until then. `created_by`: the id of the API key or account."""
 
     __tablename__ = "adapter_pins"
 
@@ -309,3 +310,45 @@ class RegistryChange(Base):
 
     revision: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
     subject: Mapped[str] = mapped_column(String(100))
+
+
+class AuditEntry(Base):
+    """One entry of the audit log, as `audit` writes it. Never changed and never deleted: triggers of the database see
+    to it. It outlives what it is about, so no column refers to another table.
+
+    `before`, `after`: JSON as text, since the hash covers its bytes, which a database's own type would not keep.
+    """
+
+    __tablename__ = "audit_entries"
+    __table_args__ = (
+        Index(None, "tenant_id", "number"),
+        Index(None, "tenant_id", "object", "number"),
+        Index(None, "action", "number"),
+        Index(None, "actor_id", "number"),
+        Index(None, "actor_name", "number"),
+    )
+
+    number: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    at: Mapped[datetime] = mapped_column(UtcDateTime)
+    tenant_id: Mapped[str | None] = mapped_column(RowId)
+    action: Mapped[str] = mapped_column(Name(40))
+    object: Mapped[str] = mapped_column(Name(200))
+    actor_kind: Mapped[str] = mapped_column(String(16))
+    actor_id: Mapped[str | None] = mapped_column(String(64))
+    actor_name: Mapped[str | None] = mapped_column(String(64))
+    actor_tenant_id: Mapped[str | None] = mapped_column(RowId)
+    request_id: Mapped[str | None] = mapped_column(String(128))
+    address: Mapped[str | None] = mapped_column(String(64))
+    before: Mapped[str | None] = mapped_column(Text)
+    after: Mapped[str | None] = mapped_column(Text)
+    hash: Mapped[str] = mapped_column(String(64))
+
+
+class AuditHead(Base):
+    """One row: the number and the hash of the newest entry. Who appends holds it until its transaction ends."""
+
+    __tablename__ = "audit_head"
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    number: Mapped[int] = mapped_column(BigInteger)
+    hash: Mapped[str] = mapped_column(String(64))

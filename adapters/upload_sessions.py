@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 from sqlalchemy import ColumnElement, Select, delete, func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from loraplex.adapters.audit import SERVER, Actor, record
 from loraplex.adapters.database import Database
 from loraplex.adapters.errors import UploadLimitReached, UploadNotFound
 from loraplex.adapters.lookup import lock_adapter, lock_tenant
@@ -58,7 +59,7 @@ class UploadSessions:
         self._limits = limits
 
     async def open(
-        self, tenant_id: str, adapter: str, files: Sequence[AnnouncedFile], created_by: str | None
+        self, tenant_id: str, adapter: str, files: Sequence[AnnouncedFile], *, by: Actor = SERVER
     ) -> UploadInfo:
         """A new upload, of which no byte is there yet. Raises AdapterNotFound, UploadLimitReached."""
         size_bytes = sum(file.size_bytes for file in files)
@@ -70,11 +71,13 @@ class UploadSessions:
                 adapter_id=owner.id,
                 files=[asdict(file) for file in files],
                 size_bytes=size_bytes,
-                created_by=created_by,
+                created_by=by.id,
                 expires_at=now() + self._limits.lifetime,
             )
             session.add(upload)
             await session.flush()
+            after = {"adapter": adapter, "files": upload.files}
+            await record(session, by, "upload.open", f"uploads/{upload.id}", tenant_id=tenant_id, after=after)
             return _info(upload, adapter)
 
     async def _require_room(self, session: AsyncSession, tenant_id: str, size_bytes: int) -> None:
@@ -111,10 +114,13 @@ class UploadSessions:
         async with self._database.transaction() as session:
             await session.execute(update(Upload).where(Upload.id == upload_id).values(version_number=version))
 
-    async def drop(self, upload_id: str) -> None:
+    async def drop(self, tenant_id: str, upload: UploadInfo, *, by: Actor = SERVER) -> None:
         """Forget it; again is fine."""
         async with self._database.transaction() as session:
-            await session.execute(delete(Upload).where(Upload.id == upload_id))
+            dropped = await session.scalar(delete(Upload).where(Upload.id == upload.id).returning(Upload.id))
+            if dropped is not None:
+                before = {"adapter": upload.adapter, "version": upload.version}
+                await record(session, by, "upload.drop", f"uploads/{upload.id}", tenant_id=tenant_id, before=before)
 
     async def drop_expired(self) -> None:
         """Forget those whose time is up, whatever became of them."""

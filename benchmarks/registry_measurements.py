@@ -19,7 +19,7 @@ from typing import Any
 import httpx
 import psutil
 from e2e.server import Server, checked, running_server
-from registry_rows import KEY_ID, Uploaded, adapter_name, publish
+from registry_rows import BY, KEY_ID, Uploaded, adapter_name, publish
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
@@ -145,7 +145,7 @@ async def call_by_call(
 
     def move() -> Awaitable[object]:
         split = {1: 90, 2: 10} if next(numbers) % 2 else {1: 1}
-        return aliases.move(tenant_id, name, "prod", split, moved_by=KEY_ID)
+        return aliases.move(tenant_id, name, "prod", split, by=BY)
 
     timed: dict[str, Callable[[], Awaitable[object]]] = {
         "list_first_page": lambda: registry.list_adapters(tenant_id, PAGE),

@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from loraplex.adapters.aliases import AdapterAliases
+from loraplex.adapters.audit import Actor
 from loraplex.adapters.database import Database
 from loraplex.adapters.registry import AdapterRegistry, VersionInfo
 
 KEY_ID = "benchmark000"
+BY = Actor("key", KEY_ID)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +53,9 @@ async def fill(
         for version_number in range(1, newest + 1):
             version = await publish(registry, tenant_id, name, pattern, f"{name}@{version_number}")
             (blobs / version.digest[:2] / version.digest).mkdir(parents=True)
-        await aliases.move(tenant_id, name, "prod", {newest: 1}, moved_by=KEY_ID)
+        await aliases.move(tenant_id, name, "prod", {newest: 1}, by=BY)
         if newest > 1:
-            await aliases.move(tenant_id, name, "canary", {newest - 1: 90, newest: 10}, moved_by=KEY_ID)
+            await aliases.move(tenant_id, name, "canary", {newest - 1: 90, newest: 10}, by=BY)
         tell()
 
 
@@ -67,6 +69,6 @@ async def publish(registry: AdapterRegistry, tenant_id: str, name: str, pattern:
         max_rank=pattern.rank,
         targets=pattern.targets,
         report=pattern.report[:1],
-        created_by=KEY_ID,
+        by=BY,
     )
     return await registry.settle(version, "ready", report=pattern.report[1:])

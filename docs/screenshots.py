@@ -42,6 +42,8 @@ PAGES = {
     "key-new": "/admin/keys/new?tenant=acme",
     "people": "/admin/people",
     "person-new": "/admin/people/new",
+    "audit": "/admin/audit",
+    "settings": "/admin/settings",
     "account": "/admin/account",
     "nothing": "/admin/nothing",
 }

@@ -6,7 +6,7 @@ Knows rows and passwords. Knows no HTTP and no cookie; sessions are in `web_sess
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Literal
 
@@ -14,9 +14,11 @@ from sqlalchemy import ColumnElement, Select, delete, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from loraplex.adapters.audit import SERVER, Actor, Facts, record
 from loraplex.adapters.database import Database
 from loraplex.adapters.names import check_slug
 from loraplex.adapters.schema import RegistryState, now
+from loraplex.platform.login_throttle import PER_ACCOUNT
 from loraplex.platform.passwords import Passwords
 from loraplex.platform.schema import Account, Tenant, WebSession
 from loraplex.platform.tenants import TenantNotFound
@@ -90,7 +92,9 @@ class AccountDirectory:
         async with self._database.read() as session:
             return await session.scalar(select(Account.id).limit(1)) is not None
 
-    async def create(self, login: str, password: str, tenant: str | None = None, *, first: bool = False) -> AccountInfo:
+    async def create(
+        self, login: str, password: str, tenant: str | None = None, *, first: bool = False, by: Actor = SERVER
+    ) -> AccountInfo:
         """A new account: a tenant's, or an operator's. first: only where there is none yet.
 
         Raises InvalidName, PasswordRefused, PasswordsBusy, TenantNotFound, AccountExists, NotTheFirst.
@@ -105,6 +109,8 @@ class AccountDirectory:
                 account.tenant_id = owner.id if owner else None
                 session.add(account)
                 await session.flush()
+                after = {"role": role_of(account.tenant_id)}
+                await _record(session, by, "account.create", account, after=after)
                 return account_info(account, tenant)
         except IntegrityError as error:
             raise AccountExists(f'login: there is an account "{login}" already; choose another name') from error
@@ -119,22 +125,47 @@ class AccountDirectory:
         async with self._database.read() as session:
             return [account_info(*found) for found in await session.execute(_accounts().order_by(Account.login))]
 
-    async def authenticate(self, login: str, password: str) -> AccountInfo:
-        """Whose name and password these are. Raises WrongCredentials, the same for every reason; PasswordsBusy."""
+    async def authenticate(
+        self, login: str, password: str, *, is_login: bool = True, by: Actor = SERVER
+    ) -> AccountInfo:
+        """Whose name and password these are. Raises WrongCredentials, the same for every reason; PasswordsBusy.
+
+        is_login: they sign in, which is noted; else a password is only asked for once more.
+        """
         async with self._database.read() as session:
             found = (await session.execute(_accounts().where(Account.login == login, *_is_usable()))).first()
         stored = found[0].password_hash if found else None
         matches = await self._passwords.matches(stored, password)
         if not (matches and found and stored):
             raise WrongCredentials
-        changes: dict[str, object] = {"last_login_at": now()}
+        account = found[0]
+        changes: dict[str, object] = {"failed_logins": 0} | ({"last_login_at": now()} if is_login else {})
         if self._passwords.is_outdated(stored):
             changes["password_hash"] = await self._passwords.hash(password)
         async with self._database.transaction() as session:
-            await session.execute(update(Account).where(Account.id == found[0].id).values(changes))
+            await session.execute(update(Account).where(Account.id == account.id).values(changes))
+            if is_login:
+                person = replace(by, kind="account", id=account.id, name=login, tenant_id=account.tenant_id)
+                await _record(session, person, "account.login", account)
         return account_info(*found)
 
-    async def set_password(self, login: str, password: str) -> AccountInfo:
+    async def note_failed_login(self, login: str, *, by: Actor = SERVER) -> None:
+        """Count a wrong password; a name that no account has is nothing.
+
+        The 1st, 2nd, 4th, 8th ... in a row has an entry in the audit log, and the one that locks the account: so that
+        nobody can fill the log by guessing. To be called when the answer is out: it takes time that would tell which
+        names there are.
+        """
+        counted = update(Account).where(Account.login == login).values(failed_logins=Account.failed_logins + 1)
+        async with self._database.transaction() as session:
+            for account in await session.scalars(counted.returning(Account)):
+                failures = account.failed_logins
+                is_lock_out = failures == PER_ACCOUNT.burst
+                if is_lock_out or failures & (failures - 1) == 0:
+                    action = "account.lock_out" if is_lock_out else "account.login_fail"
+                    await _record(session, by, action, account, after={"failures": failures})
+
+    async def set_password(self, login: str, password: str, *, by: Actor = SERVER) -> AccountInfo:
         """Give an account another password and end all its sessions. Raises PasswordRefused,
         AccountNotFound, NoPassword.
 
@@ -147,17 +178,25 @@ class AccountDirectory:
                 raise NoPassword
             account.password_hash = password_hash
             await session.execute(delete(WebSession).where(WebSession.account_id == account.id))
+            await _record(session, by, "account.password", account)
             return account_info(account, tenant)
 
-    async def set_disabled(self, login: str, disabled: bool) -> AccountInfo:
+    async def set_disabled(self, login: str, disabled: bool, *, by: Actor = SERVER) -> AccountInfo:
         """A disabled account cannot sign in, and its sessions end. Raises AccountNotFound."""
         async with self._database.transaction() as session:
             account, tenant = await _find(session, login)
-            if disabled != (account.disabled_at is not None):
-                account.disabled_at = now() if disabled else None
             if disabled:
                 await session.execute(delete(WebSession).where(WebSession.account_id == account.id))
+            if disabled != (account.disabled_at is not None):
+                account.disabled_at = now() if disabled else None
+                told = {"before": {"disabled": not disabled}, "after": {"disabled": disabled}}
+                action = "account.disable" if disabled else "account.enable"
+                await _record(session, by, action, account, **told)
             return account_info(account, tenant)
+
+
+async def _record(session: AsyncSession, by: Actor, action: str, account: Account, **told: Facts) -> None:
+    await record(session, by, action, f"accounts/{account.login}", tenant_id=account.tenant_id, **told)
 
 
 def new_password() -> str:

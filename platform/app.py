@@ -11,8 +11,10 @@ from litestar import Litestar
 from litestar.datastructures import State
 from litestar.di import Provide
 
+from loraplex.platform.actors import provide_actor
 from loraplex.platform.anthropic.errors import error_body
 from loraplex.platform.anthropic.routes import ANTHROPIC_ROUTES, MESSAGES_PATH
+from loraplex.platform.audit_rules import require_audited
 from loraplex.platform.auth import Authenticator, make_guard, provide_principal, provide_tenant_id, require_closed
 from loraplex.platform.errors import exception_handlers
 from loraplex.platform.health import HEALTH_ROUTES, make_drain_guard, metrics
@@ -20,6 +22,7 @@ from loraplex.platform.ledger.meter import metering
 from loraplex.platform.manage.adapters import ADAPTER_ROUTES
 from loraplex.platform.manage.admin import ADMIN_ROUTES
 from loraplex.platform.manage.aliases import ALIAS_ROUTES
+from loraplex.platform.manage.audit import AUDIT_ROUTES
 from loraplex.platform.manage.idempotency import provide_once
 from loraplex.platform.manage.imports import IMPORT_ROUTES
 from loraplex.platform.manage.lora_adapters import LORA_ROUTES
@@ -42,7 +45,8 @@ from loraplex.platform.web.script_routes import script_routes
 
 
 def create_app(services: Services, drain: asyncio.Event | None = None) -> Litestar:
-    """Build the application. Set `drain` to refuse new inference. Raises RuntimeError if a handler has no scope."""
+    """Build the application. Set `drain` to refuse new inference. Raises RuntimeError for a handler without
+    scope, or for one that may change something and does not say what the audit log has of it."""
     draining = drain or asyncio.Event()
     authenticator = Authenticator(services.tenants, services.changes, ttl_seconds=services.settings.auth_cache_seconds)
     upload_slots = UploadSlots(services.settings.max_uploads_per_tenant)
@@ -63,6 +67,7 @@ def create_app(services: Services, drain: asyncio.Event | None = None) -> Litest
             *IMPORT_ROUTES,
             *ADMIN_ROUTES,
             *USAGE_ROUTES,
+            *AUDIT_ROUTES,
             *PAGE_ROUTES,
             script_routes(services),
             openapi_json,
@@ -74,6 +79,7 @@ def create_app(services: Services, drain: asyncio.Event | None = None) -> Litest
             "lora_lock": Provide(lambda: lora_lock, sync_to_thread=False),
             "principal": Provide(provide_principal, sync_to_thread=False),
             "tenant_id": Provide(provide_tenant_id, sync_to_thread=False),
+            "by": Provide(provide_actor, sync_to_thread=False),
             "once": Provide(provide_once, sync_to_thread=False),
         },
         guards=[
@@ -95,4 +101,5 @@ def create_app(services: Services, drain: asyncio.Event | None = None) -> Litest
         logging_config=None,
     )
     require_closed(app)
+    require_audited(app)
     return app

@@ -19,6 +19,7 @@ from litestar.types import Guard
 
 from loraplex import __version__
 from loraplex.engine.client import EngineClient
+from loraplex.platform.audit_rules import unaudited
 from loraplex.platform.errors import unavailable
 from loraplex.platform.metrics import CONTENT_TYPE
 from loraplex.platform.services import Services
@@ -52,7 +53,13 @@ async def readyz(services: NamedDependency[Services], drain: NamedDependency[asy
     return _readiness(services, drain)
 
 
-@post("/ping", status_code=200, opt={"public": True}, tags=["health"], responses=UNAVAILABLE)
+@post(
+    "/ping",
+    status_code=200,
+    opt={"public": True} | unaudited("it reads how the server is"),
+    tags=["health"],
+    responses=UNAVAILABLE,
+)
 async def ping(services: NamedDependency[Services], drain: NamedDependency[asyncio.Event]) -> Response[Health]:
     """As /readyz, for SageMaker, whose containers are asked by GET or POST; a body is not read."""
     return _readiness(services, drain)

@@ -10,16 +10,17 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import delete, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from loraplex.adapters.audit import SERVER, Actor, Facts, record
 from loraplex.adapters.database import Database
 from loraplex.adapters.schema import now
-from loraplex.platform.accounts import AccountError, AccountInfo, account_info, new_account_id
+from loraplex.platform.accounts import AccountError, AccountInfo, account_info, new_account_id, role_of
 from loraplex.platform.oidc_flow import Identity
 from loraplex.platform.oidc_settings import OPERATOR, TENANT, OidcSettings
 from loraplex.platform.schema import MAX_SUBJECT_CHARS, Account, AccountIdentity, Tenant, WebSession
@@ -65,30 +66,32 @@ class IdentityDirectory:
         self._database = database
         self._settings = settings
 
-    async def sign_in(self, identity: Identity) -> AccountInfo:
+    async def sign_in(self, identity: Identity, *, by: Actor = SERVER) -> AccountInfo:
         """The person's account, made where there is none. Where what it may see has changed, its sessions end, and
         likewise where it may see nothing any more. Raises NotAdmitted."""
         for attempt in range(TRIES):
             try:
-                return await self._sign_in(identity)
+                return await self._sign_in(identity, by)
             except IntegrityError:
                 if attempt == TRIES - 1:
                     raise
         raise AssertionError
 
-    async def _sign_in(self, identity: Identity) -> AccountInfo:
+    async def _sign_in(self, identity: Identity, by: Actor) -> AccountInfo:
         refusal: NotAdmitted
         async with self._database.transaction() as session:
             account = await _find(session, identity)
             try:
-                return await self._admit(session, identity, account)
+                return await self._admit(session, identity, account, by)
             except NotAdmitted as error:
                 refusal = error
-                if account is not None:
-                    await _end_sessions(session, account)
+                if account is not None and await _end_sessions(session, account):
+                    await _record(session, by, "account.logout_everywhere", account)
         raise refusal
 
-    async def _admit(self, session: AsyncSession, identity: Identity, account: Account | None) -> AccountInfo:
+    async def _admit(
+        self, session: AsyncSession, identity: Identity, account: Account | None, by: Actor
+    ) -> AccountInfo:
         grant = grant_of(identity.claims, self._settings)
         tenant = None
         if grant.tenant is not None:
@@ -96,15 +99,23 @@ class IdentityDirectory:
             if tenant is None or tenant.suspended_at is not None:
                 raise NotAdmitted("the tenant of the role is not there or suspended")
         tenant_id = tenant.id if tenant else None
+        is_new = account is None
         if account is None:
             account = await _create(session, identity, tenant_id)
         if account.disabled_at is not None:
             raise NotAdmitted("the account is disabled")
-        if account.tenant_id != tenant_id:
+        before = account.tenant_id
+        if before != tenant_id:
             account.tenant_id = tenant_id
             await _end_sessions(session, account)
         account.last_login_at = now()
-        await session.flush()
+        person = replace(by, kind="account", id=account.id, name=account.login, tenant_id=tenant_id)
+        if is_new:
+            await _record(session, by, "account.create", account, after={"role": role_of(tenant_id)})
+        if before != tenant_id:
+            told = {"before": {"role": role_of(before)}, "after": {"role": role_of(tenant_id)}}
+            await _record(session, by, "account.role", account, **told)
+        await _record(session, person, "account.login", account)
         return account_info(account, grant.tenant)
 
 
@@ -134,8 +145,14 @@ async def _free_login(session: AsyncSession, claims: Mapping[str, Any]) -> str:
     return login
 
 
-async def _end_sessions(session: AsyncSession, account: Account) -> None:
-    await session.execute(delete(WebSession).where(WebSession.account_id == account.id))
+async def _end_sessions(session: AsyncSession, account: Account) -> int:
+    """How many there were."""
+    ended = delete(WebSession).where(WebSession.account_id == account.id).returning(WebSession.account_id)
+    return len((await session.execute(ended)).all())
+
+
+async def _record(session: AsyncSession, by: Actor, action: str, account: Account, **told: Facts) -> None:
+    await record(session, by, action, f"accounts/{account.login}", tenant_id=account.tenant_id, **told)
 
 
 def _values(claims: Mapping[str, Any], name: str) -> frozenset[str]:

@@ -11,6 +11,7 @@ from datetime import timedelta
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from loraplex.adapters.audit import SERVER, Actor, Facts, record
 from loraplex.adapters.changes import KEYS, record_change
 from loraplex.adapters.database import Database
 from loraplex.adapters.schema import now
@@ -44,7 +45,14 @@ class KeyChanges:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def change(self, key_id: str, change: Callable[[KeyTerms], KeyTerms], expected: int | None = None) -> KeyInfo:
+    async def change(
+        self,
+        key_id: str,
+        change: Callable[[KeyTerms], KeyTerms],
+        expected: int | None = None,
+        *,
+        by: Actor = SERVER,
+    ) -> KeyInfo:
         """Let a key have other terms; `change` gives them for those of before. A key that has expired may be given
         another end. Raises InvalidName, InvalidKeyRequest, and what `change` raises."""
         async with self._database.transaction() as session:
@@ -57,11 +65,16 @@ class KeyChanges:
                     after.check_expiry()
                 key.name, key.scopes, key.expires_at = after.name, sorted(after.scopes), after.expires_at
                 key.adapters = None if after.adapters is None else sorted(after.adapters)
-                await _record(session, key)
+                await _record(session, by, "key.change", key, before=_told(before), after=_told(after))
             return key_info(key, _slug(tenant))
 
     async def rotate(
-        self, key_id: str, overlap: timedelta = DEFAULT_OVERLAP, expected: int | None = None
+        self,
+        key_id: str,
+        overlap: timedelta = DEFAULT_OVERLAP,
+        expected: int | None = None,
+        *,
+        by: Actor = SERVER,
     ) -> tuple[KeyInfo, str]:
         """A new secret for a key, as its whole text, which cannot be had again. The one of before ends after `overlap`,
         at once where that is zero.
@@ -86,16 +99,17 @@ class KeyChanges:
             _, text = new_key(key.id)
             key.old_sha256, key.old_ends_at, key.old_used_at = key.secret_sha256, moment + overlap, key.last_used_at
             key.secret_sha256, key.rotated_at, key.last_used_at = fingerprint(text), moment, None
-            await _record(session, key)
+            await _record(session, by, "key.rotate", key, after={"old_secret_ends_at": key.old_ends_at})
             return key_info(key, _slug(tenant)), text
 
-    async def end_old_secret(self, key_id: str, expected: int | None = None) -> KeyInfo:
+    async def end_old_secret(self, key_id: str, expected: int | None = None, *, by: Actor = SERVER) -> KeyInfo:
         """End the secret from before the last rotation now; again, or where there is none, is fine."""
         async with self._database.transaction() as session:
             key, tenant = await _find_alive(session, key_id, expected)
             if key.old_ends_at is not None and key.old_ends_at > now():
-                key.old_ends_at = now()
-                await _record(session, key)
+                before, key.old_ends_at = key.old_ends_at, now()
+                told = {"before": {"old_secret_ends_at": before}, "after": {"old_secret_ends_at": key.old_ends_at}}
+                await _record(session, by, "key.end_old_secret", key, **told)
             return key_info(key, _slug(tenant))
 
 
@@ -108,9 +122,15 @@ async def _find_alive(session: AsyncSession, key_id: str, expected: int | None) 
     return key, tenant
 
 
-async def _record(session: AsyncSession, key: ApiKey) -> None:
+async def _record(session: AsyncSession, by: Actor, action: str, key: ApiKey, **told: Facts) -> None:
     key.revision += 1
     await record_change(session, KEYS)
+    await record(session, by, action, f"keys/{key.id}", tenant_id=key.tenant_id, **told)
+
+
+def _told(terms: KeyTerms) -> Facts:
+    adapters = None if terms.adapters is None else sorted(terms.adapters)
+    return {"name": terms.name, "scopes": sorted(terms.scopes), "expires_at": terms.expires_at, "adapters": adapters}
 
 
 def _slug(tenant: Tenant | None) -> str | None:

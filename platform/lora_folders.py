@@ -16,6 +16,7 @@ from typing import BinaryIO
 
 from anyio import to_thread
 
+from loraplex.adapters.audit import Actor
 from loraplex.adapters.blobs import ADAPTER_FILES, CONFIG_FILE, PROMPT_FILES, WEIGHTS_FILE, Staging
 from loraplex.adapters.errors import AdapterExists
 from loraplex.adapters.registry import VersionInfo
@@ -34,7 +35,7 @@ class FileMissing(ApiError):
 
 
 async def publish_folder(
-    services: Services, folder: Path, allowed: Sequence[Path], tenant_id: str, name: str, created_by: str | None
+    services: Services, folder: Path, allowed: Sequence[Path], tenant_id: str, name: str, by: Actor
 ) -> VersionInfo:
     """The folder's bytes as a version of the adapter `name`, which is made if need be, run once like any upload: ready,
     or validating while the engine has no time.
@@ -45,9 +46,9 @@ async def publish_folder(
     with services.blobs.stage() as staging:
         sha256 = await to_thread.run_sync(_stage, folder, allowed, staging, max_file_bytes(services))
         with suppress(AdapterExists):
-            await services.registry.create_adapter(tenant_id, name, services.base_model_name)
+            await services.registry.create_adapter(tenant_id, name, services.base_model_name, by=by)
         await require_served(services, tenant_id, name)
-        version = await publish_staged(services, staging, tenant_id, name, sha256, created_by)
+        version = await publish_staged(services, staging, tenant_id, name, sha256, by)
     return await validate_now(services, version)
 
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 
 import structlog
 
+from loraplex.adapters.audit import SERVER, Actor
 from loraplex.adapters.errors import AdapterError, AdapterNotFound
 from loraplex.adapters.names import parse_adapter_name
 from loraplex.adapters.registry import VersionInfo
@@ -33,7 +34,7 @@ def split_lora_name(lora_name: str, default_tenant: str) -> tuple[str, str]:
     return name.tenant or default_tenant, name.adapter
 
 
-async def tenant_of(services: Services, slug: str) -> TenantInfo:
+async def tenant_of(services: Services, slug: str, by: Actor = SERVER) -> TenantInfo:
     """The tenant; the one of the setting `lora_modules_tenant` is created when missing. Raises TenantNotFound."""
     try:
         return await services.tenants.get_tenant(slug)
@@ -41,7 +42,7 @@ async def tenant_of(services: Services, slug: str) -> TenantInfo:
         if slug != services.settings.lora_modules_tenant:
             raise
     with suppress(TenantExists):  # another server may create it too
-        return await services.tenants.create_tenant(slug)
+        return await services.tenants.create_tenant(slug, by=by)
     return await services.tenants.get_tenant(slug)
 
 
@@ -80,7 +81,7 @@ async def publish_lora_modules(services: Services) -> None:
 async def _publish(services: Services, module: LoraModule) -> None:
     slug, adapter = split_lora_name(module.name, services.settings.lora_modules_tenant)
     tenant = await tenant_of(services, slug)
-    version = await publish_folder(services, module.folder, ANYWHERE, tenant.id, adapter, None)
+    version = await publish_folder(services, module.folder, ANYWHERE, tenant.id, adapter, SERVER)
     if version.state != "ready":
         raise LoraModuleRefused(f"the engine had no time to run {version.canonical_name}; start again")
     if module.base_model_name not in (None, services.base_model_name):

@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
+from loraplex.adapters.audit import SERVER, Actor
 from loraplex.adapters.changes import ChangeFeed
 from loraplex.adapters.pin_registry import PinRegistry
 from loraplex.adapters.registry import VersionInfo
@@ -41,7 +42,7 @@ class PinKeeper:
         self._changed = asyncio.Event()
         changes.subscribe(lambda _: self._changed.set())
 
-    async def put(self, version: VersionInfo, seconds: float, created_by: str) -> Refusal | None:
+    async def put(self, version: VersionInfo, seconds: float, *, by: Actor = SERVER) -> Refusal | None:
         """Keep a version on the device for so long from now; None: it is pinned, else nothing has changed.
 
         Raises AdapterNotFound, VersionNotFound, VersionNotReady, and EngineUnavailable where the engine cannot say.
@@ -53,7 +54,7 @@ class PinKeeper:
                 decision = await self._engine.pin(*key, until.timestamp())
             if decision.refusal is None:
                 async with self._lock:
-                    await self._pins.put(version, until, created_by)
+                    await self._pins.put(version, until, by=by)
         except (TimeoutError, EngineUnavailable):
             raise EngineUnavailable("the engine has had no time to read the adapter; try again", 5) from None
         finally:
@@ -62,9 +63,9 @@ class PinKeeper:
             await self.sync()
         return decision.refusal
 
-    async def end(self, version: VersionInfo) -> None:
+    async def end(self, version: VersionInfo, *, by: Actor = SERVER) -> None:
         """End a version's pin, if there is one. Raises AdapterNotFound, VersionNotFound."""
-        await self._pins.delete(version)
+        await self._pins.delete(version, by=by)
         await self.sync()
 
     def pinned_until(self, tenant_id: str, digest: str) -> datetime | None:

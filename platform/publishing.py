@@ -14,6 +14,7 @@ from typing import TypeVar, TypeVarTuple
 
 from anyio import to_thread
 
+from loraplex.adapters.audit import Actor
 from loraplex.adapters.blobs import (
     CONFIG_FILE,
     PROMPT_FILES,
@@ -100,7 +101,7 @@ async def publish_staged(
     tenant_id: str,
     name: str,
     weights_sha256: str,
-    created_by: str | None,
+    by: Actor,
     record: Recorder | None = None,
 ) -> VersionInfo:
     """The next version of an adapter, from staged files, not run yet; or the version that has these bytes.
@@ -125,7 +126,7 @@ async def publish_staged(
         is_additive=adapter.spec.is_additive,
         vocab_size=known_tokens(adapter.spec, services.base_shape),
         report=report_of_checks(adapter, checked.tokenizer, services.base_shape),
-        created_by=created_by,
+        by=by,
         received_sha256=checked.received_sha256,
         chat_template=checked.chat_template,
         record=record,

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from anyio import to_thread
 
+from loraplex.adapters.audit import Actor
 from loraplex.adapters.registry import VersionInfo
 from loraplex.engine.client import EngineUnavailable
 from loraplex.engine.messages import Refusal, Whereabouts
@@ -45,32 +46,31 @@ async def locate(services: Services, digests: Sequence[str]) -> list[Whereabouts
         return [Whereabouts(digest) for digest in digests]
 
 
-async def warm(services: Services, tenant_id: str, name: str, number: int) -> VersionInfo:
+async def warm(services: Services, tenant_id: str, name: str, number: int, by: Actor) -> VersionInfo:
     """Bring a version to the device, where that costs no running request its place. Raises as `pin` does."""
     version = await _loadable(services, tenant_id, name, number)
     services.engine.warm(version.digest)
+    await _note(services, by, "version.warm", version)
     return version
 
 
-async def pin(
-    services: Services, tenant_id: str, name: str, number: int, seconds: float, created_by: str
-) -> VersionInfo:
+async def pin(services: Services, tenant_id: str, name: str, number: int, seconds: float, by: Actor) -> VersionInfo:
     """Bring a version to the device and keep it there for so long from now.
 
     Raises AdapterNotFound, VersionNotFound, VersionNotReady; EngineUnavailable; ApiError 400 where it is for another
     base, 409 where pins may take no more.
     """
     version = await _loadable(services, tenant_id, name, number)
-    _raise_refusal(await services.pins.put(version, seconds, created_by))
+    _raise_refusal(await services.pins.put(version, seconds, by=by))
     return version
 
 
-async def unpin(services: Services, tenant_id: str, name: str, number: int) -> None:
+async def unpin(services: Services, tenant_id: str, name: str, number: int, by: Actor) -> None:
     """End a pin, if there is one. Raises AdapterNotFound, VersionNotFound."""
-    await services.pins.end(await services.registry.get_version(tenant_id, name, number))
+    await services.pins.end(await services.registry.get_version(tenant_id, name, number), by=by)
 
 
-async def evict(services: Services, tenant_id: str, name: str, number: int) -> VersionInfo:
+async def evict(services: Services, tenant_id: str, name: str, number: int, by: Actor) -> VersionInfo:
     """Free the memory that a version takes on this server. Raises AdapterNotFound, VersionNotFound; EngineUnavailable;
     ApiError 409 while the tenant uses or pins it.
 
@@ -85,7 +85,13 @@ async def evict(services: Services, tenant_id: str, name: str, number: int) -> V
     if not await services.registry.others_have(tenant_id, digest):
         _raise_refusal(await answered(services.engine.evict(digest)))
     services.uses.evicted(tenant_id, digest)
+    await _note(services, by, "version.evict", version)
     return version
+
+
+async def _note(services: Services, by: Actor, action: str, version: VersionInfo) -> None:
+    where = f"adapters/{version.name}@{version.number}"
+    await services.audit.note(by, action, where, tenant_id=version.tenant_id)
 
 
 async def _loadable(services: Services, tenant_id: str, name: str, number: int) -> VersionInfo:

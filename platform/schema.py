@@ -88,7 +88,7 @@ class ApiKey(Base):
 
 class Account(Base):
     """A person who may sign in on the admin pages. Without a tenant it is an operator's. It has a password, or else an
-    identity by which a provider vouches for it."""
+    identity by which a provider vouches for it. `failed_logins`: since the last one that succeeded."""
 
     __tablename__ = "accounts"
 
@@ -99,6 +99,7 @@ class Account(Base):
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now)
     disabled_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     last_login_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    failed_logins: Mapped[int] = mapped_column(default=0)
 
 
 class AccountIdentity(Base):
@@ -136,7 +137,8 @@ class RateUse(Base):
 
 
 class StoredFile(Base):
-    """A tenant's file; its bytes are where `FileStore` keeps them, under the same id. `created_by`: an API key's id."""
+    """A tenant's file; its bytes are where `FileStore` keeps them, under the same id. `created_by`: an API key's id,
+    or an account's."""
 
     __tablename__ = "files"
     __table_args__ = (Index(None, "tenant_id", "created_at"),)

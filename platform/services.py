@@ -7,6 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from loraplex.adapters.aliases import AdapterAliases
+from loraplex.adapters.audit_log import AuditLog
 from loraplex.adapters.blobs import BlobStore
 from loraplex.adapters.changes import ChangeFeed
 from loraplex.adapters.database import Database
@@ -26,11 +27,13 @@ from loraplex.engine.messages import Ready
 from loraplex.engine.text import TextCodec
 from loraplex.engine.untrusted_templates import UntrustedTemplates
 from loraplex.platform.accounts import AccountDirectory
+from loraplex.platform.audit_chain import AuditChain
 from loraplex.platform.batches.file_store import FileStore
 from loraplex.platform.batches.files import FileLimits, Files
 from loraplex.platform.batches.leases import BatchLeases
 from loraplex.platform.batches.rows import Batches
 from loraplex.platform.catalog import Catalog
+from loraplex.platform.diagnostics import Diagnostics
 from loraplex.platform.idempotency_keys import IdempotencyKeys
 from loraplex.platform.identities import IdentityDirectory
 from loraplex.platform.key_changes import KeyChanges
@@ -86,6 +89,8 @@ class Services:
     ledger: Ledger
     usage: UsageQueries
     prices: Prices
+    audit: AuditLog
+    audit_chain: AuditChain
     registry: AdapterRegistry
     aliases: AdapterAliases
     profiles: ProfileStore
@@ -110,6 +115,7 @@ class Services:
     uses: UseLog
     metrics: Metrics
     tracing: Tracing
+    diagnostics: Diagnostics
     base_shape: BaseShape
     base_model_name: str
 
@@ -120,7 +126,7 @@ def assemble(settings: Settings, database: Database, engine: EngineClient, model
     registry = AdapterRegistry(database, quotas(settings.tenant_limits))
     changes, shared_use = ChangeFeed(database), SharedUse(database)
     text, templates, profiles = TextCodec(model_path), UntrustedTemplates(), ProfileStore(database)
-    blobs = BlobStore(settings.adapters_dir)
+    blobs, audit = BlobStore(settings.adapters_dir), AuditLog(database)
     ledger = Ledger(settings.ledger_dir, database, max_bytes=settings.max_ledger_bytes)
     metrics = metrics_of(settings, database, engine, ledger)
     return Services(
@@ -149,6 +155,8 @@ def assemble(settings: Settings, database: Database, engine: EngineClient, model
         ledger=ledger,
         usage=UsageQueries(database),
         prices=Prices(database),
+        audit=audit,
+        audit_chain=AuditChain(audit),
         registry=registry,
         aliases=AdapterAliases(database),
         profiles=profiles,
@@ -173,6 +181,7 @@ def assemble(settings: Settings, database: Database, engine: EngineClient, model
         uses=UseLog(),
         metrics=metrics,
         tracing=tracing_of(settings),
+        diagnostics=Diagnostics(database, settings, engine, blobs),
         base_shape=_base_shape(engine.ready),
         base_model_name=settings.base_model_name,
     )

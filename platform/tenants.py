@@ -6,7 +6,7 @@ Knows rows and secrets. Knows no HTTP, and caches nothing: what it says is true 
 from __future__ import annotations
 
 import hmac
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -16,6 +16,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from loraplex.adapters.audit import SERVER, Actor, record
 from loraplex.adapters.changes import KEYS, record_change
 from loraplex.adapters.database import Database
 from loraplex.adapters.names import check_slug, check_text
@@ -100,7 +101,7 @@ class TenantDirectory:
         self._database = database
         self._default_limits = default_limits
 
-    async def create_tenant(self, slug: str, name: str = "") -> TenantInfo:
+    async def create_tenant(self, slug: str, name: str = "", *, by: Actor = SERVER) -> TenantInfo:
         """A new tenant. name: up to 200 characters for people. Raises InvalidName, TenantExists."""
         check_slug(slug, "slug")
         check_text(name, "name", 200)
@@ -108,6 +109,9 @@ class TenantDirectory:
         try:
             async with self._database.transaction() as session:
                 session.add(tenant)
+                await session.flush()
+                where = f"tenants/{slug}"
+                await record(session, by, "tenant.create", where, tenant_id=tenant.id, after={"name": name})
         except IntegrityError as error:
             raise TenantExists(f'slug: there is a tenant "{slug}" already; choose another name') from error
         return _tenant_info(tenant)
@@ -122,13 +126,22 @@ class TenantDirectory:
         async with self._database.read() as session:
             return _tenant_info(await _tenant(session, slug))
 
-    async def set_suspended(self, slug: str, suspended: bool) -> TenantInfo:
+    async def slugs(self, tenant_ids: Collection[str]) -> dict[str, str]:
+        """Of those of these tenants that there are, by id."""
+        async with self._database.read() as session:
+            found = await session.execute(select(Tenant.id, Tenant.slug).where(Tenant.id.in_(tenant_ids)))
+            return {tenant_id: slug for tenant_id, slug in found}  # noqa: C416  rows are no pairs
+
+    async def set_suspended(self, slug: str, suspended: bool, *, by: Actor = SERVER) -> TenantInfo:
         """While a tenant is suspended none of its keys is valid. Raises TenantNotFound."""
         async with self._database.transaction() as session:
             tenant = await _tenant(session, slug)
             if suspended != (tenant.suspended_at is not None):
                 tenant.suspended_at = now() if suspended else None
                 await record_change(session, KEYS)
+                told = {"before": {"suspended": not suspended}, "after": {"suspended": suspended}}
+                action = "tenant.suspend" if suspended else "tenant.resume"
+                await record(session, by, action, f"tenants/{slug}", tenant_id=tenant.id, **told)
             return _tenant_info(tenant)
 
     async def content_days(self, slug: str) -> int | None:
@@ -136,11 +149,14 @@ class TenantDirectory:
         async with self._database.read() as session:
             return (await _tenant(session, slug)).content_days
 
-    async def set_content_days(self, slug: str, days: int | None) -> None:
+    async def set_content_days(self, slug: str, days: int | None, *, by: Actor = SERVER) -> None:
         """Of requests from now on. Raises TenantNotFound."""
         async with self._database.transaction() as session:
-            (await _tenant(session, slug)).content_days = days
+            tenant = await _tenant(session, slug)
+            before, tenant.content_days = tenant.content_days, days
             await record_change(session, KEYS)
+            told = {"before": {"content_days": before}, "after": {"content_days": days}}
+            await record(session, by, "tenant.contents", f"tenants/{slug}", tenant_id=tenant.id, **told)
 
     async def create_key(
         self,
@@ -149,6 +165,8 @@ class TenantDirectory:
         scopes: Iterable[str],
         expires_at: datetime | None = None,
         adapters: Iterable[str] | None = None,
+        *,
+        by: Actor = SERVER,
     ) -> tuple[KeyInfo, str]:
         """A new key and its text, which cannot be had again.
 
@@ -172,6 +190,8 @@ class TenantDirectory:
             )
             session.add(key)
             await session.flush()
+            after = {"name": name, "scopes": key.scopes, "expires_at": expires_at, "adapters": key.adapters}
+            await record(session, by, "key.create", f"keys/{key.id}", tenant_id=key.tenant_id, after=after)
             return key_info(key, tenant), text
 
     async def list_keys(self, tenant: str | None = None) -> list[KeyInfo]:
@@ -188,14 +208,16 @@ class TenantDirectory:
             key, owner = await find_key(session, key_id)
         return key_info(key, _slug(owner))
 
-    async def revoke_key(self, key_id: str) -> KeyInfo:
+    async def revoke_key(self, key_id: str, *, by: Actor = SERVER) -> KeyInfo:
         """End the key for good; again is fine. Raises KeyNotFound."""
         async with self._database.transaction() as session:
             key, owner = await find_key(session, key_id, for_update=True)
             if key.revoked_at is None:
                 key.revoked_at = now()
                 key.revision += 1
-            await record_change(session, KEYS)
+                await record_change(session, KEYS)
+                where, after = f"keys/{key.id}", {"revoked_at": key.revoked_at}
+                await record(session, by, "key.revoke", where, tenant_id=key.tenant_id, after=after)
             return key_info(key, _slug(owner))
 
     async def authenticate(self, secret: str) -> Principal:

@@ -14,7 +14,9 @@ from datetime import timedelta
 from sqlalchemy import ColumnElement, delete, or_, select, update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.ext.asyncio import AsyncSession
 
+from loraplex.adapters.audit import Actor, record
 from loraplex.adapters.database import Database
 from loraplex.adapters.schema import now
 from loraplex.platform.accounts import Role, role_of
@@ -84,15 +86,19 @@ class WebSessions:
             await self._note_use(row[0])
         return Person(row[0].account_id, *row[1:])
 
-    async def close(self, token: str) -> None:
-        """End a session; one that has ended is fine."""
+    async def close(self, token: str, *, signs_out: Actor | None = None) -> None:
+        """End a session; one that has ended is fine. signs_out: who does so, unless another session takes its place."""
+        ended = delete(WebSession).where(WebSession.token_sha256 == _fingerprint(token))
         async with self._database.transaction() as session:
-            await session.execute(delete(WebSession).where(WebSession.token_sha256 == _fingerprint(token)))
+            await session.execute(ended)
+            if signs_out is not None:
+                await _record(session, signs_out, "account.logout")
 
-    async def close_all(self, account_id: str) -> None:
+    async def close_all(self, account_id: str, *, by: Actor) -> None:
         """End all sessions of an account."""
         async with self._database.transaction() as session:
             await session.execute(delete(WebSession).where(WebSession.account_id == account_id))
+            await _record(session, by, "account.logout_everywhere")
 
     async def count(self, account_id: str) -> int:
         """How many of an account's sessions have not ended."""
@@ -127,3 +133,8 @@ class WebSessions:
 def _fingerprint(token: str) -> bytes:
     """A slow hash would add nothing, for 256 random bits cannot be guessed."""
     return hashlib.sha256(token.encode()).digest()
+
+
+async def _record(session: AsyncSession, by: Actor, action: str) -> None:
+    """by: the person whose sessions they are."""
+    await record(session, by, action, f"accounts/{by.name}", tenant_id=by.tenant_id)

@@ -18,6 +18,7 @@ from loraplex.platform.anthropic.events import Message, TokensCount
 from loraplex.platform.anthropic.message_types import CountTokensRequest, MessagesRequest
 from loraplex.platform.anthropic.shape import MessageShape
 from loraplex.platform.anthropic.translation import FIELD_NAMES, chat_request
+from loraplex.platform.audit_rules import INFERENCE
 from loraplex.platform.ledger.meter import METERED, meter_of
 from loraplex.platform.logging import request_id
 from loraplex.platform.openai.conversation import open_conversation, render_request
@@ -80,7 +81,7 @@ ANTHROPIC_ROUTES = [
     Router(
         MESSAGES_PATH,
         route_handlers=[create_message, count_tokens],
-        opt={"scope": "inference", "error_schema": "MessagesError"},
+        opt=INFERENCE | {"error_schema": "MessagesError"},
         tags=["anthropic"],
     )
 ]

@@ -10,6 +10,7 @@ from typing import Literal
 from sqlalchemy import ColumnElement, Select, delete, exists, func, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from loraplex.adapters.audit import SERVER, Actor, record
 from loraplex.adapters.database import Database
 from loraplex.adapters.lookup import lock_tenant
 from loraplex.adapters.schema import now, storable
@@ -40,14 +41,16 @@ class Files:
         self._limits = limits
 
     async def add(
-        self, tenant_id: str, kept: KeptFile, filename: str, lifetime: timedelta, created_by: str
+        self, tenant_id: str, kept: KeptFile, filename: str, lifetime: timedelta, *, by: Actor = SERVER
     ) -> StoredFile:
         """A file for batches, whose bytes are kept. Raises FileLimitReached."""
         async with self._database.transaction() as session:
             await lock_tenant(session, tenant_id)
             await self._require_room(session, tenant_id, kept.size_bytes)
-            file = file_row(tenant_id, kept, filename, "batch", lifetime, created_by)
+            file = file_row(tenant_id, kept, filename, "batch", lifetime, by.id)
             session.add(file)
+            after = {"filename": file.filename, "size_bytes": file.size_bytes, "sha256": file.sha256}
+            await record(session, by, "file.create", f"files/{file.id}", tenant_id=tenant_id, after=after)
         return file
 
     async def _require_room(self, session: AsyncSession, tenant_id: str, size_bytes: int) -> None:
@@ -83,7 +86,7 @@ class Files:
             ordered = wanted.order_by(*(c.asc() if order == "asc" else c.desc() for c in columns))
             return list(await session.scalars(ordered.limit(limit)))
 
-    async def delete(self, tenant_id: str, file_id: str) -> None:
+    async def delete(self, tenant_id: str, file_id: str, *, by: Actor = SERVER) -> None:
         """Raises NoSuchFile; FileInUse while a batch reads it."""
         async with self._database.transaction() as session:
             await lock_tenant(session, tenant_id)
@@ -91,6 +94,8 @@ class Files:
             if await session.scalar(_reading().where(Batch.input_file_id == file_id).limit(1)):
                 raise FileInUse("file_id: a batch that has not ended reads this file; cancel it first, or wait")
             await session.delete(file)
+            before = {"filename": file.filename, "size_bytes": file.size_bytes, "sha256": file.sha256}
+            await record(session, by, "file.delete", f"files/{file.id}", tenant_id=tenant_id, before=before)
 
     async def drop_expired(self) -> None:
         """Forget the files whose time is up, unless a batch that has not ended reads them."""
@@ -105,7 +110,7 @@ class Files:
 
 
 def file_row(
-    tenant_id: str, kept: KeptFile, filename: str, purpose: Purpose, lifetime: timedelta, created_by: str
+    tenant_id: str, kept: KeptFile, filename: str, purpose: Purpose, lifetime: timedelta, created_by: str | None
 ) -> StoredFile:
     moment = now()
     return StoredFile(

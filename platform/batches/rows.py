@@ -13,6 +13,7 @@ from uuid import uuid4
 from sqlalchemy import ColumnElement, delete, func, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from loraplex.adapters.audit import SERVER, Actor, record
 from loraplex.adapters.database import Database
 from loraplex.adapters.lookup import lock_tenant
 from loraplex.adapters.schema import now, storable
@@ -48,6 +49,7 @@ class Batches:
         output_seconds: int,
         labels: Mapping[str, str] | None,
         max_open: int,
+        by: Actor = SERVER,
     ) -> Batch:
         """A new batch. Raises NoSuchFile; TooManyBatches where the tenant has `max_open` that have not ended."""
         moment = now()
@@ -75,6 +77,8 @@ class Batches:
                 expires_at=moment + WINDOW,
             )
             session.add(batch)
+            after = {"endpoint": endpoint, "input_file_id": input_file_id}
+            await record(session, by, "batch.create", f"batches/{batch.id}", tenant_id=tenant_id, after=after)
         return batch
 
     async def get(self, tenant_id: str, batch_id: str) -> Batch:
@@ -92,14 +96,17 @@ class Batches:
             ordered = wanted.order_by(Batch.created_at.desc(), Batch.id.desc())
             return list(await session.scalars(ordered.limit(limit)))
 
-    async def cancel(self, tenant_id: str, batch_id: str) -> Batch:
+    async def cancel(self, tenant_id: str, batch_id: str, *, by: Actor = SERVER) -> Batch:
         """The batch, which its server ends at its next look; again is fine. Raises NoSuchBatch, BatchEnded."""
         async with self._database.transaction() as session:
             batch = await session.scalar(select(Batch).where(*_is(tenant_id, batch_id)).with_for_update())
             if batch is None:
                 raise _no_batch()
             if batch.status in ("validating", "in_progress"):
+                before = {"status": batch.status}
                 batch.status, batch.cancelling_at = "cancelling", now()
+                told = {"before": before, "after": {"status": "cancelling"}}
+                await record(session, by, "batch.cancel", f"batches/{batch.id}", tenant_id=tenant_id, **told)
             elif batch.status not in ("cancelling", "cancelled"):
                 raise BatchEnded(f"batch_id: this batch cannot be cancelled any more, its status is {batch.status}")
         return batch

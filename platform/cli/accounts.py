@@ -14,7 +14,7 @@ import click
 import msgspec
 
 from loraplex.platform.accounts import AccountDirectory, AccountInfo, new_password
-from loraplex.platform.cli.database import database_options, print_json, print_table, run_with_database
+from loraplex.platform.cli.database import by_command, database_options, print_json, print_table, run_with_database
 from loraplex.platform.passwords import Passwords
 
 T = TypeVar("T")
@@ -37,7 +37,7 @@ def account() -> None:
 def create(url: str, login: str, tenant: str | None, password_stdin: bool, as_json: bool) -> None:
     """Create the account LOGIN and print its password: this once."""
     password = _password(password_stdin)
-    created = _run(url, lambda accounts: accounts.create(login, password, tenant))
+    created = _run(url, lambda accounts: accounts.create(login, password, tenant, by=by_command()))
     _print(created, None if password_stdin else password, as_json, f"Account {login} is there: {created.role}.")
 
 
@@ -61,7 +61,7 @@ def list_accounts(url: str, as_json: bool) -> None:
 def reset_password(url: str, login: str, password_stdin: bool, as_json: bool) -> None:
     """Give LOGIN another password, print it, this once, and end all its sessions."""
     password = _password(password_stdin)
-    changed = _run(url, lambda accounts: accounts.set_password(login, password))
+    changed = _run(url, lambda accounts: accounts.set_password(login, password, by=by_command()))
     _print(changed, None if password_stdin else password, as_json, f"Account {login} has a new password.")
 
 
@@ -71,7 +71,7 @@ def reset_password(url: str, login: str, password_stdin: bool, as_json: bool) ->
 @database_options
 def disable(url: str, login: str, as_json: bool) -> None:
     """Refuse LOGIN until it is enabled, and end all its sessions."""
-    changed = _run(url, lambda accounts: accounts.set_disabled(login, True))
+    changed = _run(url, lambda accounts: accounts.set_disabled(login, True, by=by_command()))
     _print(changed, None, as_json, f"Account {login} is disabled.")
 
 
@@ -81,7 +81,7 @@ def disable(url: str, login: str, as_json: bool) -> None:
 @database_options
 def enable(url: str, login: str, as_json: bool) -> None:
     """Let LOGIN sign in again."""
-    changed = _run(url, lambda accounts: accounts.set_disabled(login, False))
+    changed = _run(url, lambda accounts: accounts.set_disabled(login, False, by=by_command()))
     _print(changed, None, as_json, f"Account {login} is enabled.")
 
 

@@ -6,6 +6,8 @@ Knows click. Knows no table.
 from __future__ import annotations
 
 import asyncio
+import os
+import pwd
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
@@ -19,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from sqlalchemy.exc import OperationalError
 
+from loraplex.adapters.audit import Actor
 from loraplex.adapters.database import Database, InvalidDatabaseUrl
 from loraplex.adapters.errors import AdapterError
 from loraplex.platform.accounts import AccountError
@@ -79,6 +82,15 @@ def user_errors() -> Iterator[None]:
         raise click.ClickException(str(error)) from error
     except OperationalError as error:
         raise click.ClickException(f"the database does not answer: {error.orig}") from error
+
+
+def by_command() -> Actor:
+    """Who runs the command, as the system knows the user."""
+    user = os.getuid()
+    try:
+        return Actor("command", pwd.getpwuid(user).pw_name[:64])
+    except KeyError:  # in a container a user need have no name
+        return Actor("command", f"uid {user}")
 
 
 def run_with_database(url: str, work: Callable[[Database], Awaitable[T]]) -> T:

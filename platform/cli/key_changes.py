@@ -12,7 +12,7 @@ from typing import Any
 import click
 import msgspec
 
-from loraplex.platform.cli.database import database_options, print_json, run_with_database
+from loraplex.platform.cli.database import by_command, database_options, print_json, run_with_database
 from loraplex.platform.cli.residency import Duration
 from loraplex.platform.key_changes import KeyChanges
 from loraplex.platform.key_terms import BASE, SCOPES, KeyInfo, KeyTerms
@@ -54,7 +54,7 @@ def set_terms(url: str, /, key_id: str, all_adapters: bool, never_expires: bool,
     def change(terms: KeyTerms) -> KeyTerms:
         return replace(terms, **changes)
 
-    changed = run_with_database(url, lambda database: KeyChanges(database).change(key_id, change))
+    changed = run_with_database(url, lambda database: KeyChanges(database).change(key_id, change, by=by_command()))
     if as_json:
         print_json(key_facts(changed))
     else:
@@ -76,7 +76,9 @@ def set_terms(url: str, /, key_id: str, all_adapters: bool, never_expires: bool,
 def rotate(url: str, key_id: str, seconds: int, as_json: bool) -> None:
     """Give the key KEY_ID another secret and print it: this once."""
     overlap = timedelta(seconds=seconds)
-    info, secret = run_with_database(url, lambda database: KeyChanges(database).rotate(key_id, overlap))
+    info, secret = run_with_database(
+        url, lambda database: KeyChanges(database).rotate(key_id, overlap, by=by_command())
+    )
     if as_json:
         print_json(key_facts(info) | {"secret": secret})
         return
@@ -93,7 +95,7 @@ def rotate(url: str, key_id: str, seconds: int, as_json: bool) -> None:
 @database_options
 def end_old_secret(url: str, key_id: str, as_json: bool) -> None:
     """End the secret that the key KEY_ID had before it was rotated."""
-    changed = run_with_database(url, lambda database: KeyChanges(database).end_old_secret(key_id))
+    changed = run_with_database(url, lambda database: KeyChanges(database).end_old_secret(key_id, by=by_command()))
     if as_json:
         print_json(key_facts(changed))
     else:

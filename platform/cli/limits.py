@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import click
 import msgspec
 
-from loraplex.platform.cli.database import database_options, print_json, print_table, run_with_database
+from loraplex.platform.cli.database import by_command, database_options, print_json, print_table, run_with_database
 from loraplex.platform.limits.owners import LimitOwners
 from loraplex.platform.limits.rules import MOST, Limits, RateLimits, TenantLimits
 from loraplex.platform.setting_types import parse_size
@@ -73,7 +73,8 @@ def tenant_limits(url: str, /, slug: str, as_json: bool, **given: Any) -> None:
     Where a tenant has none of its own, the server's setting tenant_limits holds.
     """
     if any(value is not None for value in given.values()):
-        limits = run_with_database(url, lambda database: LimitOwners(database).set_tenant(slug, _changing(given)))
+        change, by = _changing(given), by_command()
+        limits = run_with_database(url, lambda database: LimitOwners(database).set_tenant(slug, change, by=by))
     else:
         limits = run_with_database(url, lambda database: LimitOwners(database).of_tenant(slug))
     _show(limits, as_json)
@@ -88,7 +89,8 @@ def key_limits(url: str, /, key_id: str, as_json: bool, **given: Any) -> None:
     """Show what is limited of the key KEY_ID, beside its tenant's limits, or change it: what is given is set, `none`
     takes a limit away."""
     if any(value is not None for value in given.values()):
-        limits = run_with_database(url, lambda database: LimitOwners(database).set_key(key_id, _changing(given)))
+        change, by = _changing(given), by_command()
+        limits = run_with_database(url, lambda database: LimitOwners(database).set_key(key_id, change, by=by))
     else:
         limits = run_with_database(url, lambda database: LimitOwners(database).of_key(key_id))
     _show(limits, as_json)

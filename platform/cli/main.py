@@ -18,6 +18,7 @@ COMMANDS = {
     "tenant": ("loraplex.platform.cli.tenants:tenant", "Create, list and suspend tenants."),
     "key": ("loraplex.platform.cli.tenants:key", "Create, list and revoke API keys."),
     "account": ("loraplex.platform.cli.accounts:account", "Create, list and disable accounts of the admin pages."),
+    "audit": ("loraplex.platform.cli.audit:audit", "Verify and export the audit log."),
     "db": ("loraplex.platform.cli.database:db", "Create or upgrade the database."),
 }
 

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 
 import click
 
-from loraplex.platform.cli.database import database_options, print_json, print_table, run_with_database
+from loraplex.platform.cli.database import by_command, database_options, print_json, print_table, run_with_database
 from loraplex.platform.cli.key_changes import adapters_option, end_old_secret, key_facts, rotate, set_terms
 from loraplex.platform.cli.limits import key_limits, tenant_limits
 from loraplex.platform.key_terms import SCOPES, KeyInfo
@@ -33,7 +33,9 @@ tenant.add_command(tenant_limits)
 @database_options
 def create_tenant(url: str, slug: str, name: str, as_json: bool) -> None:
     """Create the tenant SLUG: its adapters are called SLUG/NAME."""
-    created = run_with_database(url, lambda database: TenantDirectory(database).create_tenant(slug, name))
+    created = run_with_database(
+        url, lambda database: TenantDirectory(database).create_tenant(slug, name, by=by_command())
+    )
     if as_json:
         print_json(created)
     else:
@@ -113,7 +115,9 @@ def create_key(
     expires_at = None if expires_in_days is None else datetime.now(UTC) + timedelta(days=expires_in_days)
     info, secret = run_with_database(
         url,
-        lambda database: TenantDirectory(database).create_key(tenant, name, wanted, expires_at, adapters or None),
+        lambda database: TenantDirectory(database).create_key(
+            tenant, name, wanted, expires_at, adapters or None, by=by_command()
+        ),
     )
     if as_json:
         print_json(key_facts(info) | {"secret": secret})
@@ -142,7 +146,7 @@ def list_keys(url: str, tenant: str | None, as_json: bool) -> None:
 @database_options
 def revoke(url: str, key_id: str, as_json: bool) -> None:
     """End the key KEY_ID, the 12 characters after `lk_`, for good."""
-    revoked = run_with_database(url, lambda database: TenantDirectory(database).revoke_key(key_id))
+    revoked = run_with_database(url, lambda database: TenantDirectory(database).revoke_key(key_id, by=by_command()))
     if as_json:
         print_json(key_facts(revoked))
     else:
@@ -150,7 +154,9 @@ def revoke(url: str, key_id: str, as_json: bool) -> None:
 
 
 def _set_suspended(url: str, slug: str, as_json: bool, *, suspended: bool) -> None:
-    changed = run_with_database(url, lambda database: TenantDirectory(database).set_suspended(slug, suspended))
+    changed = run_with_database(
+        url, lambda database: TenantDirectory(database).set_suspended(slug, suspended, by=by_command())
+    )
     if as_json:
         print_json(changed)
     else:

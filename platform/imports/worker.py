@@ -14,6 +14,7 @@ from functools import partial
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
+from loraplex.adapters.audit import Actor
 from loraplex.adapters.blobs import ADAPTER_FILES, PROMPT_FILES, WEIGHTS_FILE, Staging
 from loraplex.adapters.errors import LeaseLost
 from loraplex.adapters.import_jobs import Progress
@@ -113,8 +114,8 @@ async def _published(services: Services, lease: Lease, downloads: list[Download]
                     await source.fetch(file, download)
         await services.import_leases.renew(lease, _progress(downloads))
         record = partial(services.import_leases.record_version, lease)
-        sha256 = downloads[-1].sha256
-        return await publish_staged(services, staging, job.tenant_id, job.adapter, sha256, job.created_by, record)
+        sha256, by = downloads[-1].sha256, Actor("server", job.created_by)
+        return await publish_staged(services, staging, job.tenant_id, job.adapter, sha256, by, record)
 
 
 async def _fetch_prompt_files(source: Source, staging: Staging, limits: Mapping[str, int]) -> None:

@@ -6,10 +6,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated
 
+import msgspec
 from msgspec import Meta, Struct
 from sqlalchemy import delete, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from loraplex.adapters.audit import SERVER, Actor, record
 from loraplex.adapters.database import Database
 from loraplex.platform.ledger.record import Tokens
 from loraplex.platform.ledger.schema import Price
@@ -59,11 +61,14 @@ class Prices:
         async with self._database.read() as session:
             return await price_table(session)
 
-    async def set(self, table: PriceTable) -> PriceTable:
+    async def set(self, table: PriceTable, *, by: Actor = SERVER) -> PriceTable:
         """Instead of all there were."""
         async with self._database.transaction() as session:
+            before = await price_table(session)
             await session.execute(delete(Price))
             session.add_all(_rows(table))
+            told = {"before": msgspec.to_builtins(before), "after": msgspec.to_builtins(table)}
+            await record(session, by, "prices.set", "prices", **told)
         return table
 
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from sqlalchemy import ColumnElement, Row, Select, and_, delete, func, or_, select
 
+from loraplex.adapters.audit import SERVER, Actor, record
 from loraplex.adapters.database import Database
 from loraplex.platform.ledger.schema import UsageContents, UsageHour, UsageRow
 from loraplex.platform.schema import Account, ApiKey, Tenant
@@ -188,17 +189,24 @@ class UsageQueries:
         async with self._database.read() as session:
             return (await session.execute(kept)).first()
 
-    async def delete_contents(self, tenant_id: str | None, record_id: str) -> bool:
+    async def delete_contents(self, tenant_id: str | None, record_id: str, *, by: Actor = SERVER) -> bool:
         """Whether there were any."""
-        deleted = delete(UsageContents).where(*_contents(tenant_id, record_id)).returning(UsageContents.id)
+        deleted = delete(UsageContents).where(*_contents(tenant_id, record_id)).returning(UsageContents.tenant_id)
         async with self._database.transaction() as session:
-            return (await session.execute(deleted)).first() is not None
+            whose = await session.scalar(deleted)
+            if whose is not None:
+                await record(session, by, "contents.delete", f"requests/{record_id}", tenant_id=whose)
+            return whose is not None
 
-    async def delete_all_contents(self, tenant_id: str) -> int:
+    async def delete_all_contents(self, tenant_id: str, *, by: Actor = SERVER) -> int:
         """How many there were."""
         deleted = delete(UsageContents).where(UsageContents.tenant_id == tenant_id).returning(UsageContents.id)
         async with self._database.transaction() as session:
-            return len((await session.execute(deleted)).all())
+            count = len((await session.execute(deleted)).all())
+            if count:
+                before = {"requests": count}
+                await record(session, by, "contents.delete", "requests", tenant_id=tenant_id, before=before)
+            return count
 
 
 def _moment(step: Step) -> ColumnElement[int] | None:

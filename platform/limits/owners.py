@@ -10,6 +10,7 @@ from collections.abc import Callable
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from loraplex.adapters.audit import SERVER, Actor, record
 from loraplex.adapters.changes import KEYS, record_change
 from loraplex.adapters.database import Database
 from loraplex.adapters.quotas import Quota, QuotaOf
@@ -34,22 +35,30 @@ class LimitOwners:
         async with self._database.read() as session:
             return stored_limits(RateLimits, (await _key(session, key_id)).limits)
 
-    async def set_tenant(self, slug: str, change: Callable[[TenantLimits], TenantLimits]) -> TenantLimits:
+    async def set_tenant(
+        self, slug: str, change: Callable[[TenantLimits], TenantLimits], *, by: Actor = SERVER
+    ) -> TenantLimits:
         """Raises TenantNotFound, and what `change` raises."""
         async with self._database.transaction() as session:
             tenant = await _tenant(session, slug, for_update=True)
             limits = change(stored_limits(TenantLimits, tenant.limits))
-            tenant.limits = to_row(limits)
+            before, tenant.limits = tenant.limits, to_row(limits)
             await record_change(session, KEYS)
+            told = {"before": before or {}, "after": tenant.limits or {}}
+            await record(session, by, "tenant.limits", f"tenants/{slug}", tenant_id=tenant.id, **told)
             return limits
 
-    async def set_key(self, key_id: str, change: Callable[[RateLimits], RateLimits]) -> RateLimits:
+    async def set_key(
+        self, key_id: str, change: Callable[[RateLimits], RateLimits], *, by: Actor = SERVER
+    ) -> RateLimits:
         """Raises KeyNotFound, and what `change` raises."""
         async with self._database.transaction() as session:
             key = await _key(session, key_id, for_update=True)
             limits = change(stored_limits(RateLimits, key.limits))
-            key.limits = to_row(limits)
+            before, key.limits = key.limits, to_row(limits)
             await record_change(session, KEYS)
+            told = {"before": before or {}, "after": key.limits or {}}
+            await record(session, by, "key.limits", f"keys/{key.id}", tenant_id=key.tenant_id, **told)
             return limits
 
 

@@ -9,6 +9,8 @@ from litestar import Response, Router, delete, get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath, JSONBody, QueryParameter
 
+from loraplex.adapters.audit import Actor
+from loraplex.platform.audit_rules import audited
 from loraplex.platform.manage.adapter_schemas import AdapterPage, AdapterView, CreateAdapter
 from loraplex.platform.manage.idempotency import REUSED, Once
 from loraplex.platform.services import Services
@@ -20,19 +22,20 @@ PageLimit = Annotated[int, QueryParameter(ge=1, le=MAX_PAGE, description="Most e
 PageAfter = Annotated[str | None, QueryParameter(max_length=127, description="`next` of the page before.")]
 
 
-@post("/", responses=REUSED)
+@post("/", responses=REUSED, opt=audited("adapter.create"))
 async def create_adapter(
     data: JSONBody[CreateAdapter],
     services: NamedDependency[Services],
     tenant_id: NamedDependency[str],
     once: NamedDependency[Once],
+    by: NamedDependency[Actor],
 ) -> Response[AdapterView]:
     """Reserve a name. It answers requests once it has a version."""
     async with once.attempt(msgspec.json.encode(data)) as attempt:
         if attempt.answer is not None:
             return attempt.answer
         base_model = data.base_model or services.base_model_name
-        created = await services.registry.create_adapter(tenant_id, data.name, base_model, data.description)
+        created = await services.registry.create_adapter(tenant_id, data.name, base_model, data.description, by=by)
         return attempt.keep(Response(AdapterView.of(created), status_code=201))
 
 
@@ -59,12 +62,15 @@ async def get_adapter(
     return AdapterView.of(await services.registry.get_adapter(tenant_id, name))
 
 
-@delete("/{name:str}")
+@delete("/{name:str}", opt=audited("adapter.delete"))
 async def delete_adapter(
-    name: FromPath[str], services: NamedDependency[Services], tenant_id: NamedDependency[str]
+    name: FromPath[str],
+    services: NamedDependency[Services],
+    tenant_id: NamedDependency[str],
+    by: NamedDependency[Actor],
 ) -> None:
     """Delete an adapter with all its versions. Requests that run finish; new ones get 404."""
-    await services.registry.delete_adapter(tenant_id, name)
+    await services.registry.delete_adapter(tenant_id, name, by=by)
 
 
 ADAPTER_ROUTES = [

@@ -6,7 +6,9 @@ from litestar import Router, delete, get, patch, post, put
 from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery, JSONBody
 
+from loraplex.adapters.audit import Actor
 from loraplex.engine.client import EngineUnavailable
+from loraplex.platform.audit_rules import audited
 from loraplex.platform.limits.rules import RateLimits, TenantLimits
 from loraplex.platform.manage.adapters import PageAfter, PageLimit
 from loraplex.platform.manage.admin_schemas import EngineView, Quarantine, ResidentAdapterPage, ResidentAdapterView
@@ -25,10 +27,12 @@ from loraplex.platform.manage.version_schemas import VersionList, VersionView
 from loraplex.platform.services import Services
 
 
-@post("/tenants")
-async def create_tenant(data: JSONBody[CreateTenant], services: NamedDependency[Services]) -> TenantView:
+@post("/tenants", opt=audited("tenant.create"))
+async def create_tenant(
+    data: JSONBody[CreateTenant], services: NamedDependency[Services], by: NamedDependency[Actor]
+) -> TenantView:
     """Create a tenant. It needs a key to do anything."""
-    return TenantView.of(await services.tenants.create_tenant(data.slug, data.name))
+    return TenantView.of(await services.tenants.create_tenant(data.slug, data.name, by=by))
 
 
 @get("/tenants")
@@ -37,14 +41,12 @@ async def list_tenants(services: NamedDependency[Services]) -> TenantList:
     return TenantList([TenantView.of(tenant) for tenant in await services.tenants.list_tenants()])
 
 
-@patch("/tenants/{slug:str}")
+@patch("/tenants/{slug:str}", opt=audited("tenant.suspend", "tenant.resume"))
 async def change_tenant(
-    slug: FromPath[str],
-    data: JSONBody[ChangeTenant],
-    services: NamedDependency[Services],
+    slug: FromPath[str], data: JSONBody[ChangeTenant], services: NamedDependency[Services], by: NamedDependency[Actor]
 ) -> TenantView:
     """Suspend a tenant (its keys stop working, its data stays) or resume it."""
-    return TenantView.of(await services.tenants.set_suspended(slug, data.suspended))
+    return TenantView.of(await services.tenants.set_suspended(slug, data.suspended, by=by))
 
 
 @get("/tenants/{slug:str}/limits")
@@ -53,18 +55,22 @@ async def get_tenant_limits(slug: FromPath[str], services: NamedDependency[Servi
     return await services.limit_owners.of_tenant(slug)
 
 
-@put("/tenants/{slug:str}/limits")
+@put("/tenants/{slug:str}/limits", opt=audited("tenant.limits"))
 async def set_tenant_limits(
-    slug: FromPath[str], data: JSONBody[TenantLimits], services: NamedDependency[Services]
+    slug: FromPath[str], data: JSONBody[TenantLimits], services: NamedDependency[Services], by: NamedDependency[Actor]
 ) -> TenantLimits:
     """Set all of a tenant's limits: at once on this server, within 2 seconds on others. What is left out is null."""
-    return await services.limit_owners.set_tenant(slug, lambda _: data)
+    return await services.limit_owners.set_tenant(slug, lambda _: data, by=by)
 
 
-@post("/keys")
-async def create_key(data: JSONBody[CreateKey], services: NamedDependency[Services]) -> KeyView:
+@post("/keys", opt=audited("key.create"))
+async def create_key(
+    data: JSONBody[CreateKey], services: NamedDependency[Services], by: NamedDependency[Actor]
+) -> KeyView:
     """Create a key. `secret` is shown here and never again."""
-    key, secret = await services.tenants.create_key(data.tenant, data.name, data.scopes, data.expires_at, data.adapters)
+    key, secret = await services.tenants.create_key(
+        data.tenant, data.name, data.scopes, data.expires_at, data.adapters, by=by
+    )
     return KeyView.of(key, secret)
 
 
@@ -74,10 +80,10 @@ async def list_keys(services: NamedDependency[Services], tenant: FromQuery[str |
     return KeyList([KeyView.of(key) for key in await services.tenants.list_keys(tenant)])
 
 
-@delete("/keys/{key_id:str}", status_code=200)
-async def revoke_key(key_id: FromPath[str], services: NamedDependency[Services]) -> KeyView:
+@delete("/keys/{key_id:str}", status_code=200, opt=audited("key.revoke"))
+async def revoke_key(key_id: FromPath[str], services: NamedDependency[Services], by: NamedDependency[Actor]) -> KeyView:
     """Revoke a key for good: at once on this server, within 2 seconds on others."""
-    return KeyView.of(await services.tenants.revoke_key(key_id))
+    return KeyView.of(await services.tenants.revoke_key(key_id, by=by))
 
 
 @get("/keys/{key_id:str}/limits")
@@ -86,12 +92,12 @@ async def get_key_limits(key_id: FromPath[str], services: NamedDependency[Servic
     return await services.limit_owners.of_key(key_id)
 
 
-@put("/keys/{key_id:str}/limits")
+@put("/keys/{key_id:str}/limits", opt=audited("key.limits"))
 async def set_key_limits(
-    key_id: FromPath[str], data: JSONBody[RateLimits], services: NamedDependency[Services]
+    key_id: FromPath[str], data: JSONBody[RateLimits], services: NamedDependency[Services], by: NamedDependency[Actor]
 ) -> RateLimits:
     """Set all of a key's limits: at once on this server, within 2 seconds on others. What is left out is null."""
-    return await services.limit_owners.set_key(key_id, lambda _: data)
+    return await services.limit_owners.set_key(key_id, lambda _: data, by=by)
 
 
 @get("/adapters")
@@ -118,20 +124,24 @@ async def get_engine(services: NamedDependency[Services]) -> EngineView:
     return EngineView.of(services.base_model_name, services.engine, inspection)
 
 
-@post("/versions/{digest:str}/quarantine", status_code=200)
+@post("/versions/{digest:str}/quarantine", status_code=200, opt=audited("version.quarantine"))
 async def quarantine_versions(
-    digest: FromPath[str], data: JSONBody[Quarantine], services: NamedDependency[Services]
+    digest: FromPath[str], data: JSONBody[Quarantine], services: NamedDependency[Services], by: NamedDependency[Actor]
 ) -> VersionList:
     """Take every version with these bytes out of service: no name stands for it. Requests that run finish."""
-    return VersionList([VersionView.of(version) for version in await services.quarantine.begin(digest, data.reason)])
+    return VersionList(
+        [VersionView.of(version) for version in await services.quarantine.begin(digest, data.reason, by=by)]
+    )
 
 
-@post("/versions/{digest:str}/release", status_code=202)
+@post("/versions/{digest:str}/release", status_code=202, opt=audited("version.release"))
 async def release_versions(
-    digest: FromPath[str], data: JSONBody[Quarantine], services: NamedDependency[Services]
+    digest: FromPath[str], data: JSONBody[Quarantine], services: NamedDependency[Services], by: NamedDependency[Actor]
 ) -> VersionList:
     """End a quarantine. Within a minute or so its versions are validated anew, and serve if they pass."""
-    return VersionList([VersionView.of(version) for version in await services.quarantine.end(digest, data.reason)])
+    return VersionList(
+        [VersionView.of(version) for version in await services.quarantine.end(digest, data.reason, by=by)]
+    )
 
 
 ADMIN_ROUTES = [

@@ -52,7 +52,7 @@ class AliasView(Struct, frozen=True, kw_only=True):
 class MoveView(Struct, frozen=True, kw_only=True):
     """`split` is empty where the alias was deleted. `restores`: the revision that a rollback went back to.
 
-    `moved_by`: the id of the API key.
+    `moved_by`: the id of the API key or of the account.
     """
 
     revision: int

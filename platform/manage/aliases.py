@@ -9,7 +9,9 @@ from litestar.di import NamedDependency, Provide
 from litestar.params import FromPath, JSONBody
 
 from loraplex.adapters.aliases import AdapterAliases
+from loraplex.adapters.audit import Actor
 from loraplex.adapters.lookup import AliasInfo
+from loraplex.platform.audit_rules import audited
 from loraplex.platform.manage.alias_schemas import AliasHistory, AliasView, MoveAlias, MoveView, RollBackAlias
 from loraplex.platform.manage.preconditions import PRECONDITIONED, etag, expected_revision
 from loraplex.platform.services import Services
@@ -33,7 +35,7 @@ async def get_alias(
     return _shown(await aliases.get(tenant_id, name, alias))
 
 
-@put(PATH, opt=PRECONDITIONED)
+@put(PATH, opt=PRECONDITIONED | audited("alias.move"))
 async def move_alias(
     name: FromPath[str],
     alias: FromPath[str],
@@ -41,6 +43,7 @@ async def move_alias(
     request: Request[Any, Principal, Any],
     aliases: NamedDependency[AdapterAliases],
     tenant_id: NamedDependency[str],
+    by: NamedDependency[Actor],
 ) -> Response[AliasView]:
     """Let an alias, new or not, stand for a version, or split its traffic over several by weight.
 
@@ -53,12 +56,12 @@ async def move_alias(
         alias,
         data.targets(),
         expected=expected_revision(request),
-        moved_by=request.auth.key_id,
+        by=by,
     )
     return _shown(moved)
 
 
-@post(PATH + "/rollback", status_code=200, opt=PRECONDITIONED)
+@post(PATH + "/rollback", status_code=200, opt=PRECONDITIONED | audited("alias.roll_back"))
 async def roll_back_alias(
     name: FromPath[str],
     alias: FromPath[str],
@@ -66,6 +69,7 @@ async def roll_back_alias(
     request: Request[Any, Principal, Any],
     aliases: NamedDependency[AdapterAliases],
     tenant_id: NamedDependency[str],
+    by: NamedDependency[Actor],
 ) -> Response[AliasView]:
     """Let an alias stand for what it stood for before its last move, or at the revision `to`; else 409.
 
@@ -77,7 +81,7 @@ async def roll_back_alias(
         alias,
         to=data.to,
         expected=expected_revision(request),
-        moved_by=request.auth.key_id,
+        by=by,
     )
     return _shown(restored)
 
@@ -93,17 +97,17 @@ async def get_alias_history(
     return AliasHistory([MoveView.of(move) for move in await aliases.history(tenant_id, name, alias)])
 
 
-@delete(PATH, opt=PRECONDITIONED)
+@delete(PATH, opt=PRECONDITIONED | audited("alias.delete"))
 async def delete_alias(
     name: FromPath[str],
     alias: FromPath[str],
     request: Request[Any, Principal, Any],
     aliases: NamedDependency[AdapterAliases],
     tenant_id: NamedDependency[str],
+    by: NamedDependency[Actor],
 ) -> None:
     """Delete an alias; its versions and its history stay. `If-Match` as for a move."""
-    expected = expected_revision(request)
-    await aliases.delete(tenant_id, name, alias, expected=expected, moved_by=request.auth.key_id)
+    await aliases.delete(tenant_id, name, alias, expected=expected_revision(request), by=by)
 
 
 def _shown(alias: AliasInfo) -> Response[AliasView]:

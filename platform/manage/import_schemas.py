@@ -31,7 +31,7 @@ class ImportView(Struct, frozen=True, kw_only=True):
     """An error that may pass queues the job again, until its 5th attempt. A branch in `source` becomes its commit.
 
     `file`: the one being fetched; the bytes are those of both files. `version` is set once it is published, and
-    `version_state` is the state of that version now. `created_by`: the id of the API key.
+    `version_state` is the state of that version now. `created_by`: the id of the API key or account.
     """
 
     id: str

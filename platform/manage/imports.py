@@ -6,6 +6,8 @@ from litestar import Router, delete, get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath, JSONBody
 
+from loraplex.adapters.audit import Actor
+from loraplex.platform.audit_rules import audited
 from loraplex.platform.imports.source_names import parse_source, require_allowed
 from loraplex.platform.manage.adapters import PageAfter, PageLimit
 from loraplex.platform.manage.import_schemas import CreateImport, ImportPage, ImportView
@@ -14,12 +16,13 @@ from loraplex.platform.services import Services
 from loraplex.platform.tenants import Principal
 
 
-@post("/", status_code=202)
+@post("/", status_code=202, opt=audited("import.create"))
 async def create_import(
     data: JSONBody[CreateImport],
     services: NamedDependency[Services],
     principal: NamedDependency[Principal],
     tenant_id: NamedDependency[str],
+    by: NamedDependency[Actor],
 ) -> ImportView:
     """Have the server fetch adapter_config.json, adapter_model.safetensors and a chat template, where there is one, and
     publish them as the next version.
@@ -36,7 +39,7 @@ async def create_import(
         data.adapter,
         str(source),
         max_open=services.settings.max_imports_per_tenant,
-        created_by=principal.key_id,
+        by=by,
     )
     return ImportView.of(job)
 
@@ -62,12 +65,15 @@ async def get_import(
     return ImportView.of(await services.imports.get(tenant_id, import_id))
 
 
-@delete("/{import_id:str}", status_code=200)
+@delete("/{import_id:str}", status_code=200, opt=audited("import.cancel"))
 async def cancel_import(
-    import_id: FromPath[str], services: NamedDependency[Services], tenant_id: NamedDependency[str]
+    import_id: FromPath[str],
+    services: NamedDependency[Services],
+    tenant_id: NamedDependency[str],
+    by: NamedDependency[Actor],
 ) -> ImportView:
     """Cancel an import; one that runs stops within seconds. 409 where it has ended or has published its version."""
-    return ImportView.of(await services.imports.cancel(tenant_id, import_id))
+    return ImportView.of(await services.imports.cancel(tenant_id, import_id, by=by))
 
 
 IMPORT_ROUTES = [

@@ -9,6 +9,8 @@ from litestar import Request, Response, delete, get, patch, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath, JSONBody
 
+from loraplex.adapters.audit import Actor
+from loraplex.platform.audit_rules import audited
 from loraplex.platform.key_terms import KeyInfo
 from loraplex.platform.manage.preconditions import PRECONDITIONED, etag, expected_revision
 from loraplex.platform.manage.tenant_schemas import ChangeKey, KeyView, RotateKey
@@ -23,26 +25,28 @@ async def get_key(key_id: FromPath[str], services: NamedDependency[Services]) ->
     return _shown(await services.tenants.get_key(key_id))
 
 
-@patch(PATH, opt=PRECONDITIONED)
+@patch(PATH, opt=PRECONDITIONED | audited("key.change"))
 async def change_key(
     key_id: FromPath[str],
     data: JSONBody[ChangeKey],
     request: Request[Any, Any, Any],
     services: NamedDependency[Services],
+    by: NamedDependency[Actor],
 ) -> Response[KeyView]:
     """Change what a key may do, its name or its end: at once on this server, within 2 seconds on others.
 
     With `If-Match` only from that revision; else 412 with code `key_changed`. A key that was revoked is a 409.
     """
-    return _shown(await services.key_changes.change(key_id, data.apply, expected_revision(request)))
+    return _shown(await services.key_changes.change(key_id, data.apply, expected_revision(request), by=by))
 
 
-@post(PATH + "/rotate", status_code=200, opt=PRECONDITIONED)
+@post(PATH + "/rotate", status_code=200, opt=PRECONDITIONED | audited("key.rotate"))
 async def rotate_key(
     key_id: FromPath[str],
     data: JSONBody[RotateKey],
     request: Request[Any, Any, Any],
     services: NamedDependency[Services],
+    by: NamedDependency[Actor],
 ) -> Response[KeyView]:
     """Give a key another secret, shown here and never again. The old one holds for `overlap_seconds` more.
 
@@ -50,15 +54,18 @@ async def rotate_key(
     which ends both. `If-Match` as for a change.
     """
     overlap = timedelta(seconds=data.overlap_seconds)
-    return _shown(*await services.key_changes.rotate(key_id, overlap, expected_revision(request)))
+    return _shown(*await services.key_changes.rotate(key_id, overlap, expected_revision(request), by=by))
 
 
-@delete(PATH + "/old-secret", status_code=200, opt=PRECONDITIONED)
+@delete(PATH + "/old-secret", status_code=200, opt=PRECONDITIONED | audited("key.end_old_secret"))
 async def end_old_secret(
-    key_id: FromPath[str], request: Request[Any, Any, Any], services: NamedDependency[Services]
+    key_id: FromPath[str],
+    request: Request[Any, Any, Any],
+    services: NamedDependency[Services],
+    by: NamedDependency[Actor],
 ) -> Response[KeyView]:
     """End the secret from before the last rotation now; fine where there is none. `If-Match` as for a change."""
-    return _shown(await services.key_changes.end_old_secret(key_id, expected_revision(request)))
+    return _shown(await services.key_changes.end_old_secret(key_id, expected_revision(request), by=by))
 
 
 def _shown(key: KeyInfo, secret: str | None = None) -> Response[KeyView]:

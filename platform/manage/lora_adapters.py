@@ -15,15 +15,17 @@ from litestar.di import NamedDependency
 from litestar.params import JSONBody
 from msgspec import Meta, Struct
 
+from loraplex.adapters.audit import Actor
 from loraplex.adapters.errors import AdapterNotFound, InvalidName
 from loraplex.adapters.lookup import DEFAULT_ALIAS
 from loraplex.adapters.names import MAX_MODEL_NAME_LENGTH
 from loraplex.adapters.registry import VersionInfo
+from loraplex.platform.audit_rules import audited
 from loraplex.platform.errors import ApiError, unavailable
 from loraplex.platform.lora_folders import publish_folder
 from loraplex.platform.lora_modules import split_lora_name, stands_for, tenant_of
 from loraplex.platform.services import Services
-from loraplex.platform.tenants import Principal, TenantInfo, TenantNotFound
+from loraplex.platform.tenants import TenantInfo, TenantNotFound
 
 logger = structlog.get_logger(__name__)
 
@@ -46,12 +48,17 @@ class UnloadLoraAdapter(Struct, frozen=True, kw_only=True, forbid_unknown_fields
     lora_int_id: int | None = None
 
 
-@post("/load_lora_adapter", status_code=200, media_type="text/plain")
+@post(
+    "/load_lora_adapter",
+    status_code=200,
+    media_type="text/plain",
+    opt=audited("tenant.create", "adapter.create", "version.publish", "alias.move"),
+)
 async def load_lora_adapter(
     data: JSONBody[LoadLoraAdapter],
     services: NamedDependency[Services],
-    principal: NamedDependency[Principal],
     lora_lock: NamedDependency[asyncio.Lock],
+    by: NamedDependency[Actor],
 ) -> str:
     """Publish a PEFT folder of the server as an adapter's next version, checked and run like an upload.
 
@@ -60,35 +67,35 @@ async def load_lora_adapter(
     """
     slug, adapter = _named(services, data.lora_name)
     async with lora_lock:
-        tenant = await tenant_of(services, slug)
+        tenant = await tenant_of(services, slug, by)
         if not data.load_inplace and await _is_loaded(services, tenant, adapter):
             message = (
                 f"The lora adapter '{data.lora_name}' has already been loaded. If you want to load the adapter in "
                 "place, set 'load_inplace' to True."
             )
             raise ApiError(400, "adapter_exists", message, param="lora_name")
-        version = await _publish(services, tenant, adapter, data.lora_path, principal.key_id)
-    logger.info("lora_adapter_loaded", version=version.canonical_name, path=data.lora_path, key_id=principal.key_id)
+        version = await _publish(services, tenant, adapter, data.lora_path, by)
+    logger.info("lora_adapter_loaded", version=version.canonical_name, path=data.lora_path, key_id=by.id)
     return f"Success: LoRA adapter '{data.lora_name}' added successfully."
 
 
-@post("/unload_lora_adapter", status_code=200, media_type="text/plain")
+@post("/unload_lora_adapter", status_code=200, media_type="text/plain", opt=audited("adapter.delete"))
 async def unload_lora_adapter(
     data: JSONBody[UnloadLoraAdapter],
     services: NamedDependency[Services],
-    principal: NamedDependency[Principal],
     lora_lock: NamedDependency[asyncio.Lock],
+    by: NamedDependency[Actor],
 ) -> str:
     """Delete an adapter with all its versions. Requests that run finish; new ones get 404."""
     slug, adapter = _named(services, data.lora_name)
     async with lora_lock:
         try:
             tenant = await services.tenants.get_tenant(slug)
-            await services.registry.delete_adapter(tenant.id, adapter)
+            await services.registry.delete_adapter(tenant.id, adapter, by=by)
         except (AdapterNotFound, TenantNotFound) as error:
             message = f"The lora adapter '{data.lora_name}' cannot be found."
             raise ApiError(404, "adapter_not_found", message, param="lora_name") from error
-    logger.info("lora_adapter_unloaded", adapter=f"{slug}/{adapter}", key_id=principal.key_id)
+    logger.info("lora_adapter_unloaded", adapter=f"{slug}/{adapter}", key_id=by.id)
     return f"Success: LoRA adapter '{data.lora_name}' removed successfully."
 
 
@@ -110,10 +117,10 @@ async def _is_loaded(services: Services, tenant: TenantInfo, adapter: str) -> bo
     return any(version.state == "ready" for version in found.versions)
 
 
-async def _publish(services: Services, tenant: TenantInfo, adapter: str, path: str, key_id: str) -> VersionInfo:
+async def _publish(services: Services, tenant: TenantInfo, adapter: str, path: str, by: Actor) -> VersionInfo:
     """The folder's version, which the bare name stands for afterwards."""
     try:
-        version = await publish_folder(services, Path(path), services.settings.lora_dirs, tenant.id, adapter, key_id)
+        version = await publish_folder(services, Path(path), services.settings.lora_dirs, tenant.id, adapter, by)
     except InvalidName as error:
         raise ApiError(400, "invalid_value", str(error), param="lora_name") from error
     if version.state != "ready":
@@ -121,7 +128,7 @@ async def _publish(services: Services, tenant: TenantInfo, adapter: str, path: s
         raise unavailable("version_validating", message, retry_after_seconds=5)
     # The same bytes may be an older version, and the name may be bound to another one.
     if not await stands_for(services, version):
-        await services.aliases.move(tenant.id, adapter, DEFAULT_ALIAS, {version.number: 1}, moved_by=key_id)
+        await services.aliases.move(tenant.id, adapter, DEFAULT_ALIAS, {version.number: 1}, by=by)
     return version
 
 

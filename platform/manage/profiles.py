@@ -9,10 +9,12 @@ from litestar.di import NamedDependency
 from litestar.params import FromPath, JSONBody
 from msgspec import UNSET, UnsetType, structs
 
+from loraplex.adapters.audit import Actor
 from loraplex.adapters.errors import VersionNotFound
 from loraplex.adapters.profile import ChatTemplate, ProfileSettings, ServingProfile
 from loraplex.adapters.profile_store import ProfileInfo
 from loraplex.engine.templates import TemplateError
+from loraplex.platform.audit_rules import audited
 from loraplex.platform.errors import ApiError
 from loraplex.platform.manage.preconditions import PRECONDITIONED, etag, expected_revision
 from loraplex.platform.publishing import require_served
@@ -42,7 +44,7 @@ async def get_profile(
     return _shown(await services.profiles.get(tenant_id, name, number), name, number)
 
 
-@put(PATH, opt=PRECONDITIONED)
+@put(PATH, opt=PRECONDITIONED | audited("profile.set"))
 async def set_profile(
     name: FromPath[str],
     number: FromPath[int],
@@ -50,6 +52,7 @@ async def set_profile(
     request: Request[Any, Any, Any],
     services: NamedDependency[Services],
     tenant_id: NamedDependency[str],
+    by: NamedDependency[Actor],
 ) -> Response[ServingProfile]:
     """Set the profile as a whole; only a `chat_template` that is left out stays as it is, and null takes it away.
 
@@ -61,17 +64,18 @@ async def set_profile(
     expected = expected_revision(request)
     known = await services.profiles.get(tenant_id, name, number)
     await _require_servable(services, tenant_id, data.onto(known.profile))
-    changed = await services.profiles.change(tenant_id, name, number, data.onto, expected=expected)
+    changed = await services.profiles.change(tenant_id, name, number, data.onto, expected=expected, by=by)
     return _shown(changed, name, number)
 
 
-@delete(PATH, opt=PRECONDITIONED)
+@delete(PATH, opt=PRECONDITIONED | audited("profile.clear"))
 async def clear_profile(
     name: FromPath[str],
     number: FromPath[int],
     request: Request[Any, Any, Any],
     services: NamedDependency[Services],
     tenant_id: NamedDependency[str],
+    by: NamedDependency[Actor],
 ) -> None:
     """Serve the version with the base's chat template and the server's defaults. `If-Match` as for setting it."""
 
@@ -79,7 +83,7 @@ async def clear_profile(
         if profile is None:
             raise VersionNotFound(_no_profile(name, number))
 
-    await services.profiles.change(tenant_id, name, number, clear, expected=expected_revision(request))
+    await services.profiles.change(tenant_id, name, number, clear, expected=expected_revision(request), by=by)
 
 
 async def _require_servable(services: Services, tenant_id: str, profile: ServingProfile) -> None:

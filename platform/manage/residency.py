@@ -9,7 +9,9 @@ from litestar import Router, delete, get, post, put
 from litestar.di import NamedDependency
 from litestar.params import FromPath, JSONBody, QueryParameter
 
+from loraplex.adapters.audit import Actor
 from loraplex.platform import residency
+from loraplex.platform.audit_rules import audited
 from loraplex.platform.manage.adapters import PageLimit
 from loraplex.platform.manage.engine_answers import answered
 from loraplex.platform.manage.residency_schemas import (
@@ -23,7 +25,6 @@ from loraplex.platform.manage.residency_schemas import (
 )
 from loraplex.platform.manage.version_schemas import VersionView
 from loraplex.platform.services import Services
-from loraplex.platform.tenants import Principal
 
 MAX_RESIDENTS = 1000
 
@@ -48,49 +49,61 @@ async def get_residency(
     return (await residency.look(services, [await services.registry.get_version(tenant_id, name, number)]))[0]
 
 
-@post(VERSION + "/warm", status_code=202)
+@post(VERSION + "/warm", status_code=202, opt=audited("version.warm"))
 async def warm_version(
-    name: FromPath[str], number: FromPath[int], services: NamedDependency[Services], tenant_id: NamedDependency[str]
+    name: FromPath[str],
+    number: FromPath[int],
+    services: NamedDependency[Services],
+    tenant_id: NamedDependency[str],
+    by: NamedDependency[Actor],
 ) -> VersionView:
     """Bring a version to the device before its first request, where that costs no running request its place."""
-    return VersionView.of(await residency.warm(services, tenant_id, name, number))
+    return VersionView.of(await residency.warm(services, tenant_id, name, number, by))
 
 
-@put(VERSION + "/pin")
+@put(VERSION + "/pin", opt=audited("version.pin"))
 async def pin_version(
     name: FromPath[str],
     number: FromPath[int],
     data: JSONBody[PinVersion],
     services: NamedDependency[Services],
-    principal: NamedDependency[Principal],
     tenant_id: NamedDependency[str],
+    by: NamedDependency[Actor],
 ) -> ResidencyView:
     """Bring a version to the device as `warm` does, and keep it there for so long; again: for so long from now.
 
     It holds on every server and over restarts. 409 with code `pins_exceeded`: there is a bound on what your pins, and
     all tenants' together, may take.
     """
-    version = await residency.pin(services, tenant_id, name, number, data.seconds, principal.key_id)
+    version = await residency.pin(services, tenant_id, name, number, data.seconds, by)
     return (await residency.look(services, [version]))[0]
 
 
-@delete(VERSION + "/pin")
+@delete(VERSION + "/pin", opt=audited("version.unpin"))
 async def unpin_version(
-    name: FromPath[str], number: FromPath[int], services: NamedDependency[Services], tenant_id: NamedDependency[str]
+    name: FromPath[str],
+    number: FromPath[int],
+    services: NamedDependency[Services],
+    tenant_id: NamedDependency[str],
+    by: NamedDependency[Actor],
 ) -> None:
     """End a pin. The version stays where it is until others need the room."""
-    await residency.unpin(services, tenant_id, name, number)
+    await residency.unpin(services, tenant_id, name, number, by)
 
 
-@post(VERSION + "/evict", status_code=200)
+@post(VERSION + "/evict", status_code=200, opt=audited("version.evict"))
 async def evict_version(
-    name: FromPath[str], number: FromPath[int], services: NamedDependency[Services], tenant_id: NamedDependency[str]
+    name: FromPath[str],
+    number: FromPath[int],
+    services: NamedDependency[Services],
+    tenant_id: NamedDependency[str],
+    by: NamedDependency[Actor],
 ) -> ResidencyView:
     """Free the memory that a version takes on this server, on the device and in the host's memory.
 
     409 with code `adapter_in_use` while your requests run with it, `adapter_pinned` while you pin it.
     """
-    return (await residency.look(services, [await residency.evict(services, tenant_id, name, number)]))[0]
+    return (await residency.look(services, [await residency.evict(services, tenant_id, name, number, by)]))[0]
 
 
 @get("/residency")

@@ -16,6 +16,7 @@ from litestar.di import NamedDependency
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import FromPath, HeaderParameter, JSONBody
 
+from loraplex.adapters.audit import Actor
 from loraplex.adapters.blobs import (
     ADAPTER_FILES,
     PROMPT_FILES,
@@ -28,6 +29,7 @@ from loraplex.adapters.registry import VersionInfo
 from loraplex.adapters.types import received_digest
 from loraplex.adapters.upload_files import AnnouncedFile, GrowingFile
 from loraplex.adapters.upload_sessions import UploadInfo
+from loraplex.platform.audit_rules import audited, unaudited
 from loraplex.platform.errors import ApiError
 from loraplex.platform.manage.idempotency import REUSED, Once
 from loraplex.platform.manage.upload_schemas import OpenUpload, UploadList, UploadView
@@ -36,7 +38,6 @@ from loraplex.platform.manage.version_schemas import VersionDetail
 from loraplex.platform.manage.versions import published_answer
 from loraplex.platform.publishing import max_file_bytes, publish_staged, require_served
 from loraplex.platform.services import Services
-from loraplex.platform.tenants import Principal
 
 BYTES_FROM_OFFSET = "application/offset+octet-stream"
 FILE_PATH = "/{upload_id:str}/files/{name:str}"
@@ -48,13 +49,14 @@ FILE_PATH = "/{upload_id:str}/files/{name:str}"
         200: ResponseSpec(UploadView, description="These files are yours already", generate_examples=False),
         **REUSED,
     },
+    opt=audited("upload.open", "version.publish"),
 )
 async def open_upload(
     data: JSONBody[OpenUpload],
     services: NamedDependency[Services],
-    principal: NamedDependency[Principal],
     tenant_id: NamedDependency[str],
     once: NamedDependency[Once],
+    by: NamedDependency[Actor],
 ) -> Response[UploadView]:
     """Announce the files of an adapter's next version. 201: an upload, whose files PATCH sends from their offset on.
 
@@ -67,11 +69,11 @@ async def open_upload(
         await require_served(services, tenant_id, data.adapter)
         files = data.announced()
         _require_acceptable(files, max_file_bytes(services))
-        known = await _known_version(services, tenant_id, data.adapter, files, principal.key_id)
+        known = await _known_version(services, tenant_id, data.adapter, files, by)
         if known is not None:
             return attempt.keep(Response(UploadView.over(files, known), status_code=200))
         await services.registry.check_room(tenant_id, {file.name: file.size_bytes for file in files}[WEIGHTS_FILE])
-        opened = await services.uploads.open(tenant_id, data.adapter, files, principal.key_id)
+        opened = await services.uploads.open(tenant_id, data.adapter, files, by=by)
         nothing_yet = {file.name: 0 for file in files}
         return attempt.keep(Response(UploadView.under_way(opened, nothing_yet), status_code=201))
 
@@ -114,7 +116,8 @@ async def get_offset(
     FILE_PATH,
     status_code=204,
     request_max_body_size=None,
-    opt={"request_body": {BYTES_FROM_OFFSET: {"schema": {"type": "string", "format": "binary"}}}},
+    opt={"request_body": {BYTES_FROM_OFFSET: {"schema": {"type": "string", "format": "binary"}}}}
+    | unaudited("bytes of an upload that was announced: what they become has an entry"),
 )
 async def append_to_file(
     upload_id: FromPath[str],
@@ -147,13 +150,13 @@ async def append_to_file(
     return Response(None, headers={"upload-offset": str(offset)})
 
 
-@post("/{upload_id:str}/complete")
+@post("/{upload_id:str}/complete", opt=audited("version.publish"))
 async def complete_upload(
     upload_id: FromPath[str],
     services: NamedDependency[Services],
-    principal: NamedDependency[Principal],
     tenant_id: NamedDependency[str],
     upload_slots: NamedDependency[UploadSlots],
+    by: NamedDependency[Actor],
 ) -> Response[VersionDetail]:
     """Check the files and publish them: answers as the upload of a version does. Again gives the same version.
 
@@ -164,23 +167,26 @@ async def complete_upload(
     if upload.version is None:
         await require_served(services, tenant_id, upload.adapter)
         with upload_slots.take(tenant_id):
-            version = await _publish(services, tenant_id, upload, principal.key_id)
+            version = await _publish(services, tenant_id, upload, by)
     else:
         version = await services.registry.get_version(tenant_id, upload.adapter, upload.version)
     return await published_answer(services, version)
 
 
-@delete("/{upload_id:str}")
+@delete("/{upload_id:str}", opt=audited("upload.drop"))
 async def drop_upload(
-    upload_id: FromPath[str], services: NamedDependency[Services], tenant_id: NamedDependency[str]
+    upload_id: FromPath[str],
+    services: NamedDependency[Services],
+    tenant_id: NamedDependency[str],
+    by: NamedDependency[Actor],
 ) -> None:
     """Drop an upload and what was received of it. A version that it became stays."""
     upload = await services.uploads.get(tenant_id, upload_id)
-    await services.uploads.drop(upload.id)
+    await services.uploads.drop(tenant_id, upload, by=by)
     await to_thread.run_sync(services.upload_files.discard, upload.id)
 
 
-async def _publish(services: Services, tenant_id: str, upload: UploadInfo, key_id: str) -> VersionInfo:
+async def _publish(services: Services, tenant_id: str, upload: UploadInfo, by: Actor) -> VersionInfo:
     """The files stay until the row knows its version: whatever step this dies at, it can be done again."""
     with services.blobs.stage() as staging:
         try:
@@ -192,14 +198,14 @@ async def _publish(services: Services, tenant_id: str, upload: UploadInfo, key_i
             # Another request has completed it since we looked, and the files are gone for that.
             return await services.registry.get_version(tenant_id, upload.adapter, upload.version)
         weights_sha256 = upload.file(WEIGHTS_FILE).sha256
-        version = await publish_staged(services, staging, tenant_id, upload.adapter, weights_sha256, key_id)
+        version = await publish_staged(services, staging, tenant_id, upload.adapter, weights_sha256, by)
     await services.uploads.close(upload.id, version.number)
     await to_thread.run_sync(services.upload_files.discard, upload.id)
     return version
 
 
 async def _known_version(
-    services: Services, tenant_id: str, adapter: str, files: tuple[AnnouncedFile, ...], key_id: str
+    services: Services, tenant_id: str, adapter: str, files: tuple[AnnouncedFile, ...], by: Actor
 ) -> VersionInfo | None:
     """The version of this adapter that these files are, or become because the tenant serves another adapter from them;
     none where the bytes are gone. Other tenants' versions play no part."""
@@ -215,7 +221,7 @@ async def _known_version(
         if not _brings(files, template):
             return None
         return await services.registry.publish_again(
-            known, adapter, received_sha256=received, chat_template=template, created_by=key_id
+            known, adapter, received_sha256=received, chat_template=template, by=by
         )
     except (AdapterUnavailable, VersionNotFound):
         return None

@@ -12,6 +12,8 @@ from litestar.di import NamedDependency, Provide
 from litestar.params import FromPath, JSONBody, QueryParameter
 from litestar.response import Stream
 
+from loraplex.adapters.audit import Actor
+from loraplex.platform.audit_rules import audited
 from loraplex.platform.errors import ApiError
 from loraplex.platform.ledger.export import MEDIA_TYPES, Format, exported
 from loraplex.platform.ledger.prices import PriceTable
@@ -148,12 +150,15 @@ async def get_contents(
     return RequestContents(*found)
 
 
-@delete("/requests/{record_id:str}/contents")
+@delete("/requests/{record_id:str}/contents", opt=audited("contents.delete"))
 async def delete_contents(
-    record_id: FromPath[str], services: NamedDependency[Services], usage_of: NamedDependency[str | None]
+    record_id: FromPath[str],
+    services: NamedDependency[Services],
+    usage_of: NamedDependency[str | None],
+    by: NamedDependency[Actor],
 ) -> None:
     """Delete what a request asked and was answered; what it used stays."""
-    if not await services.usage.delete_contents(usage_of, record_id):
+    if not await services.usage.delete_contents(usage_of, record_id, by=by):
         raise _no_contents()
 
 
@@ -163,10 +168,12 @@ async def get_prices(services: NamedDependency[Services]) -> PriceTable:
     return await services.prices.get()
 
 
-@put("/prices")
-async def set_prices(data: JSONBody[PriceTable], services: NamedDependency[Services]) -> PriceTable:
+@put("/prices", opt=audited("prices.set"))
+async def set_prices(
+    data: JSONBody[PriceTable], services: NamedDependency[Services], by: NamedDependency[Actor]
+) -> PriceTable:
     """Set all prices. They hold for what is written into the ledger from now on."""
-    return await services.prices.set(data)
+    return await services.prices.set(data, by=by)
 
 
 @get("/contents/{slug:str}")
@@ -175,21 +182,26 @@ async def get_content_retention(slug: FromPath[str], services: NamedDependency[S
     return ContentRetention(days=await services.tenants.content_days(slug))
 
 
-@put("/contents/{slug:str}")
+@put("/contents/{slug:str}", opt=audited("tenant.contents"))
 async def set_content_retention(
-    slug: FromPath[str], data: JSONBody[ContentRetention], services: NamedDependency[Services]
+    slug: FromPath[str],
+    data: JSONBody[ContentRetention],
+    services: NamedDependency[Services],
+    by: NamedDependency[Actor],
 ) -> ContentRetention:
     """Keep what a tenant's requests ask and are answered for so many days, or no longer. What is kept stays until its
     own time is up."""
-    await services.tenants.set_content_days(slug, data.days)
+    await services.tenants.set_content_days(slug, data.days, by=by)
     return data
 
 
-@delete("/contents/{slug:str}", status_code=200)
-async def delete_all_contents(slug: FromPath[str], services: NamedDependency[Services]) -> DeletedContents:
+@delete("/contents/{slug:str}", status_code=200, opt=audited("contents.delete"))
+async def delete_all_contents(
+    slug: FromPath[str], services: NamedDependency[Services], by: NamedDependency[Actor]
+) -> DeletedContents:
     """Delete all that is kept of what a tenant's requests asked and were answered."""
     tenant = await services.tenants.get_tenant(slug)
-    return DeletedContents(await services.usage.delete_all_contents(tenant.id))
+    return DeletedContents(await services.usage.delete_all_contents(tenant.id, by=by))
 
 
 async def _all_sums(services: Services, asked: Asked, step: Step, by: By) -> AsyncIterator[list[UsageSum]]:

@@ -10,6 +10,7 @@ from litestar.di import NamedDependency
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import FromPath, QueryParameter
 
+from loraplex.adapters.audit import Actor
 from loraplex.adapters.blobs import (
     ADAPTER_FILES,
     CONFIG_FILE,
@@ -20,6 +21,7 @@ from loraplex.adapters.blobs import (
     Staging,
 )
 from loraplex.adapters.lookup import VersionInfo
+from loraplex.platform.audit_rules import audited
 from loraplex.platform.check_report import report_of_checks
 from loraplex.platform.manage.idempotency import REUSED, Once
 from loraplex.platform.manage.uploads import PartTarget, ReceivedPart, UploadSlots, receive_parts
@@ -33,7 +35,6 @@ from loraplex.platform.publishing import (
     validate_now,
 )
 from loraplex.platform.services import Services
-from loraplex.platform.tenants import Principal
 
 PARTS = {
     "config": CONFIG_FILE,
@@ -58,17 +59,17 @@ UPLOAD_FORM = {
 @post(
     "/{name:str}/versions",
     request_max_body_size=None,
-    opt={"request_body": UPLOAD_FORM},
+    opt={"request_body": UPLOAD_FORM} | audited("version.publish"),
     responses={200: ResponseSpec(CheckedView, description="Of a dry run", generate_examples=False), **REUSED},
 )
 async def publish_version(
     name: FromPath[str],
     request: Request[Any, Any, Any],
     services: NamedDependency[Services],
-    principal: NamedDependency[Principal],
     tenant_id: NamedDependency[str],
     upload_slots: NamedDependency[UploadSlots],
     once: NamedDependency[Once],
+    by: NamedDependency[Actor],
     dry_run: Annotated[bool, QueryParameter(description="Check the files, and neither keep nor run them.")] = False,
 ) -> Response[VersionDetail]:
     """Upload a PEFT LoRA as the next version: `config` is adapter_config.json, `weights` is adapter_model.safetensors.
@@ -100,7 +101,7 @@ async def publish_version(
             attempt = await named.enter_async_context(once.attempt(*files))
             if attempt.answer is not None:
                 return attempt.answer
-            published = await publish_staged(services, staging, tenant_id, name, weights_sha256, principal.key_id)
+            published = await publish_staged(services, staging, tenant_id, name, weights_sha256, by)
         return attempt.keep(await published_answer(services, published))
 
 
@@ -135,12 +136,16 @@ async def get_version(
     return await _detail(services, await services.registry.get_version(tenant_id, name, number))
 
 
-@delete("/{name:str}/versions/{number:int}")
+@delete("/{name:str}/versions/{number:int}", opt=audited("version.delete"))
 async def delete_version(
-    name: FromPath[str], number: FromPath[int], services: NamedDependency[Services], tenant_id: NamedDependency[str]
+    name: FromPath[str],
+    number: FromPath[int],
+    services: NamedDependency[Services],
+    tenant_id: NamedDependency[str],
+    by: NamedDependency[Actor],
 ) -> None:
     """Delete a version that no alias points at; else 409 with code `version_in_use`."""
-    await services.registry.delete_version(tenant_id, name, number)
+    await services.registry.delete_version(tenant_id, name, number, by=by)
 
 
 async def _detail(services: Services, version: VersionInfo) -> VersionDetail:

@@ -8,18 +8,21 @@ from litestar import get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath, JSONBody, QueryParameter
 
+from loraplex.adapters.audit import Actor
+from loraplex.platform.audit_rules import audited
 from loraplex.platform.errors import ApiError
 from loraplex.platform.openai.batch_types import ENDPOINTS, MAX_LABELS, BatchList, BatchObject, CreateBatch
 from loraplex.platform.services import Services
 from loraplex.platform.tenants import Principal
 
 
-@post("/batches", status_code=200, opt={"scope": "inference"}, tags=["openai"])
+@post("/batches", status_code=200, opt={"scope": "inference"} | audited("batch.create"), tags=["openai"])
 async def create_batch(
     data: JSONBody[CreateBatch],
     services: NamedDependency[Services],
     principal: NamedDependency[Principal],
     tenant_id: NamedDependency[str],
+    by: NamedDependency[Actor],
 ) -> BatchObject:
     """Have the requests in a file answered within a day, beside live traffic and behind it.
 
@@ -46,6 +49,7 @@ async def create_batch(
         output_seconds=int(default_seconds) if expires is None else expires.seconds,
         labels=data.metadata,
         max_open=services.settings.max_batches_per_tenant,
+        by=by,
     )
     return BatchObject.of(batch)
 
@@ -72,12 +76,20 @@ async def get_batch(
     return BatchObject.of(await services.batches.get(tenant_id, batch_id))
 
 
-@post("/batches/{batch_id:str}/cancel", status_code=200, opt={"scope": "inference"}, tags=["openai"])
+@post(
+    "/batches/{batch_id:str}/cancel",
+    status_code=200,
+    opt={"scope": "inference"} | audited("batch.cancel"),
+    tags=["openai"],
+)
 async def cancel_batch(
-    batch_id: FromPath[str], services: NamedDependency[Services], tenant_id: NamedDependency[str]
+    batch_id: FromPath[str],
+    services: NamedDependency[Services],
+    tenant_id: NamedDependency[str],
+    by: NamedDependency[Actor],
 ) -> BatchObject:
     """Cancel a batch: within seconds it is cancelled, with files of what was answered and what was not."""
-    return BatchObject.of(await services.batches.cancel(tenant_id, batch_id))
+    return BatchObject.of(await services.batches.cancel(tenant_id, batch_id, by=by))
 
 
 BATCH_ROUTES = [create_batch, list_batches, get_batch, cancel_batch]

@@ -14,6 +14,7 @@ from litestar.di import NamedDependency
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import JSONBody
 
+from loraplex.platform.audit_rules import INFERENCE
 from loraplex.platform.ledger.meter import METERED, meter_of
 from loraplex.platform.openai.answer import Answer
 from loraplex.platform.openai.chat_reading import ChatReading
@@ -38,7 +39,7 @@ from loraplex.platform.tenants import Principal
 @post(
     "/chat/completions",
     status_code=200,
-    opt={"scope": "inference", METERED: "chat"},
+    opt=INFERENCE | {METERED: "chat"},
     tags=["openai"],
     responses={200: ResponseSpec(ChatCompletion, description="The answer, or events", generate_examples=False)},
 )

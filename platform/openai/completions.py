@@ -17,6 +17,7 @@ from litestar.params import JSONBody
 
 from loraplex.engine.messages import Generate
 from loraplex.engine.text import TextCodec
+from loraplex.platform.audit_rules import INFERENCE
 from loraplex.platform.errors import ApiError
 from loraplex.platform.ledger.meter import METERED, meter_of
 from loraplex.platform.openai.answer import Answer
@@ -39,7 +40,7 @@ DEFAULT_MAX_TOKENS = 16
 @post(
     "/completions",
     status_code=200,
-    opt={"scope": "inference", METERED: "completions"},
+    opt=INFERENCE | {METERED: "completions"},
     tags=["openai"],
     responses={200: ResponseSpec(Completion, description="The completion, or events", generate_examples=False)},
 )

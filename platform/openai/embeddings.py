@@ -26,6 +26,7 @@ from litestar.params import JSONBody
 from loraplex.engine.client import EngineUnavailable, GenerationFailed
 from loraplex.engine.messages import Embed
 from loraplex.engine.text import TextCodec
+from loraplex.platform.audit_rules import INFERENCE
 from loraplex.platform.catalog import ResolvedModel
 from loraplex.platform.errors import ApiError
 from loraplex.platform.ledger.meter import METERED, Course, Meter, meter_of
@@ -48,7 +49,7 @@ MAX_AT_ONCE = 16
 """Prompts of one request that the engine has in hand."""
 
 
-@post("/embeddings", status_code=200, opt={"scope": "inference", METERED: "embeddings"}, tags=["openai"])
+@post("/embeddings", status_code=200, opt=INFERENCE | {METERED: "embeddings"}, tags=["openai"])
 async def create_embeddings(
     data: JSONBody[EmbeddingRequest],
     request: Request[Any, Principal, Any],

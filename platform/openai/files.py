@@ -12,6 +12,8 @@ from litestar.di import NamedDependency
 from litestar.params import FromPath, QueryParameter
 from litestar.response import File
 
+from loraplex.adapters.audit import Actor
+from loraplex.platform.audit_rules import audited
 from loraplex.platform.batches.errors import NoSuchFile
 from loraplex.platform.batches.files import Order
 from loraplex.platform.errors import ApiError
@@ -24,7 +26,6 @@ from loraplex.platform.openai.batch_types import (
     FileObject,
 )
 from loraplex.platform.services import Services
-from loraplex.platform.tenants import Principal
 
 PURPOSE, ANCHOR, SECONDS = "purpose", "expires_after[anchor]", "expires_after[seconds]"
 FIELD_BYTES = 64
@@ -48,15 +49,18 @@ FILE_FORM = {
 
 
 @post(
-    "/files", status_code=200, request_max_body_size=None, opt={"scope": "inference", "request_body": FILE_FORM},
+    "/files",
+    status_code=200,
+    request_max_body_size=None,
+    opt={"scope": "inference", "request_body": FILE_FORM, **audited("file.create")},
     tags=["openai"],
-)  # fmt: skip
+)
 async def create_file(
     request: Request[Any, Any, Any],
     services: NamedDependency[Services],
-    principal: NamedDependency[Principal],
     tenant_id: NamedDependency[str],
     upload_slots: NamedDependency[UploadSlots],
+    by: NamedDependency[Actor],
 ) -> FileObject:
     """Upload the input of a batch, as multipart/form-data: `file`, and `purpose`, which is batch.
 
@@ -78,7 +82,7 @@ async def create_file(
         lifetime = _lifetime(fields, settings.file_expiry_seconds)
         kept = await to_thread.run_sync(store.keep, folder / "file", file.size_bytes, file.sha256)
         try:
-            row = await services.files.add(tenant_id, kept, file.filename or "file.jsonl", lifetime, principal.key_id)
+            row = await services.files.add(tenant_id, kept, file.filename or "file.jsonl", lifetime, by=by)
         except BaseException:
             store.discard(kept.id)
             raise
@@ -143,12 +147,15 @@ async def get_file_content(
     return File(path=path, filename=f"{file.id}.jsonl", media_type="application/octet-stream")
 
 
-@delete("/files/{file_id:str}", status_code=200, opt={"scope": "inference"}, tags=["openai"])
+@delete("/files/{file_id:str}", status_code=200, opt={"scope": "inference"} | audited("file.delete"), tags=["openai"])
 async def delete_file(
-    file_id: FromPath[str], services: NamedDependency[Services], tenant_id: NamedDependency[str]
+    file_id: FromPath[str],
+    services: NamedDependency[Services],
+    tenant_id: NamedDependency[str],
+    by: NamedDependency[Actor],
 ) -> FileDeleted:
     """Delete a file, unless a batch that has not ended reads it."""
-    await services.files.delete(tenant_id, file_id)
+    await services.files.delete(tenant_id, file_id, by=by)
     await to_thread.run_sync(services.file_store.discard, file_id)
     return FileDeleted(id=file_id)
 

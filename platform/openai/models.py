@@ -10,9 +10,11 @@ from litestar import delete, get
 from litestar.di import NamedDependency
 from litestar.params import FromPath, QueryParameter
 
+from loraplex.adapters.audit import Actor
 from loraplex.adapters.errors import AdapterNotFound
 from loraplex.adapters.lookup import DEFAULT_ALIAS
 from loraplex.adapters.registry import MAX_PAGE, AdapterInfo
+from loraplex.platform.audit_rules import audited
 from loraplex.platform.catalog import model_not_found
 from loraplex.platform.errors import ApiError
 from loraplex.platform.key_terms import BASE
@@ -92,9 +94,17 @@ async def get_model(
     )
 
 
-@delete("/models/{model:path}", status_code=200, opt={"scope": "adapters"}, tags=["openai"])
+@delete(
+    "/models/{model:path}",
+    status_code=200,
+    opt={"scope": "adapters"} | audited("adapter.delete"),
+    tags=["openai"],
+)
 async def delete_model(
-    model: FromPath[str], services: NamedDependency[Services], principal: NamedDependency[Principal]
+    model: FromPath[str],
+    services: NamedDependency[Services],
+    principal: NamedDependency[Principal],
+    by: NamedDependency[Actor],
 ) -> DeletedModel:
     """Delete one of your adapters with all its versions, by its name. Requests that run finish; new ones get 404."""
     name = model.removeprefix("/")
@@ -108,7 +118,7 @@ async def delete_model(
         )
         raise ApiError(400, "invalid_value", message, param="model")
     try:
-        await services.registry.delete_adapter(tenant_id, own.adapter)
+        await services.registry.delete_adapter(tenant_id, own.adapter, by=by)
     except AdapterNotFound:
         raise model_not_found(name, "model") from None
     return DeletedModel(id=name)

@@ -14,6 +14,7 @@ from litestar.di import NamedDependency
 from litestar.params import JSONBody
 
 from loraplex.engine.text import TextCodec
+from loraplex.platform.audit_rules import INFERENCE
 from loraplex.platform.catalog import ResolvedModel
 from loraplex.platform.openai.chat_types import ChatCompletionRequest
 from loraplex.platform.openai.conversation import plan_of, render_conversation
@@ -29,7 +30,7 @@ INLINE_TOKENS = 1024
 T = TypeVar("T")
 
 
-@post("/tokenize", status_code=200, opt={"scope": "inference"}, tags=["openai"])
+@post("/tokenize", status_code=200, opt=INFERENCE, tags=["openai"])
 async def tokenize(
     data: JSONBody[TokenizeRequest], services: NamedDependency[Services], principal: NamedDependency[Principal]
 ) -> Tokenized:
@@ -51,7 +52,7 @@ async def tokenize(
     )
 
 
-@post("/detokenize", status_code=200, opt={"scope": "inference"}, tags=["openai"])
+@post("/detokenize", status_code=200, opt=INFERENCE, tags=["openai"])
 async def detokenize(
     data: JSONBody[DetokenizeRequest], services: NamedDependency[Services], principal: NamedDependency[Principal]
 ) -> Detokenized:

@@ -8,14 +8,18 @@ from litestar import Request, Response, get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath, QueryParameter
 
+from loraplex.adapters.audit import Actor
+from loraplex.adapters.audit_log import Wanted
 from loraplex.adapters.lookup import AdapterInfo, VersionInfo
 from loraplex.platform import residency
+from loraplex.platform.audit_rules import audited
 from loraplex.platform.errors import ApiError
 from loraplex.platform.manage.adapter_schemas import CreateAdapter
 from loraplex.platform.manage.residency_schemas import Residency, ResidentView
 from loraplex.platform.publishing import max_file_bytes
 from loraplex.platform.services import Services
 from loraplex.platform.tenants import TenantInfo
+from loraplex.platform.web.audit_rows import read_rows
 from loraplex.platform.web.errors import REFUSALS, refusal_of
 from loraplex.platform.web.forms import Fields, form_fields, only, read_form
 from loraplex.platform.web.rendering import go, page, wants_part
@@ -69,9 +73,12 @@ async def show_new_adapter(
     return await _new_adapter_page(request, services, person, {"tenant": [tenant]})
 
 
-@post("/adapters/new", opt={"page": "person"})
+@post("/adapters/new", opt={"page": "person"} | audited("adapter.create"))
 async def create_adapter(
-    request: Request[Any, Any, Any], services: NamedDependency[Services], person: NamedDependency[Person]
+    request: Request[Any, Any, Any],
+    services: NamedDependency[Services],
+    person: NamedDependency[Person],
+    by: NamedDependency[Actor],
 ) -> Response[Any]:
     """Reserve a name. It answers requests once it has a version."""
     fields = await form_fields(request)
@@ -80,7 +87,7 @@ async def create_adapter(
         owner = await visible_tenant(services, person, slug)
         form = read_form({name: value for name, value in fields.items() if name != "tenant"}, CreateAdapter)
         base_model = form.base_model or services.base_model_name
-        created = await services.registry.create_adapter(owner.id, form.name, base_model, form.description)
+        created = await services.registry.create_adapter(owner.id, form.name, base_model, form.description, by=by)
     except REFUSALS as error:
         return await _new_adapter_page(request, services, person, fields, refusal=refusal_of(request, error))
     return go(f"/admin/adapters/{created.tenant}/{created.name}")
@@ -113,13 +120,17 @@ async def show_upload(
     return page(request, "upload.html", adapter=adapter, most=max_file_bytes(services))
 
 
-@post(PATH + "/delete", opt={"page": "person"})
+@post(PATH + "/delete", opt={"page": "person"} | audited("adapter.delete"))
 async def delete_adapter(
-    tenant: FromPath[str], name: FromPath[str], services: NamedDependency[Services], person: NamedDependency[Person]
+    tenant: FromPath[str],
+    name: FromPath[str],
+    services: NamedDependency[Services],
+    person: NamedDependency[Person],
+    by: NamedDependency[Actor],
 ) -> Response[Any]:
     """Delete an adapter with all its versions."""
     owner = await visible_tenant(services, person, tenant)
-    await services.registry.delete_adapter(owner.id, name)
+    await services.registry.delete_adapter(owner.id, name, by=by)
     return go("/admin/adapters", "adapter-deleted")
 
 
@@ -143,6 +154,7 @@ async def adapter_page(
         residency=await whereabouts(services, person, shown),
         histories=await _histories(services, adapter) if not wants_part(request) else {},
         is_served=adapter.base_model == services.base_model_name,
+        recent=[] if wants_part(request) else await read_rows(services, person, changes_of(owner, name)),
     )
 
 
@@ -164,6 +176,11 @@ async def _histories(services: Services, adapter: AdapterInfo) -> dict[str, list
         alias: (await services.aliases.history(adapter.tenant_id, adapter.name, alias))[:SHOWN_MOVES]
         for alias in adapter.aliases
     }
+
+
+def changes_of(owner: TenantInfo, name: str) -> Wanted:
+    """An adapter's entries in the audit log."""
+    return Wanted(owner.id, object=f"adapters/{name}")
 
 
 async def _new_adapter_page(

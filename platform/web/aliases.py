@@ -11,6 +11,8 @@ from litestar.exceptions import NotFoundException
 from litestar.params import FromPath
 
 from loraplex.adapters.aliases import AdapterAliases
+from loraplex.adapters.audit import Actor
+from loraplex.platform.audit_rules import audited
 from loraplex.platform.errors import ApiError
 from loraplex.platform.manage.alias_schemas import MoveAlias
 from loraplex.platform.services import Services
@@ -28,7 +30,7 @@ WEIGHT = "weight-"
 DONE = {"move": "alias-moved", "rollback": "alias-restored", "delete": "alias-deleted"}
 
 
-@post(PATH + "/aliases/{action:str}", opt={"page": "person"})
+@post(PATH + "/aliases/{action:str}", opt={"page": "person"} | audited("alias.move", "alias.roll_back", "alias.delete"))
 async def change_alias(
     tenant: FromPath[str],
     name: FromPath[str],
@@ -36,6 +38,7 @@ async def change_alias(
     request: Web,
     services: NamedDependency[Services],
     person: NamedDependency[Person],
+    by: NamedDependency[Actor],
 ) -> Response[Any]:
     """Move an alias, new or not, roll it back or delete it. The adapter's page says that this is done, or why not."""
     owner = await visible_tenant(services, person, tenant)
@@ -43,23 +46,21 @@ async def change_alias(
         raise NotFoundException
     fields = await form_fields(request)
     try:
-        await _change(action, services.aliases, (owner.id, name, only(fields, "alias")), fields, person)
+        await _change(action, services.aliases, (owner.id, name, only(fields, "alias")), fields, by)
     except REFUSALS as error:
         return await adapter_page(request, services, person, owner, name, refusal_of(request, error))
     return go(f"/admin/adapters/{owner.slug}/{name}", DONE[action])
 
 
-async def _change(
-    action: str, aliases: AdapterAliases, alias: tuple[str, str, str], fields: Fields, person: Person
-) -> None:
+async def _change(action: str, aliases: AdapterAliases, alias: tuple[str, str, str], fields: Fields, by: Actor) -> None:
     """Raises ApiError, msgspec.ValidationError, and what the registry refuses."""
-    expected, moved_by = _revision(fields), person.account_id
+    expected = _revision(fields)
     if action == "move":
-        await aliases.move(*alias, _split(fields), expected=expected, moved_by=moved_by)
+        await aliases.move(*alias, _split(fields), expected=expected, by=by)
     elif action == "rollback":
-        await aliases.roll_back(*alias, expected=expected, moved_by=moved_by)
+        await aliases.roll_back(*alias, expected=expected, by=by)
     else:
-        await aliases.delete(*alias, expected=expected, moved_by=moved_by)
+        await aliases.delete(*alias, expected=expected, by=by)
 
 
 def _revision(fields: Fields) -> int:

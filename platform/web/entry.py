@@ -8,11 +8,15 @@ from typing import Annotated, Any
 import msgspec
 import structlog
 from litestar import Request, Response, get, post
+from litestar.background_tasks import BackgroundTask
 from litestar.di import NamedDependency
 from litestar.response import Redirect
 from msgspec import Meta
+from sqlalchemy.exc import SQLAlchemyError
 
+from loraplex.adapters.audit import Actor
 from loraplex.platform.accounts import AccountInfo, NotTheFirst, WrongCredentials
+from loraplex.platform.audit_rules import audited
 from loraplex.platform.errors import ApiError
 from loraplex.platform.passwords import MAX_PASSWORD_CHARS, MIN_PASSWORD_CHARS
 from loraplex.platform.services import Services
@@ -23,6 +27,8 @@ from loraplex.platform.web.rendering import go, page
 from loraplex.platform.web_sessions import Person
 
 _NEXT = re.compile(r"/admin(/[\w.@~-]+)*", re.ASCII)
+
+WRONG_CREDENTIALS = "wrong_credentials"
 
 Text = Annotated[str, Meta(min_length=1, max_length=MAX_PASSWORD_CHARS)]
 
@@ -54,8 +60,10 @@ async def show_setup(request: Request[Any, Any, Any], services: NamedDependency[
     return _setup_page(request)
 
 
-@post("/setup", opt={"page": "anyone"})
-async def set_up(request: Request[Any, Any, Any], services: NamedDependency[Services]) -> Response[Any]:
+@post("/setup", opt={"page": "anyone"} | audited("account.create"))
+async def set_up(
+    request: Request[Any, Any, Any], services: NamedDependency[Services], by: NamedDependency[Actor]
+) -> Response[Any]:
     """Take the token, which works once, and make an operator's account of whoever has it."""
     require_password_login(services)
     fields = await form_fields(request)
@@ -66,7 +74,7 @@ async def set_up(request: Request[Any, Any, Any], services: NamedDependency[Serv
             raise ApiError(
                 400, "wrong_token", "token: This is not the token that the server printed last.", param="token"
             )
-        account = await services.accounts.create(form.login, form.password, first=True)
+        account = await services.accounts.create(form.login, form.password, first=True, by=by)
     except NotTheFirst:
         services.setup_token.withdraw()
         return go("/admin/login")
@@ -86,33 +94,41 @@ async def show_login(request: Request[Any, Any, Any], services: NamedDependency[
     return login_page(request, services, next_path=request.query_params.get("next", ""), is_set_up=is_set_up)
 
 
-@post("/login", opt={"page": "anyone"})
-async def log_in(request: Request[Any, Any, Any], services: NamedDependency[Services]) -> Response[Any]:
+@post("/login", opt={"page": "anyone"} | audited("account.login", "account.login_fail", "account.lock_out"))
+async def log_in(
+    request: Request[Any, Any, Any], services: NamedDependency[Services], by: NamedDependency[Actor]
+) -> Response[Any]:
     """Begin a session, under a token that was not there before."""
     require_password_login(services)
     fields = await form_fields(request)
     try:
         form = read_form(fields, SignIn)
-        account = await _authenticate(services, request, form.login, form.password)
+        account = await _authenticate(services, request, form.login, form.password, by=by)
     except REFUSALS as error:
         refusal = refusal_of(request, error)
-        return login_page(request, services, only(fields, "next"), only(fields, "login"), refusal)
+        answer = login_page(request, services, only(fields, "next"), only(fields, "login"), refusal)
+        return _noting_failure(answer, refusal, services, only(fields, "login"), by)
     return await signed_in(request, services, account, go(own_path(form.next)))
 
 
-@post("/logout", opt={"page": "person"})
-async def log_out(request: Request[Any, Any, Any], services: NamedDependency[Services]) -> Redirect:
+@post("/logout", opt={"page": "person"} | audited("account.logout"))
+async def log_out(
+    request: Request[Any, Any, Any], services: NamedDependency[Services], by: NamedDependency[Actor]
+) -> Redirect:
     """End this session."""
-    await services.web_sessions.close(session_token(request) or "")
+    await services.web_sessions.close(session_token(request) or "", signs_out=by)
     return _signed_out(request, services, "signed-out")
 
 
-@post("/logout/everywhere", opt={"page": "person"})
+@post("/logout/everywhere", opt={"page": "person"} | audited("account.logout_everywhere"))
 async def log_out_everywhere(
-    request: Request[Any, Any, Any], services: NamedDependency[Services], person: NamedDependency[Person]
+    request: Request[Any, Any, Any],
+    services: NamedDependency[Services],
+    person: NamedDependency[Person],
+    by: NamedDependency[Actor],
 ) -> Redirect:
     """End all sessions of the account."""
-    await services.web_sessions.close_all(person.account_id)
+    await services.web_sessions.close_all(person.account_id, by=by)
     return _signed_out(request, services, "signed-out-everywhere")
 
 
@@ -124,33 +140,57 @@ async def show_account(
     return await _account_page(request, services, person)
 
 
-@post("/account/password", opt={"page": "person"})
+@post(
+    "/account/password", opt={"page": "person"} | audited("account.password", "account.login_fail", "account.lock_out")
+)
 async def change_password(
-    request: Request[Any, Any, Any], services: NamedDependency[Services], person: NamedDependency[Person]
+    request: Request[Any, Any, Any],
+    services: NamedDependency[Services],
+    person: NamedDependency[Person],
+    by: NamedDependency[Actor],
 ) -> Response[Any]:
     """Change one's password, which ends all sessions and begins a new one here."""
     require_password_login(services)
     try:
         form = read_form(await form_fields(request), ChangePassword)
-        await _authenticate(services, request, person.login, form.current, param="current")
-        account = await services.accounts.set_password(person.login, form.password)
+        await _authenticate(services, request, person.login, form.current, is_login=False, by=by)
+        account = await services.accounts.set_password(person.login, form.password, by=by)
     except REFUSALS as error:
-        return await _account_page(request, services, person, refusal=refusal_of(request, error))
+        refusal = refusal_of(request, error)
+        answer = await _account_page(request, services, person, refusal=refusal)
+        return _noting_failure(answer, refusal, services, person.login, by)
     return await signed_in(request, services, account, go("/admin/account", "password-changed"))
 
 
 async def _authenticate(
-    services: Services, request: Request[Any, Any, Any], login: str, password: str, param: str = "password"
+    services: Services, request: Request[Any, Any, Any], login: str, password: str, *, by: Actor, is_login: bool = True
 ) -> AccountInfo:
     """Whose these are. Raises ApiError 429 where there were too many tries, 401 where they are wrong."""
+    param = "password" if is_login else "current"
     admit(services, request, login)
     try:
-        account = await services.accounts.authenticate(login, password)
+        account = await services.accounts.authenticate(login, password, is_login=is_login, by=by)
     except WrongCredentials as error:
         logger.warning("login_failed", address=address_of(request))
-        raise ApiError(401, "wrong_credentials", str(error), param=param) from error
+        raise ApiError(401, WRONG_CREDENTIALS, str(error), param=param) from error
     services.logins.succeeded(login, address_of(request))
     return account
+
+
+def _noting_failure(
+    answer: Response[Any], refusal: ApiError, services: Services, login: str, by: Actor
+) -> Response[Any]:
+    """The answer, after which a wrong password is counted: the time that takes would tell which names there are."""
+    if refusal.code == WRONG_CREDENTIALS:
+        answer.background = BackgroundTask(_note_failure, services, login, by)
+    return answer
+
+
+async def _note_failure(services: Services, login: str, by: Actor) -> None:
+    try:
+        await services.accounts.note_failed_login(login, by=by)
+    except (OSError, SQLAlchemyError) as error:
+        logger.warning("a failed sign-in cannot be written down", error=str(error))
 
 
 def admit(services: Services, request: Request[Any, Any, Any], login: str) -> None:

@@ -12,6 +12,8 @@ from litestar.di import NamedDependency
 from litestar.params import FromPath
 from msgspec import Meta
 
+from loraplex.adapters.audit import Actor
+from loraplex.platform.audit_rules import audited
 from loraplex.platform.key_terms import BASE, MAX_LISTED_ADAPTERS, KeyInfo, KeyTerms
 from loraplex.platform.manage.tenant_schemas import AdapterNames, KeyName, RotateKey
 from loraplex.platform.services import Services
@@ -59,51 +61,54 @@ async def show_edit_key(
     return await _edit_page(request, services, key)
 
 
-@post("/keys/{key_id:str}/edit", opt={"page": "person"})
+@post("/keys/{key_id:str}/edit", opt={"page": "person"} | audited("key.change"))
 async def edit_key(
     key_id: FromPath[str],
     request: Request[Any, Any, Any],
     services: NamedDependency[Services],
     person: NamedDependency[Person],
+    by: NamedDependency[Actor],
 ) -> Response[Any]:
     """Change a key, if nobody else has since the form was shown."""
     key, fields = await visible_key(services, person, key_id), await form_fields(request)
     try:
         form = read_form(fields, EditKey)
-        await services.key_changes.change(key_id, form.apply, form.revision)
+        await services.key_changes.change(key_id, form.apply, form.revision, by=by)
     except REFUSALS as error:
         return await _edit_page(request, services, key, refusal=refusal_of(request, error), fields=fields)
     return go(f"/admin/keys/{key_id}", "key-changed")
 
 
-@post("/keys/{key_id:str}/rotate", opt={"page": "person"})
+@post("/keys/{key_id:str}/rotate", opt={"page": "person"} | audited("key.rotate"))
 async def rotate_key(
     key_id: FromPath[str],
     request: Request[Any, Any, Any],
     services: NamedDependency[Services],
     person: NamedDependency[Person],
+    by: NamedDependency[Actor],
 ) -> Response[Any]:
     """Give a key another secret and show it: here, and never again."""
     await visible_key(services, person, key_id)
     try:
         form = read_form(await form_fields(request), RotateKey)
-        key, secret = await services.key_changes.rotate(key_id, timedelta(seconds=form.overlap_seconds))
+        key, secret = await services.key_changes.rotate(key_id, timedelta(seconds=form.overlap_seconds), by=by)
     except REFUSALS as error:
         return key_page(request, await visible_key(services, person, key_id), refusal=refusal_of(request, error))
     return page(request, "key_created.html", key=key, secret=secret, base_model=services.base_model_name)
 
 
-@post("/keys/{key_id:str}/end-old-secret", opt={"page": "person"})
+@post("/keys/{key_id:str}/end-old-secret", opt={"page": "person"} | audited("key.end_old_secret"))
 async def end_old_secret(
     key_id: FromPath[str],
     request: Request[Any, Any, Any],
     services: NamedDependency[Services],
     person: NamedDependency[Person],
+    by: NamedDependency[Actor],
 ) -> Response[Any]:
     """End the secret from before the last rotation."""
     await visible_key(services, person, key_id)
     try:
-        await services.key_changes.end_old_secret(key_id)
+        await services.key_changes.end_old_secret(key_id, by=by)
     except REFUSALS as error:
         return key_page(request, await visible_key(services, person, key_id), refusal=refusal_of(request, error))
     return go(f"/admin/keys/{key_id}", "old-secret-ended")

@@ -11,6 +11,8 @@ from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery
 from msgspec import Meta
 
+from loraplex.adapters.audit import Actor
+from loraplex.platform.audit_rules import audited
 from loraplex.platform.errors import ApiError
 from loraplex.platform.key_terms import BASE, KeyInfo
 from loraplex.platform.manage.tenant_schemas import CreateKey
@@ -76,9 +78,12 @@ async def show_new_key(
     return await _new_key_page(request, services, person, {"tenant": [tenant or ""], "scopes": ["inference"]})
 
 
-@post("/keys/new", opt={"page": "person"})
+@post("/keys/new", opt={"page": "person"} | audited("key.create"))
 async def create_key(
-    request: Request[Any, Any, Any], services: NamedDependency[Services], person: NamedDependency[Person]
+    request: Request[Any, Any, Any],
+    services: NamedDependency[Services],
+    person: NamedDependency[Person],
+    by: NamedDependency[Actor],
 ) -> Response[Any]:
     """Create a key and show its secret: here, and never again."""
     fields = await form_fields(request)
@@ -87,7 +92,8 @@ async def create_key(
         if not person.is_operator:
             # Of its own tenant, whatever the form says; an operator's key it cannot have.
             wanted = msgspec.structs.replace(wanted, tenant=person.tenant)
-        key, secret = await services.tenants.create_key(wanted.tenant, wanted.name, wanted.scopes, wanted.expires_at)
+        facts = wanted.tenant, wanted.name, wanted.scopes, wanted.expires_at
+        key, secret = await services.tenants.create_key(*facts, by=by)
     except REFUSALS as error:
         return await _new_key_page(request, services, person, fields, refusal=refusal_of(request, error))
     return page(request, "key_created.html", key=key, secret=secret, base_model=services.base_model_name, code=201)
@@ -104,13 +110,16 @@ async def show_key(
     return key_page(request, await visible_key(services, person, key_id))
 
 
-@post("/keys/{key_id:str}/revoke", opt={"page": "person"})
+@post("/keys/{key_id:str}/revoke", opt={"page": "person"} | audited("key.revoke"))
 async def revoke_key(
-    key_id: FromPath[str], services: NamedDependency[Services], person: NamedDependency[Person]
+    key_id: FromPath[str],
+    services: NamedDependency[Services],
+    person: NamedDependency[Person],
+    by: NamedDependency[Actor],
 ) -> Response[Any]:
     """End a key for good."""
     await visible_key(services, person, key_id)
-    await services.tenants.revoke_key(key_id)
+    await services.tenants.revoke_key(key_id, by=by)
     return go(f"/admin/keys/{key_id}", "key-revoked")
 
 

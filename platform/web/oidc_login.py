@@ -16,6 +16,8 @@ from litestar.di import NamedDependency
 from litestar.exceptions import NotFoundException
 from litestar.response import Redirect
 
+from loraplex.adapters.audit import Actor
+from loraplex.platform.audit_rules import audited
 from loraplex.platform.errors import ApiError
 from loraplex.platform.identities import NotAdmitted
 from loraplex.platform.oidc_flow import FLOW_SECONDS, Flow, OidcError, ProviderUnreachable
@@ -45,8 +47,13 @@ async def begin_sign_in(request: Request[Any, Any, Any], services: NamedDependen
     return answer
 
 
-@get("/login/oidc/callback", opt={"page": "anyone"})
-async def finish_sign_in(request: Request[Any, Any, Any], services: NamedDependency[Services]) -> Response[Any]:
+@get(
+    "/login/oidc/callback",
+    opt={"page": "anyone"} | audited("account.create", "account.role", "account.login", "account.logout_everywhere"),
+)
+async def finish_sign_in(
+    request: Request[Any, Any, Any], services: NamedDependency[Services], by: NamedDependency[Actor]
+) -> Response[Any]:
     """Back from the provider: begin a session for whom it vouches, under a token that was not there before."""
     if services.oidc is None:
         raise NotFoundException
@@ -56,7 +63,7 @@ async def finish_sign_in(request: Request[Any, Any, Any], services: NamedDepende
         address = address_of(request)
         admit(services, request, f"oidc {address}")
         identity = await services.oidc.identity(Flow(secret), code, issuer)
-        account = await services.identities.sign_in(identity)
+        account = await services.identities.sign_in(identity, by=by)
     except (ApiError, OidcError, NotAdmitted) as error:
         return _refused(request, services, error)
     services.logins.succeeded(f"oidc {address}", address)

@@ -11,7 +11,9 @@ from litestar.exceptions import NotFoundException
 from litestar.params import FromPath
 from msgspec import Meta
 
+from loraplex.adapters.audit import Actor
 from loraplex.platform.accounts import new_password
+from loraplex.platform.audit_rules import audited
 from loraplex.platform.errors import ApiError
 from loraplex.platform.manage.adapter_schemas import Name
 from loraplex.platform.services import Services
@@ -51,26 +53,32 @@ async def show_new_person(request: Request[Any, Any, Any], services: NamedDepend
     return await _new_person_page(request, services, {})
 
 
-@post("/people/new", opt={"page": "operator"})
-async def create_person(request: Request[Any, Any, Any], services: NamedDependency[Services]) -> Response[Any]:
+@post("/people/new", opt={"page": "operator"} | audited("account.create"))
+async def create_person(
+    request: Request[Any, Any, Any], services: NamedDependency[Services], by: NamedDependency[Actor]
+) -> Response[Any]:
     """Create an account and show its password: here, and never again."""
     require_password_login(services)
     fields, password = await form_fields(request), new_password()
     try:
         form = read_form(fields, NewAccount)
-        account = await services.accounts.create(form.login, password, form.owner())
+        account = await services.accounts.create(form.login, password, form.owner(), by=by)
     except REFUSALS as error:
         return await _new_person_page(request, services, fields, refusal=refusal_of(request, error))
     return page(request, "person_password.html", account=account, password=password, code=201)
 
 
-@post("/people/{login:str}/{action:str}", opt={"page": "operator"})
+@post(
+    "/people/{login:str}/{action:str}",
+    opt={"page": "operator"} | audited("account.password", "account.disable", "account.enable"),
+)
 async def change_person(
     login: FromPath[str],
     action: FromPath[str],
     request: Request[Any, Any, Any],
     services: NamedDependency[Services],
     person: NamedDependency[Person],
+    by: NamedDependency[Actor],
 ) -> Response[Any]:
     """Give an account another password, disable it, or enable it again."""
     try:
@@ -80,10 +88,10 @@ async def change_person(
             case "password":
                 require_password_login(services)
                 password = new_password()
-                account = await services.accounts.set_password(login, password)
+                account = await services.accounts.set_password(login, password, by=by)
                 return page(request, "person_password.html", account=account, password=password)
             case "disable" | "enable":
-                await services.accounts.set_disabled(login, action == "disable")
+                await services.accounts.set_disabled(login, action == "disable", by=by)
                 return go("/admin/people", f"person-{action}d")
     except REFUSALS as error:
         return await _people_page(request, services, refusal_of(request, error))

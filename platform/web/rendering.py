@@ -52,6 +52,8 @@ SECTIONS = (
     Section("API keys", "/admin/keys", "keys"),
     Section("Playground", "/admin/playground", "playground"),
     Section("People", "/admin/people", "people", for_tenants=False),
+    Section("Audit", "/admin/audit", "audit"),
+    Section("Settings", "/admin/settings", "settings", for_tenants=False),
 )
 
 DONE: Mapping[str, str] = {

@@ -14,6 +14,7 @@ from loraplex.platform.web.access import provide_person
 from loraplex.platform.web.adapters import ADAPTER_PAGES
 from loraplex.platform.web.aliases import ALIAS_PAGES
 from loraplex.platform.web.assets import get_asset
+from loraplex.platform.web.audit import AUDIT_PAGES
 from loraplex.platform.web.entry import ENTRY_PAGES
 from loraplex.platform.web.errors import PAGE_EXCEPTION_HANDLERS
 from loraplex.platform.web.forms import MAX_FORM_BYTES
@@ -24,6 +25,7 @@ from loraplex.platform.web.overview import OVERVIEW_PAGES
 from loraplex.platform.web.people import PEOPLE_PAGES
 from loraplex.platform.web.playground import PLAYGROUND_PAGES
 from loraplex.platform.web.security_headers import security_headers
+from loraplex.platform.web.server_settings import SETTINGS_PAGES
 from loraplex.platform.web.tenants import TENANT_PAGES
 from loraplex.platform.web.versions import VERSION_PAGES
 
@@ -50,6 +52,8 @@ PAGE_ROUTES = [
             *ALIAS_PAGES,
             *PLAYGROUND_PAGES,
             *PEOPLE_PAGES,
+            *AUDIT_PAGES,
+            *SETTINGS_PAGES,
             show_nothing,
         ],
         dependencies={"person": Provide(provide_person, sync_to_thread=False)},

@@ -12,6 +12,7 @@ from litestar.connection import ASGIConnection
 from litestar.exceptions import HTTPException
 from litestar.handlers import BaseRouteHandler
 
+from loraplex.platform.actors import PERSON
 from loraplex.platform.errors import ApiError, respond
 from loraplex.platform.manage.resumable import (
     append_to_file,
@@ -36,6 +37,7 @@ def script_routes(services: Services) -> Router:
 
     async def act_for_tenant(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
         person: Person = connection.auth
+        connection.scope[PERSON] = person  # type: ignore[literal-required]
         tenant = await visible_tenant(services, person, connection.path_params["tenant"])
         if "idempotency-key" in connection.headers:
             raise ApiError(400, "invalid_value", "Idempotency-Key: it is for API keys.", param="Idempotency-Key")

@@ -9,9 +9,13 @@ from litestar.di import NamedDependency
 from litestar.exceptions import NotFoundException
 from litestar.params import FromPath
 
+from loraplex.adapters.audit import Actor
+from loraplex.adapters.audit_log import Wanted
+from loraplex.platform.audit_rules import audited
 from loraplex.platform.manage.tenant_schemas import CreateTenant
 from loraplex.platform.services import Services
 from loraplex.platform.tenants import TenantInfo, TenantNotFound
+from loraplex.platform.web.audit_rows import read_rows
 from loraplex.platform.web.errors import REFUSALS, refusal_of
 from loraplex.platform.web.forms import form_fields, only, read_form
 from loraplex.platform.web.rendering import go, page
@@ -39,13 +43,15 @@ async def show_new_tenant(request: Request[Any, Any, Any]) -> Response[Any]:
     return page(request, "tenant_new.html", slug="", name="")
 
 
-@post("/tenants/new", opt={"page": "operator"})
-async def create_tenant(request: Request[Any, Any, Any], services: NamedDependency[Services]) -> Response[Any]:
+@post("/tenants/new", opt={"page": "operator"} | audited("tenant.create"))
+async def create_tenant(
+    request: Request[Any, Any, Any], services: NamedDependency[Services], by: NamedDependency[Actor]
+) -> Response[Any]:
     """Create a tenant."""
     fields = await form_fields(request)
     try:
         form = read_form(fields, CreateTenant)
-        created = await services.tenants.create_tenant(form.slug, form.name)
+        created = await services.tenants.create_tenant(form.slug, form.name, by=by)
     except REFUSALS as error:
         shown: dict[str, Any] = {"slug": only(fields, "slug"), "name": only(fields, "name")}
         return page(request, "tenant_new.html", refusal=refusal_of(request, error), **shown)
@@ -70,17 +76,18 @@ async def show_tenant(
         adapters=await services.registry.list_adapters(tenant.id, SHOWN_ADAPTERS),
         adapter_count=adapters,
         versions=versions,
+        recent=await read_rows(services, person, Wanted(tenant.id)),
     )
 
 
-@post("/tenants/{slug:str}/{action:str}", opt={"page": "operator"})
+@post("/tenants/{slug:str}/{action:str}", opt={"page": "operator"} | audited("tenant.suspend", "tenant.resume"))
 async def change_tenant(
-    slug: FromPath[str], action: FromPath[str], services: NamedDependency[Services]
+    slug: FromPath[str], action: FromPath[str], services: NamedDependency[Services], by: NamedDependency[Actor]
 ) -> Response[Any]:
     """Suspend a tenant, whose keys and people are refused from then on, or resume it."""
     if action not in ("suspend", "resume"):
         raise NotFoundException
-    await services.tenants.set_suspended(slug, action == "suspend")
+    await services.tenants.set_suspended(slug, action == "suspend", by=by)
     return go(f"/admin/tenants/{slug}", "suspended" if action == "suspend" else "resumed")
 
 

@@ -9,7 +9,9 @@ from litestar.di import NamedDependency
 from litestar.exceptions import NotFoundException
 from litestar.params import FromPath
 
+from loraplex.adapters.audit import Actor
 from loraplex.platform import residency
+from loraplex.platform.audit_rules import audited
 from loraplex.platform.errors import ApiError
 from loraplex.platform.manage.residency_schemas import PinVersion
 from loraplex.platform.services import Services
@@ -39,7 +41,10 @@ async def show_version(
     return await _version_page(request, services, person, owner, name, number)
 
 
-@post(VERSION + "/{action:str}", opt={"page": "person"})
+@post(
+    VERSION + "/{action:str}",
+    opt={"page": "person"} | audited("version.warm", "version.pin", "version.unpin", "version.evict", "version.delete"),
+)
 async def change_version(
     tenant: FromPath[str],
     name: FromPath[str],
@@ -48,11 +53,12 @@ async def change_version(
     request: Web,
     services: NamedDependency[Services],
     person: NamedDependency[Person],
+    by: NamedDependency[Actor],
 ) -> Response[Any]:
     """Warm, pin, unpin, evict or delete it. Its page says that this is done, or why not."""
     owner = await visible_tenant(services, person, tenant)
     try:
-        done = await _change(action, request, services, person, (owner.id, name, number))
+        done = await _change(action, request, services, (owner.id, name, number), by)
     except REFUSALS as error:
         refusal = refusal_of(request, error)
         return await _version_page(request, services, person, owner, name, number, refusal)
@@ -60,24 +66,24 @@ async def change_version(
     return go(url if action == "delete" else f"{url}/versions/{number}", done)
 
 
-async def _change(action: str, request: Web, services: Services, person: Person, version: tuple[str, str, int]) -> str:
+async def _change(action: str, request: Web, services: Services, version: tuple[str, str, int], by: Actor) -> str:
     """The code of what is done. Raises as the functions that it calls."""
     match action:
         case "warm":
-            await residency.warm(services, *version)
+            await residency.warm(services, *version, by)
             return "warming"
         case "pin":
             form = read_form(await form_fields(request), PinVersion)
-            await residency.pin(services, *version, form.seconds, person.account_id)
+            await residency.pin(services, *version, form.seconds, by)
             return "pinned"
         case "unpin":
-            await residency.unpin(services, *version)
+            await residency.unpin(services, *version, by)
             return "unpinned"
         case "evict":
-            await residency.evict(services, *version)
+            await residency.evict(services, *version, by)
             return "evicted"
         case "delete":
-            await services.registry.delete_version(*version)
+            await services.registry.delete_version(*version, by=by)
             return "version-deleted"
     raise NotFoundException
 

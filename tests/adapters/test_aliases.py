@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from loraplex.adapters.aliases import ABSENT, MAX_HISTORY
+from loraplex.adapters.audit import Actor
 from loraplex.adapters.database import Database
 from loraplex.adapters.errors import (
     AdapterNotFound,
@@ -39,7 +40,7 @@ async def make_bot(registry: AdapterRegistry, tenant: str) -> None:
     await registry.create_adapter(tenant, BOT, "base")
     for digest in "abcdef"[:VERSIONS]:
         version = await registry.publish(
-            tenant, BOT, digest=digest * 64, size_bytes=1, max_rank=8, targets=(), report=[], created_by=None
+            tenant, BOT, digest=digest * 64, size_bytes=1, max_rank=8, targets=(), report=[]
         )
         await registry.settle(version, "ready")
 
@@ -89,7 +90,7 @@ async def test_of_moves_at_once_one_wins(aliases, acme):
 async def test_a_rollback_goes_back_and_further_back(aliases, acme):
     """One more move back with every call, also past an earlier rollback; then there is nothing left."""
     for split in ({1: 1}, {1: 9, 2: 1}, {3: 1}):
-        await aliases.move(acme, BOT, "prod", split, moved_by="k" * 12)
+        await aliases.move(acme, BOT, "prod", split, by=Actor("key", "k" * 12))
 
     assert (await aliases.roll_back(acme, BOT, "prod")).split == {1: 9, 2: 1}
     assert (await aliases.roll_back(acme, BOT, "prod")).split == {1: 1}

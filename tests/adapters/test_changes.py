@@ -89,7 +89,7 @@ async def test_everything_that_names_and_keys_depend_on_is_a_change(database):
     feed, told = await listening(database)
 
     async def publish(digest: str, **options: str) -> None:
-        facts = {"size_bytes": 1, "max_rank": 8, "targets": (), "report": [], "created_by": None, **options}
+        facts = {"size_bytes": 1, "max_rank": 8, "targets": (), "report": [], **options}
         version = await registry.publish(acme, "bot", digest=digest * 64, **facts)
         await registry.settle(version, "ready")
 

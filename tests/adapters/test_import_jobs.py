@@ -8,6 +8,7 @@ from datetime import timedelta
 import pytest
 
 from loraplex.adapters import import_jobs
+from loraplex.adapters.audit import Actor
 from loraplex.adapters.base_models import register_base_model
 from loraplex.adapters.database import Database
 from loraplex.adapters.errors import (
@@ -49,7 +50,7 @@ class Site:
 
     async def create(self, tenant: str = "acme", adapter: str = "bot", max_open: int = 10) -> ImportInfo:
         return await self.jobs.create(
-            getattr(self, tenant), adapter, SOURCE, max_open=max_open, created_by="key123456789"
+            getattr(self, tenant), adapter, SOURCE, max_open=max_open, by=Actor("key", "key123456789")
         )
 
     async def get(self, job: ImportInfo) -> ImportInfo:
@@ -60,7 +61,7 @@ class Site:
             await self.leases.record_version(lease, session, version)
 
         return await self.registry.publish(
-            self.acme, "bot", digest=digest * 64, size_bytes=1, max_rank=8, targets=(), report=[], created_by=None,
+            self.acme, "bot", digest=digest * 64, size_bytes=1, max_rank=8, targets=(), report=[],
             record=record,
         )  # fmt: skip
 

@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from loraplex.adapters.audit import Actor
 from loraplex.adapters.base_models import register_base_model
 from loraplex.adapters.database import Database
 from loraplex.adapters.errors import AdapterNotFound, VersionNotFound, VersionNotReady
@@ -29,7 +30,7 @@ async def publish(registry: AdapterRegistry, tenant: str, digest: str, *, name="
     except AdapterNotFound:
         await registry.create_adapter(tenant, name, base)
     version: VersionInfo = await registry.publish(
-        tenant, name, digest=digest * 64, size_bytes=1, max_rank=8, targets=(), report=[], created_by=None
+        tenant, name, digest=digest * 64, size_bytes=1, max_rank=8, targets=(), report=[]
     )
     return version if state == "validating" else await registry.settle(version, state)
 
@@ -40,7 +41,7 @@ async def test_pins_last_as_long_as_was_said(database, registry, pins, acme):
     first, second = await publish(registry, acme, "a"), await publish(registry, acme, "b")
     elsewhere = await publish(registry, acme, "c", name="elsewhere", base="other")
     for version in (first, elsewhere):
-        await pins.put(version, LATER, "k" * 12)
+        await pins.put(version, LATER, by=Actor("key", "k" * 12))
     await pins.put(second, datetime.now(UTC) - timedelta(seconds=1))
     assert await pins.on_base("base") == [PinInfo(acme, first.digest, LATER)]
 

@@ -30,7 +30,7 @@ async def acme(registry: AdapterRegistry, acme_with_bot: str) -> str:
 async def publish(registry: AdapterRegistry, tenant_id: str, digest: str, name: str = "bot") -> VersionInfo:
     return await registry.publish(
         tenant_id, name, digest=digest, size_bytes=1, max_rank=1, targets=["q_proj"],
-        report=[{"code": "statistics"}], created_by=None,
+        report=[{"code": "statistics"}],
     )  # fmt: skip
 
 

@@ -44,7 +44,7 @@ async def test_no_whole_table_is_read_for_one_adapter(database, statements):
     await registry.create_adapter(tenant, "bot", "base")
     for digest in "abc":
         published = await registry.publish(
-            tenant, "bot", digest=digest * 64, size_bytes=1, max_rank=8, targets=["q"], report=[], created_by=None
+            tenant, "bot", digest=digest * 64, size_bytes=1, max_rank=8, targets=["q"], report=[]
         )
         await registry.settle(published, "ready")
     await registry.find_received(tenant, "bot", "f" * 64)

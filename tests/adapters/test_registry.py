@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from loraplex.adapters.audit import Actor
 from loraplex.adapters.base_models import register_base_model
 from loraplex.adapters.changes import ChangeFeed, names_of
 from loraplex.adapters.database import Database
@@ -54,7 +55,7 @@ async def upload(registry: AdapterRegistry, tenant_id: str, name: str, digest: s
         max_rank=8,
         targets=("q_proj", "v_proj"),
         report=CHECKS,
-        created_by="k" * 12,
+        by=Actor("key", "k" * 12),
     )
 
 
@@ -75,7 +76,7 @@ async def test_a_version_comes_back_as_it_was_published(registry, acme, bot):
 
 async def test_how_a_version_may_be_used_is_kept(registry, acme, bot):
     """Where it begins to act, whether it can be combined, and its tokens; most begin at once, can, and have none."""
-    facts = {"size_bytes": 1, "max_rank": 8, "targets": ["q_proj"], "report": [], "created_by": None}
+    facts = {"size_bytes": 1, "max_rank": 8, "targets": ["q_proj"], "report": []}
     plain = await registry.publish(acme, bot, digest="a" * 64, **facts)
     own = {"invocation_tokens": [7, 8], "is_additive": False, "vocab_size": 300}
     other = await registry.publish(acme, bot, digest="b" * 64, **own, **facts)
@@ -110,7 +111,7 @@ async def test_bytes_that_a_tenant_serves_are_ready_in_another_of_its_adapters(r
     await registry.create_adapter(zeta, "bot", "base")
     for name, base in (("new", "base"), ("far", "other"), ("asked", "base")):
         await registry.create_adapter(acme, name, base)
-    facts = {"digest": "a" * 64, "size_bytes": 1, "max_rank": 8, "targets": ["q_proj"], "created_by": None}
+    facts = {"digest": "a" * 64, "size_bytes": 1, "max_rank": 8, "targets": ["q_proj"]}
     facts |= {"report": CHECKS, "received_sha256": "f" * 64}
     served = await registry.settle(await registry.publish(acme, bot, **facts), "ready", report=PROOF)
     feed = ChangeFeed(database)
@@ -282,7 +283,7 @@ async def test_files_that_became_a_version_are_found_again(registry, acme, zeta,
     """By what was received, of this tenant alone; a version that was rejected is none of them."""
 
     async def receive(tenant: str, digest: str) -> VersionInfo:
-        facts = {"size_bytes": 1, "max_rank": 8, "targets": ["q_proj"], "report": [], "created_by": None}
+        facts = {"size_bytes": 1, "max_rank": 8, "targets": ["q_proj"], "report": []}
         return await registry.publish(tenant, "bot", digest=digest * 64, received_sha256="f" * 64, **facts)
 
     await registry.create_adapter(zeta, "bot", "base")

@@ -26,7 +26,7 @@ async def test_an_upload_is_open_until_it_is_a_version_or_forgotten(
 ) -> None:
     """Everything announced is told again; its files are needed only while it is open; it goes with its adapter."""
     sessions = UploadSessions(database, LIMITS)
-    first, second = [await sessions.open(acme_with_bot, "bot", FILES, "k" * 12) for _ in range(2)]
+    first, second = [await sessions.open(acme_with_bot, "bot", FILES) for _ in range(2)]
     assert (first.adapter, first.files, first.version) == ("bot", FILES, None)
     assert await sessions.get(acme_with_bot, first.id) == first
     assert await sessions.list_open(acme_with_bot) == [second, first]
@@ -43,13 +43,13 @@ async def test_an_upload_is_open_until_it_is_a_version_or_forgotten(
         with pytest.raises(UploadNotFound):
             await sessions.get(acme_with_bot, upload_id)
     with pytest.raises(AdapterNotFound):
-        await sessions.open(acme_with_bot, "bot", FILES, None)
+        await sessions.open(acme_with_bot, "bot", FILES)
 
 
 async def test_an_upload_whose_time_is_up_is_gone(database: Database, acme_with_bot: str) -> None:
     """Before it is forgotten, too."""
     expired = UploadSessions(database, UploadLimits(3, 1000, timedelta(seconds=-1)))
-    upload = await expired.open(acme_with_bot, "bot", FILES, None)
+    upload = await expired.open(acme_with_bot, "bot", FILES)
     for _ in range(2):
         with pytest.raises(UploadNotFound):
             await expired.get(acme_with_bot, upload.id)
@@ -61,13 +61,13 @@ async def test_uploads_that_are_opened_at_once_share_the_room(database: Database
     """Of eight at the same moment as many open as may, in number and in bytes."""
     for limits, expected in ((LIMITS, 3), (UploadLimits(8, 250, LIMITS.lifetime), 2)):
         sessions = UploadSessions(database, limits)
-        tries = [sessions.open(acme_with_bot, "bot", FILES, None) for _ in range(8)]
+        tries = [sessions.open(acme_with_bot, "bot", FILES) for _ in range(8)]
         results = await asyncio.gather(*tries, return_exceptions=True)
         opened = [result for result in results if isinstance(result, UploadInfo)]
         assert len(opened) == expected
         assert sum(isinstance(result, UploadLimitReached) for result in results) == 8 - expected
         for upload in opened:
-            await sessions.drop(upload.id)
+            await sessions.drop(acme_with_bot, upload)
 
 
 async def test_one_server_at_a_time_has_a_lease(database: Database) -> None:

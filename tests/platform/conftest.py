@@ -7,6 +7,8 @@ from itertools import count
 from pathlib import Path
 
 import pytest
+from argon2 import PasswordHasher
+from argon2.profiles import CHEAPEST
 from dying import Death, dying_servers
 
 from loraplex.engine.client import EngineClient
@@ -51,3 +53,9 @@ def die() -> Iterator[Callable[[Death], None]]:
 def new_seed() -> Callable[[], int]:
     """Seeds of adapters that no engine has seen."""
     return count(1000).__next__
+
+
+@pytest.fixture
+def cheap_passwords(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Passwords that cost little: argon2id as it is, with the parameters that its library has for tests."""
+    monkeypatch.setattr("loraplex.platform.passwords.PasswordHasher", lambda: PasswordHasher.from_parameters(CHEAPEST))

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from clock import Clock
 from sqlalchemy import select
 
+from loraplex.adapters.audit import Actor
 from loraplex.adapters.database import Database
 from loraplex.platform.accounts import (
     AccountDirectory,
@@ -108,7 +109,7 @@ async def test_an_account_has_so_many_sessions(
     assert await sessions.count(ada.id) == MAX_SESSIONS
     await sessions.close(tokens[5])
     assert await sessions.find(tokens[5]) is None
-    await sessions.close_all(ada.id)
+    await sessions.close_all(ada.id, by=Actor("account", ada.id, "ada"))
     async with database.read() as session:
         assert (await session.scalars(select(WebSession))).all() == []
 

@@ -178,7 +178,7 @@ async def test_what_the_engine_crashed_with_is_taken_out_for_good(
     still to be validated is left to that."""
     await api.client.post("/api/v1/adapters", json={"name": "bot"}, headers=api.auth("acme"))
     digest = (await api.upload("acme", "bot", make_adapter(tmp_path / "peft", rank=1))).json()["digest"]
-    facts = {"size_bytes": 1, "max_rank": 1, "targets": [], "report": [], "created_by": None}
+    facts = {"size_bytes": 1, "max_rank": 1, "targets": [], "report": []}
     tenant_id, registry = await api.tenant_id("acme"), api.services.registry
     validating = await registry.publish(tenant_id, "bot", digest="1" * 64, **facts)  # type: ignore[arg-type]
     for crasher in ("0" * 64, digest, digest, validating.digest):

@@ -33,7 +33,7 @@ ADMIN = "/api/v1/admin"
 PROMPT = [5, 6, 7, 8]
 COMPLETION = {"model": "tiny", "prompt": PROMPT, "max_tokens": 6}
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 6}
-FACTS: dict[str, Any] = {"max_rank": 2, "targets": ["q_proj"], "report": [], "created_by": None}
+FACTS: dict[str, Any] = {"max_rank": 2, "targets": ["q_proj"], "report": []}
 """Of a version."""
 CHAT_PROMPT = 21
 """Tokens of its conversation, with what the template adds."""

@@ -232,7 +232,7 @@ async def test_a_name_that_stands_for_a_quarantined_version_is_moved_on(
     """By other bytes that are loaded in its place."""
     await load(api, "acme/bot", allowed / "bot")
     tenant = await api.services.tenants.get_tenant("acme")
-    await api.services.aliases.move(tenant.id, "bot", "prod", {1: 1}, moved_by=None)
+    await api.services.aliases.move(tenant.id, "bot", "prod", {1: 1})
     version = await api.services.registry.get_version(tenant.id, "bot", 1)
     await api.services.quarantine.begin(version.digest, "it insults people")
     shutil.copytree(folders[1], allowed / "bot", dirs_exist_ok=True)
@@ -304,7 +304,6 @@ async def test_models_show_names_and_no_paths(api: Api, allowed: Path) -> None:
             "max_rank": 2,
             "targets": ["q_proj"],
             "report": [],
-            "created_by": None,
         }
         version = await registry.publish(tenant.id, name, digest="0" * 64, **facts)
         await registry.settle(version, "rejected", reason="a bad one")

@@ -378,7 +378,7 @@ async def test_an_adapter_of_another_base_is_not_checked_against_this_one(
     body = {"name": "old", "base_model": "older"}
     assert (await api.client.post("/api/v1/adapters", json=body, headers=api.auth("acme"))).status_code == 201
     tenant = await api.services.tenants.get_tenant("acme")
-    facts: dict[str, Any] = {"size_bytes": 1, "max_rank": 1, "targets": [], "report": [], "created_by": None}
+    facts: dict[str, Any] = {"size_bytes": 1, "max_rank": 1, "targets": [], "report": []}
     await api.services.registry.publish(tenant.id, "old", digest="0" * 64, **facts)
     warm = api.client.post("/api/v1/adapters/old/versions/1/warm", headers=api.auth("acme"))
     for response in (await api.upload("acme", "old", adapter), await warm):

@@ -286,7 +286,6 @@ async def test_what_a_tenant_may_not_keep_is_refused_before_it_takes_room(api: A
     upload = await sent(api, adapter)
     await api.services.registry.publish(
         await api.tenant_id("acme"), "bot", digest="a" * 64, size_bytes=1, max_rank=2, targets=[], report=[],
-        created_by=None,
     )  # fmt: skip
     assert code(await complete(api, upload)) == (429, "storage_limit_reached")
     assert not list(api.services.settings.adapters_dir.rglob(f"blobs/**/{WEIGHTS_FILE}"))

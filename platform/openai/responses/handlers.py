@@ -10,6 +10,8 @@ from litestar.di import NamedDependency
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import FromPath, JSONBody, QueryParameter
 
+from loraplex.adapters.audit import Actor
+from loraplex.platform.audit_rules import INFERENCE, audited, unaudited
 from loraplex.platform.batches.files import Order
 from loraplex.platform.errors import ApiError
 from loraplex.platform.ledger.meter import METERED, meter_of
@@ -29,7 +31,7 @@ from loraplex.platform.services import Services
 @post(
     "/responses",
     status_code=200,
-    opt={"scope": "inference", METERED: "responses"},
+    opt=INFERENCE | {METERED: "responses"},
     tags=["openai"],
     responses={200: ResponseSpec(ResponseObject, description="The response, or events", generate_examples=False)},
 )
@@ -105,16 +107,29 @@ async def get_response(
     return Response(body_of(stored), media_type="application/json")
 
 
-@delete("/responses/{response_id:str}", status_code=200, opt={"scope": "inference"}, tags=["openai"])
+@delete(
+    "/responses/{response_id:str}",
+    status_code=200,
+    opt={"scope": "inference"} | audited("response.delete"),
+    tags=["openai"],
+)
 async def delete_response(
-    response_id: FromPath[str], services: NamedDependency[Services], tenant_id: NamedDependency[str]
+    response_id: FromPath[str],
+    services: NamedDependency[Services],
+    tenant_id: NamedDependency[str],
+    by: NamedDependency[Actor],
 ) -> ResponseDeleted:
     """Delete a stored response, with its input. What has gone on from it stays, and cannot be gone on from any more."""
-    await services.responses.delete(tenant_id, response_id)
+    await services.responses.delete(tenant_id, response_id, by=by)
     return ResponseDeleted(id=response_id)
 
 
-@post("/responses/{response_id:str}/cancel", status_code=200, opt={"scope": "inference"}, tags=["openai"])
+@post(
+    "/responses/{response_id:str}/cancel",
+    status_code=200,
+    opt={"scope": "inference"} | unaudited("it is always refused"),
+    tags=["openai"],
+)
 async def cancel_response(
     response_id: FromPath[str], services: NamedDependency[Services], tenant_id: NamedDependency[str]
 ) -> ResponseObject:

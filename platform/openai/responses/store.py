@@ -12,6 +12,7 @@ from datetime import timedelta
 from sqlalchemy import ColumnElement, delete, func, literal, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from loraplex.adapters.audit import SERVER, Actor, record
 from loraplex.adapters.database import Database
 from loraplex.adapters.lookup import lock_tenant
 from loraplex.adapters.schema import now
@@ -128,12 +129,13 @@ class ResponseStore:
             raise _not_found(response_id)
         return found
 
-    async def delete(self, tenant_id: str, response_id: str) -> None:
+    async def delete(self, tenant_id: str, response_id: str, *, by: Actor = SERVER) -> None:
         """Raises ResponseNotFound."""
         async with self._database.transaction() as session:
             deleted = delete(StoredResponse).where(StoredResponse.id == response_id, *_is_of(tenant_id))
             if not (await session.execute(deleted.returning(StoredResponse.id))).all():
                 raise _not_found(response_id)
+            await record(session, by, "response.delete", f"responses/{response_id}", tenant_id=tenant_id)
 
     async def conversation(self, tenant_id: str, last_id: str) -> list[Turn]:
         """The responses up to this one, the first first. Raises ResponseNotFound, where an earlier one is gone as well;

@@ -228,7 +228,7 @@ async def test_an_adapter_lives_through_its_pages(
     back = await acme_admin.submit(url, f"{url}/aliases/rollback", alias="prod", revision="2")
     assert "what it stood for before" in text_of(back)
     gone = await acme_admin.submit(url, f"{url}/aliases/delete", alias="prod", revision="3")
-    assert "@prod" not in gone.text
+    assert "<code>@prod</code>" not in gone.text
     history = await api.services.aliases.history(await api.tenant_id("acme"), "bot", "prod")
     account = next(each for each in await api.services.accounts.list_accounts() if each.login == "wile")
     assert {move.moved_by for move in history} == {account.id}
