@@ -63,7 +63,14 @@ from loraplex.platform.idempotency_keys import IdempotencyKeyInUse, IdempotencyK
 from loraplex.platform.logging import request_id
 from loraplex.platform.openai.responses.store import ConversationTooLong, ResponseNotFound
 from loraplex.platform.passwords import PasswordRefused, PasswordsBusy
-from loraplex.platform.tenants import InvalidKeyRequest, KeyNotFound, TenantError, TenantExists, TenantNotFound
+from loraplex.platform.tenants import (
+    InvalidKeyRequest,
+    InvalidWeight,
+    KeyNotFound,
+    TenantError,
+    TenantExists,
+    TenantNotFound,
+)
 
 ErrorType = Literal["invalid_request_error", "server_error", "requests", "tokens", "insufficient_quota"]
 
@@ -245,6 +252,7 @@ TRANSLATIONS: dict[type[Exception], Callable[[Any], ApiError]] = {
     TenantNotFound: lambda e: ApiError(404, "tenant_not_found", str(e)),
     KeyNotFound: lambda e: ApiError(404, "key_not_found", str(e)),
     InvalidKeyRequest: lambda e: ApiError(400, "invalid_value", str(e)),
+    InvalidWeight: lambda e: ApiError(400, "invalid_value", str(e), param="weight"),
     # people
     AccountExists: lambda e: ApiError(409, "account_exists", str(e), param="login"),
     AccountNotFound: lambda e: ApiError(404, "account_not_found", str(e)),

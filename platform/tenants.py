@@ -20,11 +20,15 @@ from loraplex.adapters.changes import KEYS, record_change
 from loraplex.adapters.database import Database
 from loraplex.adapters.names import check_slug, check_text
 from loraplex.adapters.schema import now
+from loraplex.engine.events import Share
 from loraplex.platform.api_keys import fingerprint, key_id_of, new_key
 from loraplex.platform.limits.rules import CallerLimits, RateLimits, TenantLimits, caller_limits, stored_limits
 from loraplex.platform.schema import ApiKey, Tenant
 
 SCOPES = frozenset({"inference", "adapters", "admin"})
+
+DEFAULT_WEIGHT, MIN_WEIGHT, MAX_WEIGHT = 1.0, 0.1, 100.0
+"""Of tenants: how much of a full engine one gets, relative to the others that want it."""
 
 _LAST_USED_STEP = timedelta(minutes=1)
 _NO_FINGERPRINT = bytes(32)
@@ -45,6 +49,10 @@ class TenantNotFound(TenantError):
 
 class KeyNotFound(TenantError):
     """There is no API key with that id."""
+
+
+class InvalidWeight(TenantError):
+    """A tenant cannot have this weight."""
 
 
 class InvalidKeyRequest(TenantError):
@@ -91,8 +99,8 @@ class KeyInfo:
 class Principal:
     """Who a request comes from. `salt` keeps the tenant's cached prefixes apart; an operator, who has none, has b"".
 
-    limits: None where there are none. priority: the lowest that its requests have in the engine's queue, where the
-    lowest is first.
+    limits: None where there are none. weight: the tenant's. priority: the lowest that its requests have in the engine's
+    queue, where the lowest is first.
     """
 
     key_id: str
@@ -101,7 +109,13 @@ class Principal:
     scopes: frozenset[str]
     salt: bytes
     limits: CallerLimits | None = None
+    weight: float = DEFAULT_WEIGHT
     priority: int = 0
+
+    @property
+    def share(self) -> Share:
+        """Whose part of the engine its requests use: the tenant's, whichever of its keys they come with."""
+        return Share(self.tenant_id or "", self.weight)
 
 
 class TenantDirectory:
@@ -114,11 +128,12 @@ class TenantDirectory:
         self._database = database
         self._default_limits = default_limits
 
-    async def create_tenant(self, slug: str, name: str = "") -> TenantInfo:
-        """A new tenant. name: up to 200 characters for people. Raises InvalidName, TenantExists."""
+    async def create_tenant(self, slug: str, name: str = "", weight: float = DEFAULT_WEIGHT) -> TenantInfo:
+        """A new tenant. name: up to 200 characters for people. Raises InvalidName, InvalidWeight, TenantExists."""
         check_slug(slug, "slug")
         check_text(name, "name", 200)
-        tenant = Tenant(slug=slug, name=name)
+        _check_weight(weight)
+        tenant = Tenant(slug=slug, name=name, weight=weight)
         try:
             async with self._database.transaction() as session:
                 session.add(tenant)
@@ -142,6 +157,17 @@ class TenantDirectory:
             tenant = await _tenant(session, slug)
             if suspended != (tenant.suspended_at is not None):
                 tenant.suspended_at = now() if suspended else None
+                await record_change(session, KEYS)
+            return _tenant_info(tenant)
+
+    async def set_weight(self, slug: str, weight: float) -> TenantInfo:
+        """Its requests count with it from the next one on, on other servers within `changes.MAX_STALE_SECONDS`. Raises
+        InvalidWeight, TenantNotFound."""
+        _check_weight(weight)
+        async with self._database.transaction() as session:
+            tenant = await _tenant(session, slug)
+            if weight != tenant.weight:
+                tenant.weight = weight
                 await record_change(session, KEYS)
             return _tenant_info(tenant)
 
@@ -229,7 +255,7 @@ class TenantDirectory:
             tenant = await _tenant(session, slug)
         if tenant.suspended_at is not None:
             raise TenantNotFound(f"tenant: {slug} is suspended; resume it first")
-        return Principal(account_id, tenant.id, tenant.slug, frozenset(scopes), tenant.cache_salt)
+        return Principal(account_id, tenant.id, tenant.slug, frozenset(scopes), tenant.cache_salt, weight=tenant.weight)
 
     async def _note_use(self, key: ApiKey) -> None:
         """Write the time of use unless the last one is recent. It is a hint: a busy or full disk refuses nobody."""
@@ -240,6 +266,11 @@ class TenantDirectory:
         with suppress(DBAPIError, PoolTimeoutError):
             async with self._database.transaction() as session:
                 await session.execute(update(ApiKey).where(*stale).values(last_used_at=now()))
+
+
+def _check_weight(weight: float) -> None:
+    if not MIN_WEIGHT <= weight <= MAX_WEIGHT:
+        raise InvalidWeight(f"weight: give a number from {MIN_WEIGHT:g} to {MAX_WEIGHT:g}; {DEFAULT_WEIGHT:g} is usual")
 
 
 def _check_key(tenant: str | None, name: str, scopes: frozenset[str], expires_at: datetime | None) -> None:
@@ -266,6 +297,7 @@ def _principal(key: ApiKey, tenant: Tenant | None, limits: CallerLimits | None) 
         scopes=frozenset(key.scopes),
         salt=tenant.cache_salt if tenant else b"",
         limits=limits,
+        weight=tenant.weight if tenant else DEFAULT_WEIGHT,
     )
 
 

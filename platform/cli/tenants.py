@@ -5,21 +5,41 @@ Knows click and the tenant directory.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar
 
 import click
 import msgspec
 
 from loraplex.platform.cli.database import database_options, print_json, print_table, run_with_database
 from loraplex.platform.cli.limits import key_limits, tenant_limits
-from loraplex.platform.tenants import SCOPES, KeyInfo, TenantDirectory, TenantInfo
+from loraplex.platform.tenants import (
+    DEFAULT_WEIGHT,
+    MAX_WEIGHT,
+    MIN_WEIGHT,
+    SCOPES,
+    KeyInfo,
+    TenantDirectory,
+    TenantInfo,
+)
+
+Command = TypeVar("Command", bound=Callable[..., Any])
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
+def weight_option(**options: Any) -> Callable[[Command], Command]:
+    """options: of click.option."""
+    bounds = click.FloatRange(MIN_WEIGHT, MAX_WEIGHT)
+    return click.option(
+        "--weight", type=bounds, help="How much of a full engine it gets, relative to other tenants.", **options
+    )
+
+
 @click.group()
 def tenant() -> None:
-    """Tenants: create, list, suspend, resume, limit."""
+    """Tenants: create, list, weigh, suspend, resume, limit."""
 
 
 tenant.add_command(tenant_limits)
@@ -28,11 +48,12 @@ tenant.add_command(tenant_limits)
 @tenant.command("create")
 @click.argument("slug")
 @click.option("--name", default="", help="A name for people.")
+@weight_option(default=DEFAULT_WEIGHT, show_default=True)
 @json_option
 @database_options
-def create_tenant(url: str, slug: str, name: str, as_json: bool) -> None:
+def create_tenant(url: str, slug: str, name: str, weight: float, as_json: bool) -> None:
     """Create the tenant SLUG: its adapters are called SLUG/NAME."""
-    created = run_with_database(url, lambda database: TenantDirectory(database).create_tenant(slug, name))
+    created = run_with_database(url, lambda database: TenantDirectory(database).create_tenant(slug, name, weight))
     if as_json:
         print_json(created)
     else:
@@ -49,8 +70,22 @@ def list_tenants(url: str, as_json: bool) -> None:
     if as_json:
         print_json(tenants)
     else:
-        rows = ((each.slug, each.name, _state(each), _moment(each.created_at)) for each in tenants)
-        print_table("tenant", "name", "state", "created", rows=rows)
+        rows = ((each.slug, each.name, f"{each.weight:g}", _state(each), _moment(each.created_at)) for each in tenants)
+        print_table("tenant", "name", "weight", "state", "created", rows=rows)
+
+
+@tenant.command("set")
+@click.argument("slug")
+@weight_option(required=True)
+@json_option
+@database_options
+def set_tenant(url: str, slug: str, weight: float, as_json: bool) -> None:
+    """Change the tenant SLUG; running servers go by it within 2 seconds."""
+    changed = run_with_database(url, lambda database: TenantDirectory(database).set_weight(slug, weight))
+    if as_json:
+        print_json(changed)
+    else:
+        click.echo(f"Tenant {slug} has the weight {changed.weight:g}.")
 
 
 @tenant.command()

@@ -38,7 +38,13 @@ def told_headers(requests: Sequence[Bucket], tokens: Sequence[Bucket], now: floa
     return headers
 
 
-def refusal(shortage: Shortage, told: dict[str, str]) -> ApiError:
+class LimitReached(ApiError):
+    """unit: of what there is too little, as in `Shortage`."""
+
+    unit: str
+
+
+def refusal(shortage: Shortage, told: dict[str, str]) -> LimitReached:
     """429 that says whose limit it is and when to try again. What needs more than the limit is not tried again."""
     limited = f"{shortage.whose}: {shortage.limit} {shortage.unit}"
     if shortage.seconds == math.inf:
@@ -55,7 +61,9 @@ def refusal(shortage: Shortage, told: dict[str, str]) -> ApiError:
             f"needs {shortage.needed}. Try again in {seconds} s."
         )
         headers = {"retry-after": str(seconds), "retry-after-ms": str(milliseconds)}
-    return ApiError(429, "rate_limit_exceeded", message, type=shortage.kind, headers={**told, **headers})
+    error = LimitReached(429, "rate_limit_exceeded", message, type=shortage.kind, headers={**told, **headers})
+    error.unit = shortage.unit
+    return error
 
 
 def duration(seconds: float) -> str:

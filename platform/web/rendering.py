@@ -50,6 +50,8 @@ SECTIONS = (
     Section("Tenants", "/admin/tenants", "tenants", for_tenants=False),
     Section("Tenant", "/admin/tenants/{tenant}", "tenants", for_operators=False),
     Section("API keys", "/admin/keys", "keys"),
+    Section("Limits", "/admin/limits", "limits", for_tenants=False),
+    Section("Limits", "/admin/limits/{tenant}", "limits", for_operators=False),
     Section("Playground", "/admin/playground", "playground"),
     Section("People", "/admin/people", "people", for_tenants=False),
 )
@@ -61,6 +63,7 @@ DONE: Mapping[str, str] = {
     "alias-restored": "The alias stands for what it stood for before.",
     "evicted": "The version's memory is free.",
     "key-revoked": "The key is revoked. It stops working here at once, on other servers within 2 seconds.",
+    "limits-changed": "Limits and weight hold: here at once, on other servers within 2 seconds.",
     "password-changed": "Your password is changed, and all your other sessions have ended.",
     "person-disabled": "The account is disabled and signed out everywhere.",
     "person-enabled": "The account can sign in again.",
