@@ -45,6 +45,7 @@ ACTIONS: Mapping[str, str] = {
     "tenant.limits": "Tenant limited",
     "tenant.resume": "Tenant resumed",
     "tenant.suspend": "Tenant suspended",
+    "tenant.weight": "Tenant weighted",
     "upload.drop": "Upload dropped",
     "upload.open": "Upload announced",
     "version.delete": "Version deleted",

@@ -1,6 +1,6 @@
 """Requests for many adapters, one each, beside a popular adapter whose requests fill the server: how long they wait.
 
-What is promised of it is `MAX_OVERTAKEN` in engine/scheduler.py, in admissions; here it is in seconds.
+What is promised of it is `MAX_OVERTAKEN` in engine/sequence.py, in admissions; here it is in seconds.
 """
 
 from __future__ import annotations

@@ -40,6 +40,8 @@ PAGES = {
     "tenant-new": "/admin/tenants/new",
     "keys": "/admin/keys",
     "key-new": "/admin/keys/new?tenant=acme",
+    "limits": "/admin/limits",
+    "tenant-limits": "/admin/limits/acme",
     "people": "/admin/people",
     "person-new": "/admin/people/new",
     "audit": "/admin/audit",

@@ -53,6 +53,10 @@ class AdapterLeases:
             sequence.leases = self._residency.make_room_beside(sequence.leases, missing)
         return False
 
+    def are_ready(self, sequence: Sequence) -> bool:
+        """Whether all that it needs is on the device."""
+        return all(self._residency.is_ready(use.digest) for use in sequence.adapters)
+
     def is_held_up(self, sequence: Sequence) -> bool:
         """Whether it waits for others, and not for its adapters to be loaded alone."""
         return self._must_wait(sequence) or any(self._residency.lacks_room(use.digest) for use in sequence.adapters)
@@ -71,7 +75,7 @@ class AdapterLeases:
 
     def _must_wait(self, sequence: Sequence) -> bool:
         is_another = len(sequence.adapters) > 1 and self._gathering not in (None, sequence)
-        return is_another and not all(self._residency.is_ready(use.digest) for use in sequence.adapters)
+        return is_another and not self.are_ready(sequence)
 
     def _end_gathering(self, sequence: Sequence) -> None:
         if self._gathering is sequence:

@@ -71,6 +71,17 @@ class Grammar:
         return len(self.source) + (self.otherwise.chars if self.otherwise else 0)
 
 
+class Share(NamedTuple):
+    """Whose part of the engine a sequence uses, as an opaque name, and how large that is beside the others'."""
+
+    owner: str = ""
+    weight: float = 1.0
+
+
+NOBODY = Share()
+"""Of what the server runs for itself."""
+
+
 class AdapterUse(NamedTuple):
     """What one adapter version adds to a request: `scale` times its part of every sum, from the token at position
     `start` on."""
@@ -157,6 +168,23 @@ class RunningSequence:
     prompt_tokens: int
     generated_tokens: int
     pages: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OwnerShare:
+    """What one owner has of the engine. Service is counted in the cost of a token of a prompt; see `fair_queue`.
+
+    counter: all service over the weight, from some beginning on; only differences between owners mean something.
+    recent_service: of the last five minutes. oldest_seconds: how long ago the oldest of those that wait came; 0: none.
+    """
+
+    owner: str
+    weight: float
+    counter: float
+    recent_service: float
+    running: int
+    waiting: int
+    oldest_seconds: float
 
 
 @dataclass(frozen=True, slots=True)

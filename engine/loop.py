@@ -17,13 +17,16 @@ from typing import TYPE_CHECKING
 from loraplex.adapters.residency import AdapterResidency
 from loraplex.adapters.whereabouts import Refusal, Whereabouts
 from loraplex.engine.events import (
+    NOBODY,
     STEP_SECONDS,
     AdapterUse,
     Grammar,
+    OwnerShare,
     RequestFailed,
     ResidentAdapter,
     RunningSequence,
     SamplingParams,
+    Share,
     Started,
     Status,
     StepRecord,
@@ -88,22 +91,29 @@ class Engine:
         after: str | None = None,
         grammar: Grammar | None = None,
         priority: int = 0,
+        share: Share = NOBODY,
     ) -> None:
         """Queue a request, one with a grammar once that is compiled. A request that cannot run is told in the result of
-        a later step. after, priority: see Generate."""
+        a later step. after, priority, share: see Generate."""
         seed = self._seeds.getrandbits(63) if sampling.seed is None else sampling.seed
-        sequence = Sequence(request_id, prompt, sampling, adapters, salt, seed, priority)
+        sequence = Sequence(request_id, prompt, sampling, adapters, salt, seed, priority, share)
         if grammar is None:
             self._scheduler.add(sequence, after)
         else:
             self._compiling[request_id] = sequence, after, self._grammars.begin(grammar)
 
     def embed(
-        self, request_id: str, prompt: list[int], *, adapters: tuple[AdapterUse, ...] = (), priority: int = 0
+        self,
+        request_id: str,
+        prompt: list[int],
+        *,
+        adapters: tuple[AdapterUse, ...] = (),
+        priority: int = 0,
+        share: Share = NOBODY,
     ) -> None:
-        """Queue a prompt that is to be embedded, beside those that generate. priority: see Generate."""
+        """Queue a prompt that is to be embedded, beside those that generate. priority, share: see Generate."""
         nothing = SamplingParams(max_tokens=0)
-        self._scheduler.add(Sequence(request_id, prompt, nothing, adapters, b"", 0, priority, pooling=Pooling()))
+        self._scheduler.add(Sequence(request_id, prompt, nothing, adapters, b"", 0, priority, share, pooling=Pooling()))
 
     def abort(self, request_id: str) -> None:
         """End a request without another word; its pages and its adapter's lease are free at once."""
@@ -188,6 +198,10 @@ class Engine:
             RunningSequence(s.request_id, [use.digest for use in s.adapters], len(s.prompt), s.generated, len(s.pages))
             for s in self._scheduler.running
         ]
+
+    def shares(self) -> list[OwnerShare]:
+        """What each owner has of the engine, of those that had any in the last minutes."""
+        return self._scheduler.shares()
 
     def host_adapters(self) -> list[ResidentAdapter]:
         return [ResidentAdapter(*entry) for entry in self._residency.host_residents()]

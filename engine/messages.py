@@ -13,14 +13,17 @@ import msgspec
 from loraplex.adapters.whereabouts import LoadTimes, Refusal, Whereabouts
 from loraplex.engine.events import (
     MAX_ADAPTERS,
+    NOBODY,
     AdapterUse,
     FinishReason,
     Grammar,
     LogitRules,
+    OwnerShare,
     RequestFailed,
     ResidentAdapter,
     RunningSequence,
     SamplingParams,
+    Share,
     Started,
     Status,
     StepRecord,
@@ -50,6 +53,7 @@ __all__ = [
     "Locate",
     "Located",
     "LogitRules",
+    "OwnerShare",
     "Pin",
     "Ready",
     "Refusal",
@@ -57,6 +61,7 @@ __all__ = [
     "ResidentAdapter",
     "RunningSequence",
     "SamplingParams",
+    "Share",
     "Shutdown",
     "Site",
     "Start",
@@ -89,8 +94,8 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     after: a request with the same prompt, adapters and salt that was sent before and computes the prompt for both:
     this one waits until it has, or has ended. One that is not known any more is not waited for.
     grammar: one that `grammar_checks` has taken.
-    priority: of those that wait, the lowest number is first. timeout_seconds: the client ends the request then,
-    wherever it is; the engine does not look at it.
+    priority: of those that wait, the lowest number is first; share decides among equals. timeout_seconds: the client
+    ends the request then, wherever it is; the engine does not look at it.
     """
 
     request_id: str
@@ -101,19 +106,21 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     after: str | None = None
     grammar: Grammar | None = None
     priority: int = 0
+    share: Share = NOBODY
     timeout_seconds: float | None = None
 
 
 class Embed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Run a prompt with the sum of the given adapters; its only chunk has the embedding. See engine.pooling.
 
-    priority: see Generate.
+    priority, share: see Generate.
     """
 
     request_id: str
     prompt: list[int]
     adapters: tuple[AdapterUse, ...] = ()
     priority: int = 0
+    share: Share = NOBODY
 
 
 class Abort(msgspec.Struct, frozen=True, tag=True):
@@ -229,6 +236,7 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     device: list[ResidentAdapter]
     running: list[RunningSequence]
     recent_steps: list[StepRecord]
+    shares: list[OwnerShare]
 
 
 class Fatal(msgspec.Struct, frozen=True, tag=True):

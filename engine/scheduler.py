@@ -1,12 +1,13 @@
 """Decide which tokens run in the next step: prefill chunks and decodes of any adapters, under one token budget.
 
-Knows lengths, pages and adapter leases. Knows no tensors, text or tenants. Who waits, and for what, knows `admission`.
+Knows lengths, pages and adapter leases. Knows no tensors, text or tenants. Who waits, and for what, knows `admission`;
+whose turn it is, `fair_queue`.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Tokens
 from dataclasses import dataclass
 
@@ -14,7 +15,8 @@ from loraplex.adapters.residency import AdapterResidency
 from loraplex.engine.adapter_leases import AdapterLeases
 from loraplex.engine.admission import Admission
 from loraplex.engine.drafting import NO_DRAFTS, Drafting, DraftLimits
-from loraplex.engine.events import RequestFailed, Started, TokenChunk, TokenScore
+from loraplex.engine.events import OwnerShare, RequestFailed, Started, TokenChunk, TokenScore
+from loraplex.engine.fair_queue import PROMPT_COST, TOKEN_COST, Owner
 from loraplex.engine.kv_cache import PagePool
 from loraplex.engine.logit_edits import LogitEdits
 from loraplex.engine.pooling import Pooling
@@ -22,6 +24,11 @@ from loraplex.engine.sequence import Sequence
 from loraplex.engine.sequence_pages import SequencePages
 from loraplex.engine.step_plan import Chunk, StepPlan
 from loraplex.engine.token_results import GRAMMAR_TOO_COMPLEX, joined, told_of
+
+STINT_TOKENS = 16
+"""What a sequence has computed at least, since it was admitted, before its seat is given to another owner's. So it gets
+on however often that happens, and what it computes again is a page at most, as long as the prefix cache has the rest.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +66,15 @@ class Scheduler:
     def running(self) -> Tokens[Sequence]:
         return self._running
 
+    def shares(self) -> list[OwnerShare]:
+        """What each owner has of the engine, of those that had any in the last minutes."""
+        return self._waiting.shares()
+
+    @property
+    def waiting(self) -> Iterable[Sequence]:
+        """In no order that matters."""
+        return self._waiting
+
     @property
     def num_waiting(self) -> int:
         return len(self._waiting)
@@ -88,16 +104,20 @@ class Scheduler:
         self._free(sequence)
         if sequence in self._running:
             self._running.remove(sequence)
+            self._waiting.end(sequence)
         else:
             self._waiting.remove(sequence)
 
     def schedule(self) -> StepPlan:
-        """Running sequences first, in order of admission; then as many waiting ones as pages and budget allow; then
-        drafts, where they pay."""
+        """The next tokens of running sequences first, then prompts as far as the budget goes: those that are being read
+        and those of waiting sequences that pages and seats allow; then drafts, where they pay."""
         chunks: list[Chunk] = []
+        self._give_up_seat()
         preempted = self.preemptions
-        budget = self._continue_running(chunks)
-        if self.preemptions == preempted:
+        budget = self._decode_running(chunks)
+        may_admit = self.preemptions == preempted
+        budget = self._continue_prompts(chunks, budget, may_admit=may_admit)
+        if may_admit:
             self._admit_waiting(chunks, budget)
         self._residency.load_ahead(is_busy=bool(chunks))
         chunks = self.drafting.extended(chunks)
@@ -131,15 +151,45 @@ class Scheduler:
         """Sequences that the last plan has for the first time."""
         return self._waiting.take_started()
 
-    def _continue_running(self, chunks: list[Chunk]) -> int:
-        """Give every running sequence its next chunk, preempting the youngest when pages run out; the budget left."""
+    def _give_up_seat(self) -> None:
+        """Where an owner has more than its share of the seats and another one waits for its own, the youngest of the
+        former goes back to wait: one in a step, and none that has just begun."""
+        claim = self._waiting.claim(self._limits.max_num_seqs - len(self._running))
+        if claim is None:
+            return
+        claimant, owner = claim
+        may_go = (s for s in self._running if s.flow.owner is owner and s.priority >= claimant.level)
+        youngest = max(
+            (s for s in may_go if s.computed - s.stint_from >= STINT_TOKENS), key=lambda s: s.number, default=None
+        )
+        if youngest is not None:
+            self._running.remove(youngest)
+            self._preempt(youngest)
+
+    def _decode_running(self, chunks: list[Chunk]) -> int:
+        """Give every running sequence that generates its next token, preempting the youngest when pages run out; the
+        budget left."""
         budget = self._limits.max_step_tokens
         for place, sequence in enumerate(list(self._running)):
             if place >= len(self._running):
                 break  # it and all after it were preempted
-            count = min(sequence.remaining, budget)
-            if count and self._make_room(sequence, sequence.computed + count):
-                chunks.append(_chunk(sequence, count))
+            if budget and sequence.remaining == 1 and self._make_room(sequence, sequence.computed + 1):
+                chunks.append(_planned(sequence, 1))
+                budget -= 1
+        return budget
+
+    def _continue_prompts(self, chunks: list[Chunk], budget: int, *, may_admit: bool) -> int:
+        """Give running sequences more of what they have to read: in the order in which they were admitted while there
+        is budget for all, else those of owners with less service first, waiting ones among them; the budget left."""
+        reading = [sequence for sequence in self._running if sequence.remaining > 1]
+        is_short = sum(sequence.remaining for sequence in reading) > budget
+        if is_short:
+            reading.sort(key=lambda sequence: sequence.flow.owner.counter)
+        for sequence in reading:
+            if is_short and may_admit:
+                budget = self._admit_waiting(chunks, budget, before=sequence.flow.owner)
+            if count := min(sequence.remaining, budget):
+                chunks.append(_planned(sequence, count))
                 budget -= count
         return budget
 
@@ -153,21 +203,26 @@ class Scheduler:
         return True
 
     def _preempt(self, sequence: Sequence) -> None:
-        """Back to the head of the queue; its tokens are kept and will be computed again."""
+        """Back to the head of its queue; its tokens are kept and will be computed again."""
         self.preemptions += 1
         self._free(sequence)
         self._waiting.put_back(sequence)
 
-    def _admit_waiting(self, chunks: list[Chunk], budget: int) -> None:
-        for sequence in self._waiting.admit(self._limits.max_num_seqs - len(self._running), budget):
+    def _admit_waiting(self, chunks: list[Chunk], budget: int, before: Owner | None = None) -> int:
+        """The budget left. before: see Admission.admit."""
+        if budget == 0 or not self._waiting:
+            return budget
+        for sequence in self._waiting.admit(self._limits.max_num_seqs - len(self._running), budget, before):
             self._running.append(sequence)
             count = min(sequence.remaining, budget)
-            chunks.append(_chunk(sequence, count))
+            chunks.append(_planned(sequence, count))
             budget -= count
+        return budget
 
     def _append(self, chunk: Chunk, token: int, score: TokenScore | None, output: list[TokenChunk]) -> None:
         """If its grammar cannot be followed any further, the sequence fails."""
         sequence = chunk.sequence
+        sequence.flow.charge(TOKEN_COST)
         finish_reason = sequence.finish_after(token, self._limits.eos_token_ids, self._limits.max_model_len)
         has_failed = sequence.matcher is not None and sequence.matcher.is_error()
         if has_failed or finish_reason is not None:
@@ -193,6 +248,7 @@ class Scheduler:
         """Of one that runs."""
         sequence.has_ended = True
         self._running.remove(sequence)
+        self._waiting.end(sequence)
         self._free(sequence)
 
     def _free(self, sequence: Sequence) -> None:
@@ -209,6 +265,9 @@ class Scheduler:
         self._failures.append(RequestFailed(sequence.request_id, code, message))
 
 
-def _chunk(sequence: Sequence, count: int) -> Chunk:
+def _planned(sequence: Sequence, count: int) -> Chunk:
+    """The next tokens of a sequence, of which those of its prompt are charged."""
+    if sequence.read < len(sequence.prompt):
+        sequence.flow.charge(PROMPT_COST * sequence.newly_read(sequence.computed + count))
     samples = count == sequence.remaining and sequence.pooling is None
     return Chunk(sequence, sequence.computed, count, samples)

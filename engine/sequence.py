@@ -6,13 +6,20 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from loraplex.adapters.device_adapter import DeviceAdapter
-from loraplex.engine.events import AdapterUse, FinishReason, SamplingParams, TokenScore
+from loraplex.engine.events import NOBODY, AdapterUse, FinishReason, SamplingParams, Share, TokenScore
 from loraplex.engine.logit_edits import LogitEdits
 from loraplex.engine.pooling import Pooling
 from loraplex.engine.prompt_lookup import PromptLookup
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher
+
+    from loraplex.engine.fair_queue import Flow
+
+MAX_OVERTAKEN = 64
+"""Sequences that may be admitted while an older one finds no room for its adapters, or waits for its turn to gather
+several. Then those that run are the last before it: a popular adapter cannot keep a rare one waiting for ever. And of
+those that have a higher priority, so many are put before an older one at most."""
 
 
 @dataclass(slots=True, eq=False)
@@ -24,7 +31,9 @@ class Sequence:
     pages [0, registered) can be found by others through their hash.
     group: names its adapters, in a string because that sorts fastest: chunks of one group stand together in a step.
     leases: of the first of its adapters; once it runs, of all.
+    flow: where it stands in the queue and what it is charged to, with its number in the order of arrival; the queue's.
     arrived_at: on the scheduler's clock; has_started: whether it has run before.
+    stint_from: as far as it was computed when it was admitted last. read: as far as the prompt was charged.
     owed_room_after: the number of admissions from which on no younger sequence is admitted before this one; None while
     it has not been found to lack room for its adapters.
     after: an older one with the same pages, whose prompt it waits for instead of computing it too; None once it runs.
@@ -42,6 +51,11 @@ class Sequence:
     salt: bytes
     seed: int
     priority: int = 0
+    share: Share = NOBODY
+    flow: Flow = field(init=False)
+    number: int = 0
+    stint_from: int = 0
+    read: int = 0
     arrived_at: float = 0.0
     has_started: bool = False
     tokens: list[int] = field(init=False)
@@ -79,6 +93,21 @@ class Sequence:
     def is_held_back(self) -> bool:
         """Whether what it waits for is still to come: the other one has no token yet, and can have one."""
         return self.after is not None and not (self.after.generated or self.after.has_ended)
+
+    def newly_read(self, end: int) -> int:
+        """How many tokens of the prompt come up to there that did not before: what is computed again is not charged."""
+        end = min(end, len(self.prompt))
+        count, self.read = end - self.read, max(self.read, end)
+        return max(count, 0)
+
+    @property
+    def level(self) -> int:
+        """Of those that wait, the lowest are first: its priority, until it has let as many pass as it has to."""
+        return self.priority if self.overtaken < MAX_OVERTAKEN else 0
+
+    def gives_way_to(self, younger: Sequence) -> bool:
+        """Whether it lets a younger one pass. One that is owed room is owed it whatever comes."""
+        return self.level > younger.priority and self.owed_room_after is None
 
     def has_pages_of(self, other: Sequence) -> bool:
         """Whether the pages of both prompts are the same ones."""

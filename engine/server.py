@@ -125,9 +125,16 @@ def _handle(engine: Engine, connection: socket.socket, message: ToEngine | Wake)
                 after=message.after,
                 grammar=message.grammar,
                 priority=message.priority,
+                share=message.share,
             )
         case Embed():
-            engine.embed(message.request_id, message.prompt, adapters=message.adapters, priority=message.priority)
+            engine.embed(
+                message.request_id,
+                message.prompt,
+                adapters=message.adapters,
+                priority=message.priority,
+                share=message.share,
+            )
         case Abort(request_id):
             engine.abort(request_id)
         case Warm(digest):
@@ -189,6 +196,7 @@ def _inspection(engine: Engine, question_id: int) -> Inspection:
         device=engine.device_adapters(),
         running=engine.running(),
         recent_steps=list(engine.recent_steps),
+        shares=engine.shares(),
     )
 
 

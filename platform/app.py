@@ -93,7 +93,7 @@ def create_app(services: Services, drain: asyncio.Event | None = None) -> Litest
             observe_requests(services.tracing, access_log=services.settings.access_log),
             metering(services.ledger),
         ],
-        before_send=[response_hook(services.metrics)],
+        before_send=[response_hook(services.metrics), services.limiter.refusals.note_busy],
         request_max_body_size=services.settings.max_body_bytes,
         openapi_config=openapi_config(),
         template_config=template_config(),

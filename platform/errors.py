@@ -66,7 +66,13 @@ from loraplex.platform.key_terms import InvalidKeyRequest
 from loraplex.platform.logging import request_id
 from loraplex.platform.openai.responses.store import ConversationTooLong, ResponseNotFound
 from loraplex.platform.passwords import PasswordRefused, PasswordsBusy
-from loraplex.platform.tenants import KeyNotFound, TenantError, TenantExists, TenantNotFound
+from loraplex.platform.tenants import (
+    InvalidWeight,
+    KeyNotFound,
+    TenantError,
+    TenantExists,
+    TenantNotFound,
+)
 
 ErrorType = Literal["invalid_request_error", "server_error", "requests", "tokens", "insufficient_quota"]
 
@@ -255,6 +261,7 @@ TRANSLATIONS: dict[type[Exception], Callable[[Any], ApiError]] = {
     InvalidKeyRequest: lambda e: ApiError(400, "invalid_value", str(e), param=str(e).partition(":")[0]),
     KeyChanged: lambda e: ApiError(412, "key_changed", str(e), param="If-Match", headers=_NO_RETRY),
     KeyEnded: lambda e: ApiError(409, "key_ended", str(e), headers=_NO_RETRY),
+    InvalidWeight: lambda e: ApiError(400, "invalid_value", str(e), param="weight"),
     RotationUnderWay: lambda e: ApiError(409, "rotation_under_way", str(e), headers=_NO_RETRY),
     # people
     AccountExists: lambda e: ApiError(409, "account_exists", str(e), param="login"),

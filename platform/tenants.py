@@ -21,10 +21,14 @@ from loraplex.adapters.changes import KEYS, record_change
 from loraplex.adapters.database import Database
 from loraplex.adapters.names import check_slug, check_text
 from loraplex.adapters.schema import now
+from loraplex.engine.events import Share
 from loraplex.platform.api_keys import fingerprint, key_id_of, new_key
 from loraplex.platform.key_terms import KeyInfo, KeyTerms, adapters_of, key_info
 from loraplex.platform.limits.rules import CallerLimits, RateLimits, TenantLimits, caller_limits, stored_limits
 from loraplex.platform.schema import ApiKey, Tenant
+
+DEFAULT_WEIGHT, MIN_WEIGHT, MAX_WEIGHT = 1.0, 0.1, 100.0
+"""Of tenants: how much of a full engine one gets, relative to the others that want it."""
 
 _LAST_USED_STEP = timedelta(minutes=1)
 _NO_FINGERPRINT = bytes(32)
@@ -44,6 +48,10 @@ class TenantNotFound(TenantError):
 
 class KeyNotFound(TenantError):
     """There is no API key with that id."""
+
+
+class InvalidWeight(TenantError):
+    """A tenant cannot have this weight."""
 
 
 class InvalidKey(TenantError):
@@ -70,9 +78,9 @@ class TenantInfo:
 class Principal:
     """Who a request comes from. `salt` keeps the tenant's cached prefixes apart; an operator, who has none, has b"".
 
-    limits: None where there are none. priority: the lowest that its requests have in the engine's queue, where the
-    lowest is first. content_days: how long what its requests ask and are answered is kept; None: not at all. adapters:
-    those that it may name, as `KeyTerms` has them. valid_until: when the key ends, or this secret of it.
+    limits: None where there are none. weight: the tenant's. priority: the lowest that its requests have in the engine's
+    queue, where the lowest is first. content_days: how long what its requests ask and are answered is kept; None: not
+    at all. adapters: those that it may name, as `KeyTerms` has them. valid_until: when the key ends, or this secret.
     """
 
     key_id: str
@@ -81,6 +89,7 @@ class Principal:
     scopes: frozenset[str]
     salt: bytes
     limits: CallerLimits | None = None
+    weight: float = DEFAULT_WEIGHT
     priority: int = 0
     content_days: int | None = None
     adapters: frozenset[str] | None = None
@@ -89,6 +98,11 @@ class Principal:
     def may_name(self, adapter: str) -> bool:
         """Whether its requests may be for an adapter of its tenant's, or for `key_terms.BASE`."""
         return self.adapters is None or adapter in self.adapters
+
+    @property
+    def share(self) -> Share:
+        """Whose part of the engine its requests use: the tenant's, whichever of its keys they come with."""
+        return Share(self.tenant_id or "", self.weight)
 
 
 class TenantDirectory:
@@ -101,17 +115,20 @@ class TenantDirectory:
         self._database = database
         self._default_limits = default_limits
 
-    async def create_tenant(self, slug: str, name: str = "", *, by: Actor = SERVER) -> TenantInfo:
-        """A new tenant. name: up to 200 characters for people. Raises InvalidName, TenantExists."""
+    async def create_tenant(
+        self, slug: str, name: str = "", weight: float = DEFAULT_WEIGHT, *, by: Actor = SERVER
+    ) -> TenantInfo:
+        """A new tenant. name: up to 200 characters for people. Raises InvalidName, InvalidWeight, TenantExists."""
         check_slug(slug, "slug")
         check_text(name, "name", 200)
-        tenant = Tenant(slug=slug, name=name)
+        _check_weight(weight)
+        tenant = Tenant(slug=slug, name=name, weight=weight)
         try:
             async with self._database.transaction() as session:
                 session.add(tenant)
                 await session.flush()
-                where = f"tenants/{slug}"
-                await record(session, by, "tenant.create", where, tenant_id=tenant.id, after={"name": name})
+                after = {"name": name, "weight": weight}
+                await record(session, by, "tenant.create", f"tenants/{slug}", tenant_id=tenant.id, after=after)
         except IntegrityError as error:
             raise TenantExists(f'slug: there is a tenant "{slug}" already; choose another name') from error
         return _tenant_info(tenant)
@@ -157,6 +174,19 @@ class TenantDirectory:
             await record_change(session, KEYS)
             told = {"before": {"content_days": before}, "after": {"content_days": days}}
             await record(session, by, "tenant.contents", f"tenants/{slug}", tenant_id=tenant.id, **told)
+
+    async def set_weight(self, slug: str, weight: float, *, by: Actor = SERVER) -> TenantInfo:
+        """Its requests count with it from the next one on, on other servers within `changes.MAX_STALE_SECONDS`. Raises
+        InvalidWeight, TenantNotFound."""
+        _check_weight(weight)
+        async with self._database.transaction() as session:
+            tenant = await _tenant(session, slug)
+            if weight != tenant.weight:
+                before, tenant.weight = tenant.weight, weight
+                await record_change(session, KEYS)
+                told = {"before": {"weight": before}, "after": {"weight": weight}}
+                await record(session, by, "tenant.weight", f"tenants/{slug}", tenant_id=tenant.id, **told)
+            return _tenant_info(tenant)
 
     async def create_key(
         self,
@@ -259,6 +289,7 @@ class TenantDirectory:
             tenant.slug,
             frozenset(scopes),
             tenant.cache_salt,
+            weight=tenant.weight,
             content_days=tenant.content_days,
         )
 
@@ -285,6 +316,11 @@ async def find_key(session: AsyncSession, key_id: str, *, for_update: bool = Fal
     raise KeyNotFound(f"id: there is no API key {ascii(key_id)[:20]}")
 
 
+def _check_weight(weight: float) -> None:
+    if not MIN_WEIGHT <= weight <= MAX_WEIGHT:
+        raise InvalidWeight(f"weight: give a number from {MIN_WEIGHT:g} to {MAX_WEIGHT:g}; {DEFAULT_WEIGHT:g} is usual")
+
+
 def _is_valid(key: ApiKey, tenant: Tenant | None, *, by_old_secret: bool = False) -> bool:
     end = _end(key, by_old_secret)
     suspended = tenant is not None and tenant.suspended_at is not None
@@ -309,6 +345,7 @@ def _principal(
         content_days=tenant.content_days if tenant else None,
         adapters=adapters_of(key),
         valid_until=_end(key, by_old_secret),
+        weight=tenant.weight if tenant else DEFAULT_WEIGHT,
     )
 
 

@@ -5,7 +5,9 @@ Knows click and the tenant directory.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar
 
 import click
 
@@ -13,14 +15,30 @@ from loraplex.platform.cli.database import by_command, database_options, print_j
 from loraplex.platform.cli.key_changes import adapters_option, end_old_secret, key_facts, rotate, set_terms
 from loraplex.platform.cli.limits import key_limits, tenant_limits
 from loraplex.platform.key_terms import SCOPES, KeyInfo
-from loraplex.platform.tenants import TenantDirectory, TenantInfo
+from loraplex.platform.tenants import (
+    DEFAULT_WEIGHT,
+    MAX_WEIGHT,
+    MIN_WEIGHT,
+    TenantDirectory,
+    TenantInfo,
+)
+
+Command = TypeVar("Command", bound=Callable[..., Any])
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
+def weight_option(**options: Any) -> Callable[[Command], Command]:
+    """options: of click.option."""
+    bounds = click.FloatRange(MIN_WEIGHT, MAX_WEIGHT)
+    return click.option(
+        "--weight", type=bounds, help="How much of a full engine it gets, relative to other tenants.", **options
+    )
+
+
 @click.group()
 def tenant() -> None:
-    """Tenants: create, list, suspend, resume, limit."""
+    """Tenants: create, list, weigh, suspend, resume, limit."""
 
 
 tenant.add_command(tenant_limits)
@@ -29,12 +47,13 @@ tenant.add_command(tenant_limits)
 @tenant.command("create")
 @click.argument("slug")
 @click.option("--name", default="", help="A name for people.")
+@weight_option(default=DEFAULT_WEIGHT, show_default=True)
 @json_option
 @database_options
-def create_tenant(url: str, slug: str, name: str, as_json: bool) -> None:
+def create_tenant(url: str, slug: str, name: str, weight: float, as_json: bool) -> None:
     """Create the tenant SLUG: its adapters are called SLUG/NAME."""
     created = run_with_database(
-        url, lambda database: TenantDirectory(database).create_tenant(slug, name, by=by_command())
+        url, lambda database: TenantDirectory(database).create_tenant(slug, name, weight, by=by_command())
     )
     if as_json:
         print_json(created)
@@ -52,8 +71,24 @@ def list_tenants(url: str, as_json: bool) -> None:
     if as_json:
         print_json(tenants)
     else:
-        rows = ((each.slug, each.name, _state(each), _moment(each.created_at)) for each in tenants)
-        print_table("tenant", "name", "state", "created", rows=rows)
+        rows = ((each.slug, each.name, f"{each.weight:g}", _state(each), _moment(each.created_at)) for each in tenants)
+        print_table("tenant", "name", "weight", "state", "created", rows=rows)
+
+
+@tenant.command("set")
+@click.argument("slug")
+@weight_option(required=True)
+@json_option
+@database_options
+def set_tenant(url: str, slug: str, weight: float, as_json: bool) -> None:
+    """Change the tenant SLUG; running servers go by it within 2 seconds."""
+    changed = run_with_database(
+        url, lambda database: TenantDirectory(database).set_weight(slug, weight, by=by_command())
+    )
+    if as_json:
+        print_json(changed)
+    else:
+        click.echo(f"Tenant {slug} has the weight {changed.weight:g}.")
 
 
 @tenant.command()

@@ -22,8 +22,10 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from loraplex.platform.catalog import ResolvedModel
+from loraplex.platform.errors import ApiError
 from loraplex.platform.limits.account import Account, Demand
 from loraplex.platform.limits.admission import UNLIMITED, Admission, Claim, admission_of
+from loraplex.platform.limits.refusals import Refusals
 from loraplex.platform.limits.rules import NO_LIMITS
 from loraplex.platform.limits.shared_use import SharedUse
 from loraplex.platform.tenants import Principal
@@ -41,6 +43,7 @@ class Limiter:
     """For the tasks of one event loop."""
 
     def __init__(self, shared: SharedUse, clock: Callable[[], float] = time.monotonic) -> None:
+        self.refusals = Refusals(clock)
         self._shared = shared
         self._clock = clock
         self._accounts: dict[str, Account] = {}
@@ -57,7 +60,12 @@ class Limiter:
             return UNLIMITED
         claims = list(self._claims(principal, model))
         await self._hear_about(claims)
-        return admission_of(claims, demand, self._clock)
+        try:
+            return admission_of(claims, demand, self._clock)
+        except ApiError as error:
+            if error.limit is not None:
+                self.refusals.note(principal.tenant_id or "", error.limit[1].replace("_", " "))
+            raise
 
     async def follow(self) -> None:
         """For ever: tell the others what was taken here, and forget who has not come for long."""

@@ -9,10 +9,12 @@ from litestar.params import FromPath, FromQuery, JSONBody
 from loraplex.adapters.audit import Actor
 from loraplex.engine.client import EngineUnavailable
 from loraplex.platform.audit_rules import audited
+from loraplex.platform.fairness import tenant_shares
 from loraplex.platform.limits.rules import RateLimits, TenantLimits
 from loraplex.platform.manage.adapters import PageAfter, PageLimit
 from loraplex.platform.manage.admin_schemas import EngineView, Quarantine, ResidentAdapterPage, ResidentAdapterView
 from loraplex.platform.manage.engine_answers import answered
+from loraplex.platform.manage.fairness_schemas import FairnessView
 from loraplex.platform.manage.keys import KEY_HANDLERS
 from loraplex.platform.manage.tenant_schemas import (
     ChangeTenant,
@@ -32,7 +34,7 @@ async def create_tenant(
     data: JSONBody[CreateTenant], services: NamedDependency[Services], by: NamedDependency[Actor]
 ) -> TenantView:
     """Create a tenant. It needs a key to do anything."""
-    return TenantView.of(await services.tenants.create_tenant(data.slug, data.name, by=by))
+    return TenantView.of(await services.tenants.create_tenant(data.slug, data.name, data.weight, by=by))
 
 
 @get("/tenants")
@@ -41,12 +43,17 @@ async def list_tenants(services: NamedDependency[Services]) -> TenantList:
     return TenantList([TenantView.of(tenant) for tenant in await services.tenants.list_tenants()])
 
 
-@patch("/tenants/{slug:str}", opt=audited("tenant.suspend", "tenant.resume"))
+@patch("/tenants/{slug:str}", opt=audited("tenant.suspend", "tenant.resume", "tenant.weight"))
 async def change_tenant(
     slug: FromPath[str], data: JSONBody[ChangeTenant], services: NamedDependency[Services], by: NamedDependency[Actor]
 ) -> TenantView:
-    """Suspend a tenant (its keys stop working, its data stays) or resume it."""
-    return TenantView.of(await services.tenants.set_suspended(slug, data.suspended, by=by))
+    """Suspend a tenant (its keys stop working, its data stays) or resume it; change its weight. Both hold at once on
+    this server, within 2 seconds on others."""
+    if data.weight is not None:
+        await services.tenants.set_weight(slug, data.weight, by=by)
+    if data.suspended is not None:
+        await services.tenants.set_suspended(slug, data.suspended, by=by)
+    return TenantView.of(await services.tenants.get_tenant(slug))
 
 
 @get("/tenants/{slug:str}/limits")
@@ -124,6 +131,14 @@ async def get_engine(services: NamedDependency[Services]) -> EngineView:
     return EngineView.of(services.base_model_name, services.engine, inspection)
 
 
+@get("/fairness")
+async def get_fairness(services: NamedDependency[Services]) -> FairnessView:
+    """Who has how much of the engine: of every tenant its weight, what it was served lately, and what waits."""
+    inspection = await answered(services.engine.inspect())
+    refused = services.limiter.refusals
+    return FairnessView.of(tenant_shares(await services.tenants.list_tenants(), inspection.shares, refused))
+
+
 @post("/versions/{digest:str}/quarantine", status_code=200, opt=audited("version.quarantine"))
 async def quarantine_versions(
     digest: FromPath[str], data: JSONBody[Quarantine], services: NamedDependency[Services], by: NamedDependency[Actor]
@@ -161,6 +176,7 @@ ADMIN_ROUTES = [
             set_key_limits,
             list_all_adapters,
             get_engine,
+            get_fairness,
             quarantine_versions,
             release_versions,
         ],

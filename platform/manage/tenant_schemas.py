@@ -12,9 +12,11 @@ from loraplex.platform.key_changes import DEFAULT_OVERLAP, MAX_OVERLAP
 from loraplex.platform.key_terms import MAX_LISTED_ADAPTERS, KeyInfo, KeyTerms
 from loraplex.platform.limits.rules import RateLimits, TenantLimits
 from loraplex.platform.manage.adapter_schemas import Name
-from loraplex.platform.tenants import TenantInfo
+from loraplex.platform.tenants import DEFAULT_WEIGHT, MAX_WEIGHT, MIN_WEIGHT, TenantInfo
 
 SECOND = timedelta(seconds=1)
+
+Weight = Annotated[float, Meta(ge=MIN_WEIGHT, le=MAX_WEIGHT)]
 
 Scope = Literal["inference", "adapters", "admin"]
 Scopes = Annotated[list[Scope], Meta(min_length=1, max_length=3)]
@@ -24,17 +26,24 @@ AdapterNames = Annotated[list[Annotated[str, Meta(max_length=63)]], Meta(min_len
 
 
 class CreateTenant(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`weight`: how much of a full engine it gets, relative to the other tenants that want it."""
+
     slug: Name
     name: Annotated[str, Meta(max_length=200)] = ""
+    weight: Weight = DEFAULT_WEIGHT
 
 
 class ChangeTenant(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    suspended: bool
+    """What is null or left out stays as it is."""
+
+    suspended: bool | None = None
+    weight: Weight | None = None
 
 
 class TenantView(Struct, frozen=True, kw_only=True):
     slug: str
     name: str
+    weight: float
     suspended: bool
     created_at: datetime
     limits: TenantLimits
@@ -44,6 +53,7 @@ class TenantView(Struct, frozen=True, kw_only=True):
         return cls(
             slug=tenant.slug,
             name=tenant.name,
+            weight=tenant.weight,
             suspended=tenant.suspended_at is not None,
             created_at=tenant.created_at,
             limits=tenant.limits,

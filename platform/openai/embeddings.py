@@ -123,6 +123,7 @@ async def _embeddings(
             prompt=prompt,
             adapters=uses_of(model.adapters, prompt),
             priority=principal.priority,
+            share=principal.share,
         )
         for prompt in prompts
     ]

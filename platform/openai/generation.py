@@ -102,6 +102,7 @@ def prepare(
         salt=_salt(principal, request.cache_salt),
         grammar=grammar,
         priority=max(request.priority or 0, principal.priority),
+        share=principal.share,
         timeout_seconds=request.timeout,
     )
 

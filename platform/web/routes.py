@@ -20,6 +20,7 @@ from loraplex.platform.web.errors import PAGE_EXCEPTION_HANDLERS
 from loraplex.platform.web.forms import MAX_FORM_BYTES
 from loraplex.platform.web.key_changes import KEY_CHANGE_PAGES
 from loraplex.platform.web.keys import KEY_PAGES
+from loraplex.platform.web.limits import LIMIT_PAGES
 from loraplex.platform.web.oidc_login import OIDC_PAGES
 from loraplex.platform.web.overview import OVERVIEW_PAGES
 from loraplex.platform.web.people import PEOPLE_PAGES
@@ -47,6 +48,7 @@ PAGE_ROUTES = [
             *TENANT_PAGES,
             *KEY_PAGES,
             *KEY_CHANGE_PAGES,
+            *LIMIT_PAGES,
             *ADAPTER_PAGES,
             *VERSION_PAGES,
             *ALIAS_PAGES,

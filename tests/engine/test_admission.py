@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from engine_running import Outcome, collect, greedy, start_engine, store_adapter, take
 
-from loraplex.engine.admission import MAX_OVERTAKEN
 from loraplex.engine.events import only
+from loraplex.engine.sequence import MAX_OVERTAKEN
 
 PROMPT = list(range(3, 20))
 

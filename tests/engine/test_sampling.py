@@ -9,8 +9,8 @@ from engine_running import Outcome, collect, greedy, start_engine, store_adapter
 from oracle import Oracle
 from peft_kinds import RESIZED, write
 
-from loraplex.engine.admission import MAX_OVERTAKEN
 from loraplex.engine.events import LogitRules, SamplingParams, only
+from loraplex.engine.sequence import MAX_OVERTAKEN
 
 PROMPT = [5, 9, 40, 41, 9]
 EVERYTHING = LogitRules(

@@ -1,6 +1,6 @@
 """One adapter that fills the server, and two hundred requests for others and for sums: nobody waits without a bound.
 
-Waiting is counted in admissions, as `scheduler.MAX_OVERTAKEN` promises it.
+Waiting is counted in admissions, as `sequence.MAX_OVERTAKEN` promises it.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import pytest
 from engine_running import Outcome, collect, greedy, start_engine, store_adapter, take
 
 from loraplex.adapters.blobs import CONFIG_FILE, WEIGHTS_FILE, BlobStore
-from loraplex.engine.admission import MAX_OVERTAKEN
 from loraplex.engine.events import AdapterUse, only
+from loraplex.engine.sequence import MAX_OVERTAKEN
 
 PROMPT = list(range(3, 20))
 COLD = 200

@@ -135,6 +135,7 @@ async def an_operators_day(api: Api, folders: tuple[Path, Path]) -> None:
     await ask(api, "operator", "POST", f"{admin}/tenants", json={"slug": "initech"})
     for suspended in (True, False):
         await ask(api, "operator", "PATCH", f"{admin}/tenants/initech", json={"suspended": suspended})
+    await ask(api, "operator", "PATCH", f"{admin}/tenants/initech", json={"weight": 2})
     await ask(api, "operator", "PUT", f"{admin}/tenants/initech/limits", json={"requests_per_minute": 5})
     wanted = {"tenant": "initech", "name": "ci", "scopes": ["inference"]}
     key = await ask(api, "operator", "POST", f"{admin}/keys", json=wanted)
@@ -197,6 +198,8 @@ async def a_day_on_the_pages(api: Api, ada: Visitor, folders: tuple[Path, Path])
     await do(ada, "/admin/tenants/new", "/admin/tenants/new", slug="umbrella", name="Umbrella")
     for action in ("suspend", "resume"):
         await do(ada, "/admin/tenants/umbrella", f"/admin/tenants/umbrella/{action}")
+    limits = "/admin/limits/umbrella"
+    await do(ada, limits, limits, weight="3", requests_per_minute="9")
     await do(ada, "/admin/keys/new", "/admin/keys/new", name="ci", tenant="umbrella", scopes="inference")
     (key,) = await api.services.tenants.list_keys("umbrella")
     page = f"/admin/keys/{key.id}"

@@ -18,6 +18,7 @@ from loraplex.platform.errors import ApiError
 from loraplex.platform.limits.account import Demand
 from loraplex.platform.limits.bucket import REFILL_SECONDS, Bucket
 from loraplex.platform.limits.limiter import EXCHANGE_SECONDS, FRESH_SECONDS, Limiter
+from loraplex.platform.limits.refusals import BUSY, MAX_TENANTS, Refusals
 from loraplex.platform.limits.rules import CallerLimits, RateLimits
 from loraplex.platform.limits.shared_use import KEPT_SECONDS, SharedUse
 from loraplex.platform.limits.wording import duration
@@ -210,3 +211,19 @@ async def test_use_of_long_ago_is_forgotten(database: Database) -> None:
         async with database.read() as session:
             assert await session.scalar(select(func.count()).select_from(RateUse)) == rows
     assert await fleet.flood(second, who, 600) == 600
+
+
+def test_refusals_are_counted_for_five_minutes_and_of_so_many_tenants() -> None:
+    """Older ones come off; beyond the bound whoever was refused longest ago is forgotten."""
+    clock = Clock()
+    refusals = Refusals(clock)
+    refusals.note("a", BUSY)
+    clock.now += 200
+    refusals.note("a", "tokens per minute")
+    assert refusals.of("a") == {BUSY: 1, "tokens per minute": 1}
+    clock.now += 150
+    assert refusals.of("a") == {"tokens per minute": 1}
+    for number in range(MAX_TENANTS):
+        refusals.note(str(number), BUSY)
+    assert refusals.of("a") == {}
+    assert refusals.of("0") == {BUSY: 1}

@@ -49,6 +49,16 @@ def test_a_newcomer_needs_no_other_command(run):
     assert operators["expires_at"] is not None
 
 
+def test_a_tenants_weight_is_given_and_changed(run):
+    """Within its bounds, nan being in none."""
+    run("tenant", "create", "acme", "--weight", "3")
+    assert "0.5" in run("tenant", "set", "acme", "--weight", "0.5").output
+    for wrong in ("0", "101", "nan"):
+        run("tenant", "set", "acme", "--weight", wrong, code=2 if wrong != "nan" else 1)
+    (listed,) = json.loads(run("tenant", "list", "--json").output)
+    assert listed["weight"] == 0.5
+
+
 @pytest.mark.anyio
 async def test_the_printed_key_is_the_key(tmp_path):
     """What `key create` prints authenticates, and is shown by no other command."""
