@@ -17,6 +17,7 @@ from litestar.types import ExceptionHandlersMap
 from loraplex.adapters.errors import AdapterError
 from loraplex.engine.client import EngineUnavailable
 from loraplex.platform.accounts import AccountError
+from loraplex.platform.batches.errors import BatchError
 from loraplex.platform.errors import ApiError, tell
 from loraplex.platform.passwords import PasswordRefused, PasswordsBusy
 from loraplex.platform.tenants import TenantError
@@ -28,6 +29,7 @@ REFUSALS = (
     AdapterError,
     TenantError,
     AccountError,
+    BatchError,
     PasswordRefused,
     PasswordsBusy,
     EngineUnavailable,

@@ -17,6 +17,7 @@ from loraplex.platform.web.assets import get_asset
 from loraplex.platform.web.entry import ENTRY_PAGES
 from loraplex.platform.web.errors import PAGE_EXCEPTION_HANDLERS
 from loraplex.platform.web.forms import MAX_FORM_BYTES
+from loraplex.platform.web.jobs import JOB_PAGES
 from loraplex.platform.web.keys import KEY_PAGES
 from loraplex.platform.web.overview import OVERVIEW_PAGES
 from loraplex.platform.web.people import PEOPLE_PAGES
@@ -44,6 +45,7 @@ PAGE_ROUTES = [
             *ADAPTER_PAGES,
             *VERSION_PAGES,
             *ALIAS_PAGES,
+            *JOB_PAGES,
             *PLAYGROUND_PAGES,
             *PEOPLE_PAGES,
             show_nothing,

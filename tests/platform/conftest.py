@@ -1,4 +1,5 @@
-"""A small adapter; a real engine behind its client, for tests to which it matters what one does; servers that die."""
+"""A small adapter; a real engine behind its client, for tests to which it matters what one does; servers that die;
+passwords that cost little."""
 
 from __future__ import annotations
 
@@ -7,6 +8,8 @@ from itertools import count
 from pathlib import Path
 
 import pytest
+from argon2 import PasswordHasher
+from argon2.profiles import CHEAPEST
 from dying import Death, dying_servers
 
 from loraplex.engine.client import EngineClient
@@ -51,3 +54,9 @@ def die() -> Iterator[Callable[[Death], None]]:
 def new_seed() -> Callable[[], int]:
     """Seeds of adapters that no engine has seen."""
     return count(1000).__next__
+
+
+@pytest.fixture(autouse=True)
+def cheap_passwords(monkeypatch: pytest.MonkeyPatch) -> None:
+    """argon2id as it is, with the parameters that its library has for tests."""
+    monkeypatch.setattr("loraplex.platform.passwords.PasswordHasher", lambda: PasswordHasher.from_parameters(CHEAPEST))
