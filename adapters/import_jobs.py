@@ -94,6 +94,12 @@ class ImportJobs:
         async with self._database.read() as session:
             return await find_import(session, _of(tenant_id, import_id))
 
+    async def newest(self, tenant_id: str | None, limit: int) -> list[ImportInfo]:
+        """At most `limit` jobs of one tenant, or of all, newest first."""
+        jobs = select_imports().order_by(ImportJob.created_at.desc(), ImportJob.id.desc()).limit(limit)
+        async with self._database.read() as session:
+            return [_import_info(*row) for row in await session.execute(_owned(jobs, tenant_id))]
+
     async def list(self, tenant_id: str, limit: int, after: str | None = None) -> list[ImportInfo]:
         """At most `limit` of a tenant's jobs, newest first. after: id of the last job of the page before.
 
@@ -149,6 +155,10 @@ async def find_import(session: AsyncSession, imports: ImportRows) -> ImportInfo:
     for row in await session.execute(imports):
         return _import_info(*row)
     raise ImportNotFound("id: you have no such import")
+
+
+def _owned(imports: ImportRows, tenant_id: str | None) -> ImportRows:
+    return imports if tenant_id is None else imports.where(Adapter.tenant_id == tenant_id)
 
 
 def _of(tenant_id: str, import_id: str) -> ImportRows:

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 
-from sqlalchemy import ColumnElement, update
+from sqlalchemy import ColumnElement, select, update
 
 from loraplex.adapters.database import Database
 from loraplex.adapters.schema import Lease, now
@@ -33,6 +33,11 @@ class Leases:
         finally:
             if is_ours:
                 await self._set_end(name, Lease.expires_at == ends, began)
+
+    async def ends_at(self, name: str) -> datetime | None:
+        """When the lease ends by itself, or began when somebody had it last; None: nobody ever has."""
+        async with self._database.read() as session:
+            return await session.scalar(select(Lease.expires_at).where(Lease.name == name))
 
     async def _set_end(self, name: str, condition: ColumnElement[bool], ends: datetime) -> bool:
         """Whether the condition held."""

@@ -294,6 +294,15 @@ class AdapterRegistry:
         async with self._database.read() as session:
             return await version_infos(session, wanted.order_by(AdapterVersion.created_at).limit(MAX_PAGE))
 
+    async def not_serving(self, tenant_id: str | None, limit: int) -> list[VersionInfo]:
+        """At most `limit` versions of one tenant, or of all, in another state than ready, newest first."""
+        wanted = select_all_versions().where(AdapterVersion.state.in_(("validating", "rejected", "quarantined")))
+        if tenant_id is not None:
+            wanted = wanted.where(Adapter.tenant_id == tenant_id)
+        newest_first = wanted.order_by(AdapterVersion.created_at.desc(), AdapterVersion.id).limit(limit)
+        async with self._database.read() as session:
+            return await version_infos(session, newest_first)
+
     async def get_report(self, tenant_id: str, name: str, number: int) -> list[dict[str, Any]]:
         """What validation found out about a version. Raises AdapterNotFound, VersionNotFound."""
         async with self._database.read() as session:

@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from loraplex.adapters.audit import SERVER, Actor, record
 from loraplex.adapters.database import Database
 from loraplex.adapters.errors import UploadLimitReached, UploadNotFound
-from loraplex.adapters.lookup import lock_adapter, lock_tenant
+from loraplex.adapters.lookup import lock_adapter, lock_tenant, tenants
 from loraplex.adapters.schema import Adapter, Upload, now
 from loraplex.adapters.upload_files import AnnouncedFile
 
@@ -108,6 +108,16 @@ class UploadSessions:
         wanted = _uploads_of(tenant_id).where(*_is_open()).order_by(Upload.created_at.desc())
         async with self._database.read() as session:
             return [_info(upload, adapter) for upload, adapter in await session.execute(wanted)]
+
+    async def newest_open(self, tenant_id: str | None, limit: int) -> list[tuple[str, UploadInfo]]:
+        """At most `limit` of one tenant, or of all, newest first; each with its tenant's name."""
+        uploads = select(Upload, Adapter.name, tenants.c.slug).join(Adapter, Adapter.id == Upload.adapter_id)
+        wanted = uploads.join(tenants, tenants.c.id == Adapter.tenant_id).where(*_is_open())
+        if tenant_id is not None:
+            wanted = wanted.where(Adapter.tenant_id == tenant_id)
+        async with self._database.read() as session:
+            rows = await session.execute(wanted.order_by(Upload.created_at.desc(), Upload.id).limit(limit))
+            return [(tenant, _info(upload, adapter)) for upload, adapter, tenant in rows]
 
     async def close(self, upload_id: str, version: int) -> None:
         """It has become this version; again is fine."""

@@ -7,11 +7,13 @@ Chromium that is found on the system. `--only NAME` takes one page's pictures.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import httpx
@@ -51,8 +53,9 @@ PAGES = {
 }
 
 
-STEPS = ("setup", "empty", "playground", "key-created", "key", "key-edit", "alias-move", "login")
+STEPS = ("setup", "empty", "playground", "key-created", "key", "key-edit", "alias-move", "jobs", "login")
 """What can be seen only after something was done."""
+IMPORTS = ("--import-sources", "hf://acme/", "--hf-endpoint", "http://127.0.0.1:9")
 
 
 def main() -> None:
@@ -67,7 +70,7 @@ def main() -> None:
             (data_dir / "models").symlink_to(models.resolve())
         prepare_model(data_dir)
         browser = playwright.chromium.launch(executable_path=find_chromium(), args=["--no-sandbox", "--disable-gpu"])
-        with serving(data_dir, Console()) as server:
+        with serving(data_dir, Console(), *IMPORTS) as server:
             take_pictures(browser, server, only)
         browser.close()
 
@@ -123,6 +126,8 @@ def take_pictures(browser: Browser, server: Server, only: str | None) -> None:
     page.goto("/admin/adapters/acme/concierge")
     page.click("summary:has-text('Move or split')")
     take("alias-move")
+    begin_jobs(server, Keys(server))
+    take("jobs", "/admin/jobs")
     page.click("text=Sign out")
     take("login", "/admin/login")
 
@@ -160,6 +165,35 @@ def fill(server: Server, keys: Keys) -> None:
         post(server, "/v1/chat/completions", key, json={"model": model, "messages": messages, "max_tokens": 16})
     person = ["account", "create", "wile", "--tenant", "acme", "--data-dir", str(server.data_dir)]
     subprocess.run([loraplex(), *person], check=True, capture_output=True)
+
+
+def begin_jobs(server: Server, keys: Keys) -> None:
+    """A batch that has ended and one that runs, imports, half an upload, a version that is taken out."""
+    acme, globex = keys.tenant("acme"), keys.tenant("globex")
+    for _ in range(2):
+        job = post(server, "/api/v1/imports", acme, json={"adapter": "concierge", "source": "hf://acme/concierge"})
+    httpx.delete(f"{server.url}/api/v1/imports/{job['id']}", headers=bearer(acme)).raise_for_status()
+    for lines in (2, 400):
+        body = {"model": "order-json", "prompt": "Two teapots, please.", "max_tokens": 16}
+        entries = [
+            {"custom_id": str(line), "method": "POST", "url": "/v1/completions", "body": body} for line in range(lines)
+        ]
+        content = "\n".join(map(json.dumps, entries)).encode()
+        file = post(server, "/v1/files", acme, files={"file": content}, data={"purpose": "batch"})
+        wanted = {"input_file_id": file["id"], "endpoint": "/v1/completions", "completion_window": "24h"}
+        batch = post(server, "/v1/batches", acme, json=wanted)
+        while batch["request_counts"]["completed"] < min(lines, 60):
+            time.sleep(0.5)
+            batch = httpx.get(f"{server.url}/v1/batches/{batch['id']}", headers=bearer(acme)).json()
+    sizes = {"adapter_config.json": 900, "adapter_model.safetensors": 3 << 20}
+    files = [{"name": name, "size_bytes": size, "sha256": "0" * 64} for name, size in sizes.items()]
+    upload = post(server, "/api/v1/uploads", globex, json={"adapter": "house-style", "files": files})
+    headers = bearer(globex) | {"content-type": "application/offset+octet-stream", "upload-offset": "0"}
+    sent = f"{server.url}/api/v1/uploads/{upload['id']}/files/adapter_model.safetensors"
+    httpx.patch(sent, headers=headers, content=b"0" * (2 << 20)).raise_for_status()
+    versions = httpx.get(f"{server.url}/api/v1/adapters/house-style/versions", headers=bearer(globex)).json()["data"]
+    taken_out = f"/api/v1/admin/versions/{versions[-1]['digest']}/quarantine"
+    post(server, taken_out, keys.operator(), json={"reason": "it answers in another language than it is asked in"})
 
 
 if __name__ == "__main__":

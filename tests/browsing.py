@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 from api_running import Api
 
-PASSWORD = "a sentence is easy to keep"
+PASSWORD = "seven herons by the canal"
 
 
 @dataclass

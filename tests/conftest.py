@@ -6,6 +6,7 @@ enough that greedy text varies and that every adapter changes it.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -25,8 +26,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 
+# What is imported here is a million objects that live as long as the tests, and every full collection looks at all of
+# them, for a third of a second. By Python's own thresholds that was a quarter of the time of tests of the API.
+gc.set_threshold(10_000, 20, 10)
+
 # Here, since a plugin has to be loaded before test modules import from it.
-pytest_plugins = ["database_fixtures"]
+pytest_plugins = ["secret_hunt", "quick_apps", "database_fixtures"]
 
 # Triton reads this when it is first imported, and importing Transformers' models imports it: hence before all tests.
 # Without a GPU its kernels run in its interpreter, with one they are compiled.

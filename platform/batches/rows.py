@@ -19,7 +19,7 @@ from loraplex.adapters.lookup import lock_tenant
 from loraplex.adapters.schema import now, storable
 from loraplex.platform.batches.errors import BatchEnded, BatchError, NoSuchBatch, TooManyBatches
 from loraplex.platform.batches.files import OPEN, find_file
-from loraplex.platform.schema import Batch
+from loraplex.platform.schema import Batch, Tenant
 
 BatchStatus = Literal[
     "validating", "failed", "in_progress", "finalizing", "completed", "expired", "cancelling", "cancelled"
@@ -85,6 +85,15 @@ class Batches:
         """Raises NoSuchBatch."""
         async with self._database.read() as session:
             return await _find(session, *_is(tenant_id, batch_id))
+
+    async def newest(self, tenant_id: str | None, limit: int) -> list[tuple[str, Batch]]:
+        """At most `limit` batches of one tenant, or of all, newest first; each with its tenant's name."""
+        wanted = select(Tenant.slug, Batch).join(Tenant, Tenant.id == Batch.tenant_id)
+        if tenant_id is not None:
+            wanted = wanted.where(Batch.tenant_id == tenant_id)
+        ordered = wanted.order_by(Batch.created_at.desc(), Batch.id.desc()).limit(limit)
+        async with self._database.read() as session:
+            return [(tenant, batch) for tenant, batch in await session.execute(ordered)]
 
     async def list(self, tenant_id: str, limit: int, after: str | None) -> list[Batch]:
         """At most `limit` batches, the newest first. after: the last id of the page before; NoSuchBatch for no such."""

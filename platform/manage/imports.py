@@ -7,6 +7,7 @@ from litestar.di import NamedDependency
 from litestar.params import FromPath, JSONBody
 
 from loraplex.adapters.audit import Actor
+from loraplex.adapters.import_jobs import ImportInfo
 from loraplex.platform.audit_rules import audited
 from loraplex.platform.imports.source_names import parse_source, require_allowed
 from loraplex.platform.manage.adapters import PageAfter, PageLimit
@@ -30,18 +31,21 @@ async def create_import(
     The adapter must exist. Off unless the operator has set `import_sources`; 403 for a source that lies in none of
     them. What is fetched goes the way of an upload: `adapter_invalid` in the job's `error` has every failed check.
     """
-    source = parse_source(data.source)
     assert principal.tenant is not None, "the guard has sent operators away"
-    require_allowed(source, services.settings.import_sources, principal.tenant)
-    await require_served(services, tenant_id, data.adapter)
-    job = await services.imports.create(
-        tenant_id,
-        data.adapter,
-        str(source),
-        max_open=services.settings.max_imports_per_tenant,
-        by=by,
-    )
-    return ImportView.of(job)
+    owner = tenant_id, principal.tenant
+    return ImportView.of(await begin_import(services, owner, data.adapter, data.source, by=by))
+
+
+async def begin_import(
+    services: Services, owner: tuple[str, str], adapter: str, source: str, *, by: Actor
+) -> ImportInfo:
+    """A new job. owner: the tenant's id and name. Raises ApiError, AdapterNotFound, TooManyImports."""
+    tenant_id, tenant = owner
+    wanted = parse_source(source)
+    require_allowed(wanted, services.settings.import_sources, tenant)
+    await require_served(services, tenant_id, adapter)
+    most = services.settings.max_imports_per_tenant
+    return await services.imports.create(tenant_id, adapter, str(wanted), max_open=most, by=by)
 
 
 @get("/")

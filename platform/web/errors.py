@@ -17,6 +17,7 @@ from litestar.types import ExceptionHandlersMap
 from loraplex.adapters.errors import AdapterError
 from loraplex.engine.client import EngineUnavailable
 from loraplex.platform.accounts import AccountError
+from loraplex.platform.batches.errors import BatchError
 from loraplex.platform.errors import ApiError, tell
 from loraplex.platform.key_terms import InvalidKeyRequest
 from loraplex.platform.passwords import PasswordRefused, PasswordsBusy
@@ -30,6 +31,7 @@ REFUSALS = (
     TenantError,
     InvalidKeyRequest,
     AccountError,
+    BatchError,
     PasswordRefused,
     PasswordsBusy,
     EngineUnavailable,

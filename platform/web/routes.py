@@ -18,6 +18,7 @@ from loraplex.platform.web.audit import AUDIT_PAGES
 from loraplex.platform.web.entry import ENTRY_PAGES
 from loraplex.platform.web.errors import PAGE_EXCEPTION_HANDLERS
 from loraplex.platform.web.forms import MAX_FORM_BYTES
+from loraplex.platform.web.jobs import JOB_PAGES
 from loraplex.platform.web.key_changes import KEY_CHANGE_PAGES
 from loraplex.platform.web.keys import KEY_PAGES
 from loraplex.platform.web.limits import LIMIT_PAGES
@@ -52,6 +53,7 @@ PAGE_ROUTES = [
             *ADAPTER_PAGES,
             *VERSION_PAGES,
             *ALIAS_PAGES,
+            *JOB_PAGES,
             *PLAYGROUND_PAGES,
             *PEOPLE_PAGES,
             *AUDIT_PAGES,

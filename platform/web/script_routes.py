@@ -23,6 +23,7 @@ from loraplex.platform.manage.resumable import (
     open_upload,
 )
 from loraplex.platform.openai.chat import create_chat_completion
+from loraplex.platform.openai.files import get_file_content
 from loraplex.platform.services import Services
 from loraplex.platform.web.access import SignInNeeded
 from loraplex.platform.web.security_headers import security_headers
@@ -47,7 +48,11 @@ def script_routes(services: Services) -> Router:
 
     return Router(
         "/admin/script/{tenant:str}",
-        route_handlers=[Router("/uploads", route_handlers=UPLOADS), create_chat_completion],
+        route_handlers=[
+            Router("/uploads", route_handlers=UPLOADS),
+            get_file_content,
+            create_chat_completion,
+        ],
         guards=[act_for_tenant],
         opt={"page": "person"},
         exception_handlers={SignInNeeded: _sign_in, Exception: respond, HTTPException: respond},

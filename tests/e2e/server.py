@@ -19,6 +19,7 @@ import httpx
 import msgspec
 from click.testing import CliRunner
 from openai import AsyncOpenAI, OpenAI
+from secret_hunt import HUNT
 
 from loraplex.platform.cli.main import main
 from loraplex.platform.manage.admin_schemas import EngineView
@@ -131,6 +132,9 @@ def running_server(
     settings = {"model": model, "host": "127.0.0.1", "port": 0, "data_dir": data_dir} | options
     arguments = [word for name, value in settings.items() for word in option_words(name, value)]
     where = f"--database-url={options['database_url']}" if "database_url" in options else f"--data-dir={data_dir}"
+    for name, value in (secrets or {}).items():
+        if "secret" in name:
+            HUNT.remember_password(value)
     admin_key = json.loads(loraplex("key", "create", "--admin", "--json", where))["secret"]
     with log.open("wb") as output:
         variables = environment() | {f"LORAPLEX_{name.upper()}": value for name, value in (secrets or {}).items()}
@@ -145,6 +149,7 @@ def running_server(
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+        HUNT.look_at_file(log)
 
 
 def option_words(name: str, value: str | int | Path | tuple[str, ...]) -> list[str]:

@@ -1,4 +1,5 @@
-"""A small adapter; a real engine behind its client, for tests to which it matters what one does; servers that die."""
+"""A small adapter; a real engine behind its client, for tests to which it matters what one does; servers that die;
+passwords that cost little."""
 
 from __future__ import annotations
 
@@ -55,7 +56,7 @@ def new_seed() -> Callable[[], int]:
     return count(1000).__next__
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def cheap_passwords(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Passwords that cost little: argon2id as it is, with the parameters that its library has for tests."""
+    """argon2id as it is, with the parameters that its library has for tests."""
     monkeypatch.setattr("loraplex.platform.passwords.PasswordHasher", lambda: PasswordHasher.from_parameters(CHEAPEST))

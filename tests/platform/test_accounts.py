@@ -28,7 +28,7 @@ from loraplex.platform.schema import Account, WebSession
 from loraplex.platform.tenants import TenantDirectory, TenantNotFound
 from loraplex.platform.web_sessions import MAX_SESSIONS, Person, WebSessions
 
-PASSWORD = "a sentence is easy to keep"
+PASSWORD = "seven herons by the canal"
 OTHER = "another sentence to keep"
 
 pytestmark = pytest.mark.anyio

@@ -23,7 +23,7 @@ from loraplex.adapters.profile import ServingProfile
 from loraplex.platform.audit_chain import ANEW_SECONDS, AuditChain
 from loraplex.platform.cli.main import main
 
-pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("cheap_passwords")]
+pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from loraplex.engine.messages import Decision
 from loraplex.engine.models.config import ModelConfig, lora_shape
 from loraplex.platform.audit_rules import INFERENCE, audited, mutating_handlers, require_audited, unaudited
 
-pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("cheap_passwords")]
+pytestmark = pytest.mark.anyio
 
 LINE = {"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {"model": "tiny", "prompt": "a"}}
 EXEMPT = {
@@ -193,6 +193,23 @@ async def people_come_and_go(api: Api) -> Visitor:
     return ada
 
 
+async def jobs_on_the_pages(api: Api, ada: Visitor, folder: Path) -> None:
+    """What a tenant has begun, ended and begun again by the operator."""
+    page, acme = "/admin/jobs", "/admin/jobs/acme"
+    job = await ask(api, "acme", "POST", "/api/v1/imports", json={"adapter": "bot", "source": "hf://acme/x"})
+    for action in ("cancel", "again"):
+        await do(ada, page, f"{acme}/imports/{job['id']}/{action}")
+    form = {"files": {"file": json.dumps(LINE).encode()}, "data": {"purpose": "batch"}}
+    file = await ask(api, "acme", "POST", "/v1/files", **form)
+    wanted = {"input_file_id": file["id"], "endpoint": "/v1/completions", "completion_window": "24h"}
+    batch = await ask(api, "acme", "POST", "/v1/batches", json=wanted)
+    await do(ada, page, f"{acme}/batches/{batch['id']}/cancel")
+    files = announced(folder)
+    files[1]["sha256"] = "0" * 64
+    upload = await ask(api, "acme", "POST", "/api/v1/uploads", json={"adapter": "bot", "files": files})
+    await do(ada, page, f"{acme}/uploads/{upload['id']}/drop")
+
+
 async def a_day_on_the_pages(api: Api, ada: Visitor, folders: tuple[Path, Path]) -> None:
     """All that pages change: the operator does it, for whose tenant ever."""
     await do(ada, "/admin/tenants/new", "/admin/tenants/new", slug="umbrella", name="Umbrella")
@@ -210,6 +227,7 @@ async def a_day_on_the_pages(api: Api, ada: Visitor, folders: tuple[Path, Path])
     await do(ada, "/admin/adapters/new", "/admin/adapters/new", tenant="umbrella", name="bot")
     url = "/admin/adapters/umbrella/bot"
     await upload_by_script(api, ada, folders)
+    await jobs_on_the_pages(api, ada, folders[0])
     version = f"{url}/versions/1"
     for action in ("warm", "pin", "unpin", "evict"):
         await do(ada, version, f"{version}/{action}", seconds="3600" if action == "pin" else None)

@@ -20,6 +20,7 @@ import psutil
 import pytest
 from click.testing import CliRunner
 from conftest import write_tiny_llama, write_tokenizer
+from secret_hunt import HUNT
 
 from loraplex.adapters.database import Database
 from loraplex.platform.cli.main import main
@@ -85,6 +86,7 @@ def serve(model: Path, folder: Path, *options: str) -> Iterator[Served]:
     finally:
         process.kill()
         process.wait()
+        HUNT.look_at_file(log)
 
 
 async def key_of_acme(data_dir: Path) -> str:

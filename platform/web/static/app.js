@@ -34,6 +34,10 @@ document.addEventListener("focusin", (event) => {
 const shown = new WeakMap();
 document.addEventListener("htmx:beforeSwap", (event) => {
   const { target, serverResponse } = event.detail;
+  if (target.querySelector("details.confirm[open]")) {
+    event.detail.shouldSwap = false; // somebody is about to press what is in it
+    return;
+  }
   if (shown.get(target) === serverResponse) event.detail.shouldSwap = false;
   shown.set(target, serverResponse);
 });

@@ -29,8 +29,10 @@ async def tab(api: Api) -> AsyncIterator[Tab]:
         yield Tab(await browser.new_page(), url)
 
 
-async def test_from_the_set_up_to_the_log_out(api: Api, tab: Tab, folder: Path) -> None:
-    """Set-up, tenant, key, adapter, alias, a split, a roll back, log out; each page by axe, nothing in the console."""
+async def test_from_the_set_up_to_the_log_out(
+    api: Api, tab: Tab, folder: Path, make_adapter: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Set-up, tenant, key, adapter, alias, jobs, log out; each page by axe, nothing in the console."""
     page = tab.page
     await tab.open("/admin")
     await tab.check()
@@ -118,6 +120,15 @@ async def test_from_the_set_up_to_the_log_out(api: Api, tab: Tab, folder: Path) 
     await tab.press("v1")
     await tab.check()
     await page.go_back()
+
+    assert (await api.open_upload("initech", "bot", make_adapter(tmp_path / "next", rank=1))).status_code == 201
+    await tab.press("Jobs")
+    await tab.check()
+    await tab.press("Drop…")
+    await tab.check()
+    await tab.press("Drop the upload")
+    await page.get_by_text("The upload is dropped").wait_for()
+    await tab.check()
 
     await tab.press("Adapters")
     await page.get_by_label("Name").fill("nothing like it")
