@@ -162,9 +162,16 @@ class RunningSequence:
 @dataclass(frozen=True, slots=True)
 class StepRecord:
     """One step as it ran. `adapters`: digests in the batch; `base`: sequences of the base model stood beside them.
-    `drafted_tokens`: tried ahead by prompt lookup, among `decode_tokens`; `accepted_tokens`: those that were right."""
+    `drafted_tokens`: tried ahead by prompt lookup, among `decode_tokens`; `accepted_tokens`: those that were right.
+
+    `at`: Unix time of its end. `schedule_seconds`: to decide what runs, before it. `execute_seconds`: to run it; both
+    that and to take in what came of it are in `seconds`. `preemptions`: sequences that gave their pages back before it.
+    """
 
     step: int
+    at: float
+    schedule_seconds: float
+    execute_seconds: float
     seconds: float
     prefill_tokens: int
     decode_tokens: int
@@ -173,6 +180,8 @@ class StepRecord:
     base: bool
     drafted_tokens: int
     accepted_tokens: int
+    pages_used: int
+    preemptions: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ import struct
 
 import msgspec
 
-from loraplex.adapters.whereabouts import LoadTimes, Refusal, Whereabouts
+from loraplex.adapters.whereabouts import LoadTimes, Movement, Refusal, Whereabouts
 from loraplex.engine.events import (
     MAX_ADAPTERS,
     AdapterUse,
@@ -29,8 +29,11 @@ from loraplex.engine.events import (
     only,
 )
 from loraplex.engine.settings import EngineSettings
+from loraplex.engine.snapshot import Lane, Queue, Snapshot, StepFigures
 
 __all__ = [
+    "FRAME_HEADER",
+    "HEARTBEAT_SECONDS",
     "MAX_ADAPTERS",
     "Abort",
     "AdapterUse",
@@ -46,22 +49,29 @@ __all__ = [
     "Heartbeat",
     "Inspect",
     "Inspection",
+    "Lane",
     "LoadTimes",
     "Locate",
     "Located",
     "LogitRules",
+    "Look",
+    "Movement",
     "Pin",
+    "Queue",
     "Ready",
     "Refusal",
     "RequestFailed",
     "ResidentAdapter",
     "RunningSequence",
     "SamplingParams",
+    "Seen",
     "Shutdown",
     "Site",
+    "Snapshot",
     "Start",
     "Started",
     "Status",
+    "StepFigures",
     "StepOutput",
     "StepRecord",
     "ToEngine",
@@ -75,6 +85,7 @@ __all__ = [
 ]
 
 FRAME_HEADER = struct.Struct("<I")
+HEARTBEAT_SECONDS = 0.25
 
 
 class Start(msgspec.Struct, frozen=True, tag=True):
@@ -90,7 +101,7 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     this one waits until it has, or has ended. One that is not known any more is not waited for.
     grammar: one that `grammar_checks` has taken.
     priority: of those that wait, the lowest number is first. timeout_seconds: the client ends the request then,
-    wherever it is; the engine does not look at it.
+    wherever it is; the engine does not look at it. owner: an opaque name of whoever asked, told in a `Snapshot`.
     """
 
     request_id: str
@@ -102,18 +113,20 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     grammar: Grammar | None = None
     priority: int = 0
     timeout_seconds: float | None = None
+    owner: str = ""
 
 
 class Embed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Run a prompt with the sum of the given adapters; its only chunk has the embedding. See engine.pooling.
 
-    priority: see Generate.
+    priority, owner: see Generate.
     """
 
     request_id: str
     prompt: list[int]
     adapters: tuple[AdapterUse, ...] = ()
     priority: int = 0
+    owner: str = ""
 
 
 class Abort(msgspec.Struct, frozen=True, tag=True):
@@ -159,6 +172,14 @@ class Inspect(msgspec.Struct, frozen=True, tag=True):
     """Ask for an `Inspection` with the same id."""
 
     question_id: int
+
+
+class Look(msgspec.Struct, frozen=True, tag=True):
+    """Ask what the engine has in hand, and for what happened after that step and that movement; answered by `Seen`."""
+
+    question_id: int
+    after_step: int
+    after_movement: int
 
 
 class Shutdown(msgspec.Struct, frozen=True, tag=True):
@@ -231,14 +252,19 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     recent_steps: list[StepRecord]
 
 
+class Seen(msgspec.Struct, frozen=True, tag=True):
+    question_id: int
+    snapshot: Snapshot
+
+
 class Fatal(msgspec.Struct, frozen=True, tag=True):
     """The engine cannot go on; its process ends with a non-zero code after this."""
 
     message: str
 
 
-ToEngine = Start | Generate | Embed | Abort | Warm | Pin | Unpin | Evict | Locate | Inspect | Shutdown
-FromEngine = Ready | StepOutput | Heartbeat | Decision | Located | Inspection | Fatal
+ToEngine = Start | Generate | Embed | Abort | Warm | Pin | Unpin | Evict | Locate | Inspect | Look | Shutdown
+FromEngine = Ready | StepOutput | Heartbeat | Decision | Located | Inspection | Seen | Fatal
 
 
 def frame(message: ToEngine | FromEngine) -> bytes:

@@ -6,7 +6,7 @@ Knows lengths, pages and adapter leases. Knows no tensors, text or tenants. Who 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Tokens
 from dataclasses import dataclass
 
@@ -48,6 +48,7 @@ class Scheduler:
         self.pages = SequencePages(pages, limits.model_digest)
         self.drafting = Drafting(limits.drafts, limits.max_model_len, self.pages)
         self.preemptions = 0
+        self.clock = clock
         self._residency = residency
         self._adapters = AdapterLeases(residency)
         self._limits = limits
@@ -58,6 +59,10 @@ class Scheduler:
     @property
     def running(self) -> Tokens[Sequence]:
         return self._running
+
+    @property
+    def waiting(self) -> Iterable[Sequence]:
+        return self._waiting
 
     @property
     def num_waiting(self) -> int:

@@ -22,6 +22,7 @@ class Sequence:
     tokens [0, computed) have keys and values in `pages`; [computed, len(tokens)) are still to be run.
     pooling: of a prompt that is to be embedded; it is run once, and nothing is sampled.
     pages [0, registered) can be found by others through their hash.
+    owner: an opaque name of whoever asked; nothing depends on it.
     group: names its adapters, in a string because that sorts fastest: chunks of one group stand together in a step.
     leases: of the first of its adapters; once it runs, of all.
     arrived_at: on the scheduler's clock; has_started: whether it has run before.
@@ -42,6 +43,7 @@ class Sequence:
     salt: bytes
     seed: int
     priority: int = 0
+    owner: str = ""
     arrived_at: float = 0.0
     has_started: bool = False
     tokens: list[int] = field(init=False)

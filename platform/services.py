@@ -35,6 +35,8 @@ from loraplex.platform.idempotency_keys import IdempotencyKeys
 from loraplex.platform.limits.limiter import Limiter
 from loraplex.platform.limits.owners import LimitOwners, quotas
 from loraplex.platform.limits.shared_use import SharedUse
+from loraplex.platform.live.feed import LiveFeed
+from loraplex.platform.live.names import LiveNames
 from loraplex.platform.login_throttle import LoginThrottle
 from loraplex.platform.metrics import Metrics
 from loraplex.platform.openai.responses.store import ResponseLimits, ResponseStore
@@ -92,6 +94,7 @@ class Services:
     prover: Prover
     pins: PinKeeper
     uses: UseLog
+    live: LiveFeed
     metrics: Metrics
     base_shape: BaseShape
     base_model_name: str
@@ -101,6 +104,7 @@ def assemble(settings: Settings, database: Database, engine: EngineClient, model
     """The parts over a database, whose tables are there, and a running engine. Whoever asks for them closes
     `templates` and `grammars`."""
     registry = AdapterRegistry(database, quotas(settings.tenant_limits))
+    tenants = TenantDirectory(database, settings.tenant_limits)
     changes, metrics, shared_use = ChangeFeed(database), Metrics(), SharedUse(database)
     text, templates, profiles = TextCodec(model_path), UntrustedTemplates(), ProfileStore(database)
     blobs = BlobStore(settings.adapters_dir)
@@ -121,7 +125,7 @@ def assemble(settings: Settings, database: Database, engine: EngineClient, model
         ),
         logins=LoginThrottle(),
         setup_token=SetupToken(settings.data_dir),
-        tenants=TenantDirectory(database, settings.tenant_limits),
+        tenants=tenants,
         limit_owners=LimitOwners(database),
         shared_use=shared_use,
         limiter=Limiter(shared_use),
@@ -147,9 +151,23 @@ def assemble(settings: Settings, database: Database, engine: EngineClient, model
         prover=Prover(engine, text, templates),
         pins=PinKeeper(PinRegistry(database), engine, changes, settings.base_model_name),
         uses=UseLog(),
+        live=_live_feed(settings, engine, registry, tenants),
         metrics=metrics,
         base_shape=_base_shape(engine.ready),
         base_model_name=settings.base_model_name,
+    )
+
+
+def _live_feed(
+    settings: Settings, engine: EngineClient, registry: AdapterRegistry, tenants: TenantDirectory
+) -> LiveFeed:
+    return LiveFeed(
+        engine,
+        LiveNames(registry, tenants, settings.base_model_name),
+        settings.base_model_name,
+        max_sequences=settings.max_num_seqs,
+        max_step_tokens=settings.max_step_tokens,
+        host_bytes=settings.adapter_host_bytes,
     )
 
 

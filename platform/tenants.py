@@ -6,7 +6,7 @@ Knows rows and secrets. Knows no HTTP, and caches nothing: what it says is true 
 from __future__ import annotations
 
 import hmac
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -130,6 +130,12 @@ class TenantDirectory:
         """All tenants by slug."""
         async with self._database.read() as session:
             return [_tenant_info(tenant) for tenant in await session.scalars(select(Tenant).order_by(Tenant.slug))]
+
+    async def slugs_of(self, tenant_ids: Collection[str]) -> dict[str, str]:
+        """Of those among them that there are."""
+        wanted = select(Tenant.id, Tenant.slug).where(Tenant.id.in_(tenant_ids))
+        async with self._database.read() as session:
+            return {row.id: row.slug for row in await session.execute(wanted)}
 
     async def get_tenant(self, slug: str) -> TenantInfo:
         """Raises TenantNotFound."""

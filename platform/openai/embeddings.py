@@ -93,6 +93,7 @@ async def _embeddings(
             prompt=prompt,
             adapters=uses_of(model.adapters, prompt),
             priority=principal.priority,
+            owner=principal.tenant_id or "",
         )
         for prompt in prompts
     ]

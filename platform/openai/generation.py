@@ -98,6 +98,7 @@ def prepare(
         grammar=grammar,
         priority=max(request.priority or 0, principal.priority),
         timeout_seconds=request.timeout,
+        owner=principal.tenant_id or "",
     )
 
 

@@ -18,6 +18,7 @@ from loraplex.platform.web.entry import ENTRY_PAGES
 from loraplex.platform.web.errors import PAGE_EXCEPTION_HANDLERS
 from loraplex.platform.web.forms import MAX_FORM_BYTES
 from loraplex.platform.web.keys import KEY_PAGES
+from loraplex.platform.web.live import LIVE_PAGES
 from loraplex.platform.web.overview import OVERVIEW_PAGES
 from loraplex.platform.web.people import PEOPLE_PAGES
 from loraplex.platform.web.playground import PLAYGROUND_PAGES
@@ -39,6 +40,7 @@ PAGE_ROUTES = [
             get_asset,
             *ENTRY_PAGES,
             *OVERVIEW_PAGES,
+            *LIVE_PAGES,
             *TENANT_PAGES,
             *KEY_PAGES,
             *ADAPTER_PAGES,
