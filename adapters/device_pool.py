@@ -6,7 +6,8 @@ only the closure that `begin_copy` returns runs elsewhere, and it touches only a
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import time
+from collections import OrderedDict, deque
 from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass, replace
 
@@ -17,6 +18,9 @@ from loraplex.adapters.device_adapter import DeviceAdapter
 from loraplex.adapters.errors import AdapterUnavailable
 from loraplex.adapters.layout import ALIGN_BYTES
 from loraplex.adapters.weights import PackedAdapter
+from loraplex.adapters.whereabouts import LoadTimes, Movement
+
+RECENT_MOVEMENTS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +67,7 @@ class DevicePool:
         """[elements] flat: `LoraBatch.pool`"""
         self.loads = 0
         self.evictions = 0
+        self.movements: deque[Movement] = deque(maxlen=RECENT_MOVEMENTS)
         self._blocks: OrderedDict[str, _Block] = OrderedDict()  # least recently used first
         self._copy_stream = _new_stream(device) if device.type == "cuda" else None
 
@@ -121,13 +126,14 @@ class DevicePool:
         free_to_write.record(torch.cuda.current_stream(self.pool.device))
         return lambda: self._copy_on_stream(target, packed.weights, free_to_write)
 
-    def publish(self, digest: str, packed: PackedAdapter) -> None:
-        """The copy is complete: the adapter can be leased."""
+    def publish(self, digest: str, packed: PackedAdapter, times: LoadTimes | None = None) -> None:
+        """The copy is complete: the adapter can be leased. times: what the load took."""
         block = self._blocks[digest]
         assert not block.is_ready
         self._place(digest, block, packed)
         self._blocks.move_to_end(digest)
         self.loads += 1
+        self.movements.append(Movement(self.loads + self.evictions, time.time(), "load", digest, times))
 
     def discard(self, digest: str) -> None:
         """The load failed: its range is free again."""
@@ -157,6 +163,7 @@ class DevicePool:
             return False
         del self._blocks[digest]
         self.evictions += 1
+        self.movements.append(Movement(self.loads + self.evictions, time.time(), "eviction", digest))
         return True
 
     def gather(self, elements: int, movable: Container[str]) -> bool:

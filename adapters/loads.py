@@ -111,9 +111,10 @@ class Loads:
             self._jobs.copy(digest, self._pool.begin_copy(digest, read.packed), read)
 
     def _publish(self, digest: str, read: Read, copy_seconds: float) -> None:
-        self._pool.publish(digest, read.packed)
+        now = self._clock()
+        times = LoadTimes(read.seconds, copy_seconds, now - read.began)
+        self._pool.publish(digest, read.packed, times)
         self._demand.arrived(digest)
         self._pins.decide(digest, self._pool.size_bytes(digest))
-        now = self._clock()
-        self._history.record_load(digest, LoadTimes(read.seconds, copy_seconds, now - read.began), now)
+        self._history.record_load(digest, times, now)
         self._room.changed()

@@ -365,12 +365,17 @@ class AdapterRegistry:
 
     async def versions_of(self, digests: Collection[str]) -> dict[str, list[str]]:
         """Digest -> the canonical names of all tenants' versions of these bytes. Not for tenants to know."""
+        found = await self.versions_with(digests)
+        return {digest: sorted(version.canonical_name for version in found[digest]) for digest in found}
+
+    async def versions_with(self, digests: Collection[str]) -> dict[str, list[VersionInfo]]:
+        """Digest -> all tenants' versions of these bytes. Not for tenants to know."""
         wanted = select_all_versions().where(AdapterVersion.digest.in_(digests))
-        names: dict[str, list[str]] = {}
+        found: dict[str, list[VersionInfo]] = {}
         async with self._database.read() as session:
             for version in await version_infos(session, wanted):
-                names.setdefault(version.digest, []).append(version.canonical_name)
-        return {digest: sorted(found) for digest, found in names.items()}
+                found.setdefault(version.digest, []).append(version)
+        return found
 
     async def live_digests(self) -> set[str]:
         """The digests of all versions: every other blob is an orphan."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from itertools import chain
+from itertools import chain, islice
 from typing import Protocol
 
 from loraplex.adapters.blobs import StoredAdapter
@@ -24,7 +24,7 @@ from loraplex.adapters.loads import Loads
 from loraplex.adapters.packed_files import PackedFiles
 from loraplex.adapters.pins import PinLimits, Pins
 from loraplex.adapters.types import BaseShape
-from loraplex.adapters.whereabouts import LoadTimes, Refusal, UseHistory, Whereabouts
+from loraplex.adapters.whereabouts import LoadTimes, Movement, Refusal, UseHistory, Whereabouts
 
 
 class OpensAdapters(Protocol):
@@ -239,6 +239,18 @@ class AdapterResidency:
             on_device = (resident.digest for resident in self._pool.residents())
             digests = dict.fromkeys(chain(on_device, self._host_cache.residents(), self._jobs))
         return [self._locate(digest) for digest in digests]
+
+    def used_last(self, most: int) -> list[Whereabouts]:
+        """Where so many adapters are: those on their way, then on the device, then in the host's memory alone; in each
+        those that were used last first."""
+        on_device = (resident.digest for resident in reversed(self._pool.residents()))
+        digests = dict.fromkeys(chain(self._jobs, on_device, reversed(self._host_cache.residents())))
+        return [self._locate(digest) for digest in islice(digests, most)]
+
+    @property
+    def movements(self) -> Iterable[Movement]:
+        """The last loads and evictions, oldest first."""
+        return self._pool.movements
 
     def check_integrity(self) -> None:
         """Assert what must hold after every operation."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 MAX_REMEMBERED = 16_384
 """Adapters whose loads and uses are remembered; of more, the least recently seen are forgotten."""
@@ -41,6 +41,17 @@ class Whereabouts(NamedTuple):
     loads: int = 0
     last_load: LoadTimes | None = None
     last_used_at: float | None = None
+
+
+class Movement(NamedTuple):
+    """An adapter came to the device, and what that took, or lost its place there. `number`: how many there were before
+    it and itself; `at`: Unix time."""
+
+    number: int
+    at: float
+    kind: Literal["load", "eviction"]
+    digest: str
+    load: LoadTimes | None = None
 
 
 class Refusal(NamedTuple):

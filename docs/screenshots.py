@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import httpx
 from playwright.sync_api import Browser, Page, sync_playwright
@@ -23,11 +24,13 @@ from rich.console import Console
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "examples"))
 
+from busy import SERVER_OPTIONS, traffic  # noqa: E402
 from demo_server import ADAPTERS, Keys, Server, bearer, loraplex, post, prepare_model, publish, serving  # noqa: E402
 
 SCREENS = ROOT / "docs" / "screens"
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 SIZE = {"width": 1280, "height": 820}
+LIVE_MS = 65_000
 PASSWORD = "a sentence is easy to keep"  # noqa: S105  of a server that ends with this script
 
 PAGES = {
@@ -53,7 +56,7 @@ PAGES = {
 }
 
 
-STEPS = ("setup", "empty", "playground", "key-created", "key", "key-edit", "alias-move", "jobs", "login")
+STEPS = ("setup", "empty", "playground", "live", "key-created", "key", "key-edit", "alias-move", "jobs", "login")
 """What can be seen only after something was done."""
 IMPORTS = ("--import-sources", "hf://acme/", "--hf-endpoint", "http://127.0.0.1:9")
 
@@ -70,8 +73,15 @@ def main() -> None:
             (data_dir / "models").symlink_to(models.resolve())
         prepare_model(data_dir)
         browser = playwright.chromium.launch(executable_path=find_chromium(), args=["--no-sandbox", "--disable-gpu"])
-        with serving(data_dir, Console(), *IMPORTS) as server:
-            take_pictures(browser, server, only)
+        if only != "live":
+            with serving(data_dir, Console(), *IMPORTS) as server:
+                take_pictures(browser, server, only)
+        if only in (None, "live"):
+            busy_dir = data_dir / "busy"
+            busy_dir.mkdir()
+            (busy_dir / "models").symlink_to(data_dir / "models")
+            with serving(busy_dir, Console(), *SERVER_OPTIONS) as server:
+                take_live_pictures(browser, server)
         browser.close()
 
 
@@ -83,18 +93,14 @@ def find_chromium() -> str:
 
 
 def take_pictures(browser: Browser, server: Server, only: str | None) -> None:
-    page = browser.new_context(viewport=SIZE, base_url=server.url, reduced_motion="reduce").new_page()
+    page = new_page(browser, server)
 
     def take(name: str, path: str | None = None) -> None:
         if only in (None, name):
             picture(page, name, path)
 
     take("setup", "/admin/setup")
-    token = (server.data_dir / "setup-token").read_text().strip()
-    page.goto("/admin/setup")
-    for name, value in (("token", token), ("login", "ada"), ("password", PASSWORD)):
-        page.fill(f"[name={name}]", value)
-    page.click("button[type=submit]")
+    set_up(page, server)
     take("empty", "/admin")
     fill(server, Keys(server))
     for name, path in PAGES.items():
@@ -132,12 +138,41 @@ def take_pictures(browser: Browser, server: Server, only: str | None) -> None:
     take("login", "/admin/login")
 
 
+def take_live_pictures(browser: Browser, server: Server) -> None:
+    """Of a server at work: the page is given time to fill its minute."""
+    page = new_page(browser, server, {"width": 1440, "height": 900})
+    set_up(page, server)
+    page.goto("/admin/live")
+    page.get_by_text("Nothing runs.").wait_for()
+    picture(page, "live-empty", None)
+    with traffic(server, Keys(server), server.data_dir / "variants"):
+        page.goto("/admin/live")
+        page.locator(".lane").first.wait_for()
+        page.wait_for_timeout(LIVE_MS)
+        picture(page, "live", None)
+
+
+def new_page(browser: Browser, server: Server, size: Any = SIZE) -> Page:
+    return browser.new_context(viewport=size, base_url=server.url, reduced_motion="reduce").new_page()
+
+
+def set_up(page: Page, server: Server) -> None:
+    """The first account, which is signed in then."""
+    token = (server.data_dir / "setup-token").read_text().strip()
+    page.goto("/admin/setup")
+    for name, value in (("token", token), ("login", "ada"), ("password", PASSWORD)):
+        page.fill(f"[name={name}]", value)
+    page.click("button[type=submit]")
+    page.get_by_role("heading", name="Overview").wait_for()
+
+
 def picture(page: Page, name: str, path: str | None) -> None:
     for scheme in ("light", "dark"):
         page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
         if path is not None:
             page.goto(path)
         page.mouse.move(0, 0)
+        page.wait_for_timeout(300)  # what scripts draw follows the scheme a moment later
         page.screenshot(path=SCREENS / f"{name}-{scheme}.png", full_page=True)
 
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from loraplex.engine.generation import EngineUnavailable, Generation, GenerationFailed
 from loraplex.engine.messages import (
+    HEARTBEAT_SECONDS,
     Abort,
     Decision,
     Embed,
@@ -27,9 +28,12 @@ from loraplex.engine.messages import (
     Inspection,
     Locate,
     Located,
+    Look,
     Pin,
     Ready,
     Refusal,
+    Seen,
+    Snapshot,
     Status,
     StepOutput,
     ToEngine,
@@ -46,6 +50,8 @@ __all__ = ["EngineClient", "EngineStartFailed", "EngineUnavailable", "Generation
 log = logging.getLogger(__name__)
 
 QUARANTINE_CRASHES = 2
+RATE_BEATS = 21
+"""Heartbeats over which the rate of tokens is told: some five seconds."""
 
 
 class EngineClient:
@@ -64,6 +70,7 @@ class EngineClient:
         self._max_pending = max_pending
         self._generations: dict[str, Generation] = {}
         self._questions = Questions()
+        self._written: deque[tuple[float, int]] = deque(maxlen=RATE_BEATS)  # (moment, tokens since the engine's start)
         self._pins: dict[tuple[str, str], float] = {}
         self._crashed_with: Counter[str] = Counter()
         self._engine = SupervisedEngine(
@@ -104,6 +111,14 @@ class EngineClient:
     def pid(self) -> int:
         """The engine process of the moment."""
         return self._engine.pid
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Written in the last seconds."""
+        if len(self._written) < 2:
+            return 0.0
+        (since, before), (until, now) = self._written[0], self._written[-1]
+        return (now - before) / max(until - since, HEARTBEAT_SECONDS)
 
     @property
     def pending(self) -> int:
@@ -178,6 +193,12 @@ class EngineClient:
         inspection: Inspection = await self._ask(Inspect)
         return inspection
 
+    async def look(self, after_step: int, after_movement: int) -> Snapshot:
+        """What the engine has in hand, and what has happened since that step and that movement. Raises
+        EngineUnavailable while the engine is down."""
+        seen: Seen = await self._ask(lambda question_id: Look(question_id, after_step, after_movement))
+        return seen.snapshot
+
     async def stop(self) -> None:
         """End the process; what still runs fails with `engine_stopped`, what was asked is not answered."""
         self._fail_all(GenerationFailed("engine_stopped", "the server is shutting down"))
@@ -190,7 +211,8 @@ class EngineClient:
                 self._deliver(output)
             case Heartbeat(status):
                 self.status = status
-            case (Decision() | Located() | Inspection()) as answer:
+                self._written.append((time.monotonic(), status.generated_tokens))
+            case (Decision() | Located() | Inspection() | Seen()) as answer:
                 self._questions.answer(answer.question_id, answer)
             case Fatal(reason):
                 log.error("engine failed: %s", reason)
@@ -205,6 +227,7 @@ class EngineClient:
             if self._crashed_with[digest] == QUARANTINE_CRASHES:
                 self.quarantined.put_nowait(digest)
         self._questions.fail(_restarting())
+        self._written.clear()
         for request_id, generation in list(self._generations.items()):
             if error := self._lost(generation):
                 del self._generations[request_id]

@@ -190,9 +190,16 @@ class OwnerShare:
 @dataclass(frozen=True, slots=True)
 class StepRecord:
     """One step as it ran. `adapters`: digests in the batch; `base`: sequences of the base model stood beside them.
-    `drafted_tokens`: tried ahead by prompt lookup, among `decode_tokens`; `accepted_tokens`: those that were right."""
+    `drafted_tokens`: tried ahead by prompt lookup, among `decode_tokens`; `accepted_tokens`: those that were right.
+
+    `at`: Unix time of its end. `schedule_seconds`: to decide what runs, before it. `execute_seconds`: to run it; both
+    that and to take in what came of it are in `seconds`. `preemptions`: sequences that gave their pages back before it.
+    """
 
     step: int
+    at: float
+    schedule_seconds: float
+    execute_seconds: float
     seconds: float
     prefill_tokens: int
     decode_tokens: int
@@ -201,6 +208,8 @@ class StepRecord:
     base: bool
     drafted_tokens: int
     accepted_tokens: int
+    pages_used: int
+    preemptions: int
 
 
 STEP_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)

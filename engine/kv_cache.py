@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, KeysView, Sequence
 
 from loraplex.engine.events import AdapterUse
 
@@ -57,6 +57,10 @@ class PagePool:
     @property
     def num_cached(self) -> int:
         return len(self._cached)
+
+    @property
+    def cached(self) -> KeysView[int]:
+        return self._cached.keys()
 
     def shareable(self, tokens: int) -> int:
         """How many pages of a prompt another sequence can take over: full ones, and one token at least must run, for

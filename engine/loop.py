@@ -12,7 +12,8 @@ from collections import deque
 from collections.abc import Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from itertools import chain
+from typing import TYPE_CHECKING, NamedTuple
 
 from loraplex.adapters.residency import AdapterResidency
 from loraplex.adapters.whereabouts import Refusal, Whereabouts
@@ -33,10 +34,12 @@ from loraplex.engine.events import (
     TokenChunk,
 )
 from loraplex.engine.grammar_masks import Grammars
+from loraplex.engine.observation import MAX_ADAPTERS_SHOWN, figures, lanes, page_cells, queues
 from loraplex.engine.pooling import Pooling
 from loraplex.engine.runner import Runner
 from loraplex.engine.scheduler import Scheduler
 from loraplex.engine.sequence import Sequence
+from loraplex.engine.snapshot import Snapshot
 from loraplex.engine.step_plan import StepPlan
 
 if TYPE_CHECKING:
@@ -51,6 +54,14 @@ class StepResult:
     failures: list[RequestFailed] = field(default_factory=list)
     started: list[Started] = field(default_factory=list)
     ran: bool = False
+
+
+class StepTimes(NamedTuple):
+    """Seconds."""
+
+    schedule: float
+    execute: float
+    execute_and_commit: float
 
 
 class Engine:
@@ -74,6 +85,8 @@ class Engine:
         self._steps = 0
         self._step_seconds = 0.0
         self._steps_by_seconds = [0] * (len(STEP_SECONDS) + 1)
+        self._preemptions = 0  # until the last step
+        self._last_plan = StepPlan(())
         self._generated_tokens = 0
 
     @property
@@ -148,16 +161,20 @@ class Engine:
     def step(self) -> StepResult:
         """Run one batch. `ran` is False when nothing could run: no work, or its adapters are still loading."""
         failures = self._take_compiled() if self._compiling else []
+        begun = time.perf_counter()
         plan = self._scheduler.schedule()
         failures += self._scheduler.take_failures()
         if not plan.chunks:
             return StepResult(failures=failures)
         started = time.perf_counter()
         sampled = self._runner.execute(plan)
+        executed = time.perf_counter()
+        pages_used = self._scheduler.pages.pool.num_used
         accepted = self._scheduler.drafting.accepted
         chunks = self._scheduler.commit(plan, sampled)
         accepted = self._scheduler.drafting.accepted - accepted
-        self._record(plan, time.perf_counter() - started, len(sampled), accepted)
+        times = StepTimes(started - begun, executed - started, time.perf_counter() - started)
+        self._record(plan, times, len(sampled), accepted, pages_used)
         return StepResult(chunks, failures, self._scheduler.take_started(), ran=True)
 
     def wait(self, timeout_seconds: float) -> None:
@@ -203,6 +220,26 @@ class Engine:
         """What each owner has of the engine, of those that had any in the last minutes."""
         return self._scheduler.shares()
 
+    def look(self, after_step: int, after_movement: int) -> Snapshot:
+        """All that runs, waits and is in memory, and what has happened since that step and that movement."""
+        scheduler, residency = self._scheduler, self._residency
+        running = sorted(scheduler.running, key=lambda sequence: sequence.group)
+        waiting = chain(scheduler.waiting, (sequence for sequence, _, _ in self._compiling.values()))
+        pool, now = scheduler.pages.pool, scheduler.clock()
+        cells, pages_per_cell = page_cells(running, pool)
+        return Snapshot(
+            status=self.status(),
+            lanes=lanes(running, self._last_plan, now),
+            queues=queues(waiting, now),
+            cells=cells,
+            pages_per_cell=pages_per_cell,
+            adapters=residency.used_last(MAX_ADAPTERS_SHOWN),
+            on_device=len(residency.device_residents()),
+            in_host=len(residency.host_residents()),
+            steps=figures(self.recent_steps, after_step),
+            movements=[movement for movement in residency.movements if movement.number > after_movement],
+        )
+
     def host_adapters(self) -> list[ResidentAdapter]:
         return [ResidentAdapter(*entry) for entry in self._residency.host_residents()]
 
@@ -231,10 +268,11 @@ class Engine:
                 self._scheduler.add(sequence, after)
         return failures
 
-    def _record(self, plan: StepPlan, seconds: float, sampled: int, accepted: int) -> None:
-        """accepted: of the plan's drafts."""
+    def _record(self, plan: StepPlan, times: StepTimes, sampled: int, accepted: int, pages_used: int) -> None:
+        """accepted: of the plan's drafts. pages_used: while it ran."""
         drafted = sum(chunk.draft is not None for chunk in plan.chunks)
         self._steps += 1
+        seconds = times.execute_and_commit
         self._step_seconds += seconds
         self._steps_by_seconds[bisect_left(STEP_SECONDS, seconds)] += 1
         self._generated_tokens += sampled - drafted + accepted
@@ -243,7 +281,10 @@ class Engine:
         self.recent_steps.append(
             StepRecord(
                 step=self._steps,
-                seconds=seconds,
+                at=time.time(),
+                schedule_seconds=times.schedule,
+                execute_seconds=times.execute,
+                seconds=times.execute_and_commit,
                 prefill_tokens=sum(chunk.count for chunk in plan.chunks) - decodes,
                 decode_tokens=decodes,
                 sequences=len(plan.chunks) - drafted,
@@ -251,5 +292,9 @@ class Engine:
                 base=() in uses,
                 drafted_tokens=drafted,
                 accepted_tokens=accepted,
+                pages_used=pages_used,
+                preemptions=self._scheduler.preemptions - self._preemptions,
             )
         )
+        self._preemptions = self._scheduler.preemptions
+        self._last_plan = plan

@@ -10,7 +10,7 @@ import struct
 
 import msgspec
 
-from loraplex.adapters.whereabouts import LoadTimes, Refusal, Whereabouts
+from loraplex.adapters.whereabouts import LoadTimes, Movement, Refusal, Whereabouts
 from loraplex.engine.events import (
     MAX_ADAPTERS,
     NOBODY,
@@ -32,8 +32,11 @@ from loraplex.engine.events import (
     only,
 )
 from loraplex.engine.settings import EngineSettings
+from loraplex.engine.snapshot import Lane, Queue, Snapshot, StepFigures
 
 __all__ = [
+    "FRAME_HEADER",
+    "HEARTBEAT_SECONDS",
     "MAX_ADAPTERS",
     "Abort",
     "AdapterUse",
@@ -49,24 +52,31 @@ __all__ = [
     "Heartbeat",
     "Inspect",
     "Inspection",
+    "Lane",
     "LoadTimes",
     "Locate",
     "Located",
     "LogitRules",
+    "Look",
+    "Movement",
     "OwnerShare",
     "Pin",
+    "Queue",
     "Ready",
     "Refusal",
     "RequestFailed",
     "ResidentAdapter",
     "RunningSequence",
     "SamplingParams",
+    "Seen",
     "Share",
     "Shutdown",
     "Site",
+    "Snapshot",
     "Start",
     "Started",
     "Status",
+    "StepFigures",
     "StepOutput",
     "StepRecord",
     "ToEngine",
@@ -80,6 +90,7 @@ __all__ = [
 ]
 
 FRAME_HEADER = struct.Struct("<I")
+HEARTBEAT_SECONDS = 0.25
 
 
 class Start(msgspec.Struct, frozen=True, tag=True):
@@ -168,6 +179,14 @@ class Inspect(msgspec.Struct, frozen=True, tag=True):
     question_id: int
 
 
+class Look(msgspec.Struct, frozen=True, tag=True):
+    """Ask what the engine has in hand, and for what happened after that step and that movement; answered by `Seen`."""
+
+    question_id: int
+    after_step: int
+    after_movement: int
+
+
 class Shutdown(msgspec.Struct, frozen=True, tag=True):
     """Finish nothing more; leave with exit code 0."""
 
@@ -239,14 +258,19 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     shares: list[OwnerShare]
 
 
+class Seen(msgspec.Struct, frozen=True, tag=True):
+    question_id: int
+    snapshot: Snapshot
+
+
 class Fatal(msgspec.Struct, frozen=True, tag=True):
     """The engine cannot go on; its process ends with a non-zero code after this."""
 
     message: str
 
 
-ToEngine = Start | Generate | Embed | Abort | Warm | Pin | Unpin | Evict | Locate | Inspect | Shutdown
-FromEngine = Ready | StepOutput | Heartbeat | Decision | Located | Inspection | Fatal
+ToEngine = Start | Generate | Embed | Abort | Warm | Pin | Unpin | Evict | Locate | Inspect | Look | Shutdown
+FromEngine = Ready | StepOutput | Heartbeat | Decision | Located | Inspection | Seen | Fatal
 
 
 def frame(message: ToEngine | FromEngine) -> bytes:

@@ -55,6 +55,7 @@ class Scheduler:
         self.pages = SequencePages(pages, limits.model_digest)
         self.drafting = Drafting(limits.drafts, limits.max_model_len, self.pages)
         self.preemptions = 0
+        self.clock = clock
         self._residency = residency
         self._adapters = AdapterLeases(residency)
         self._limits = limits

@@ -20,6 +20,7 @@ from loraplex.engine.build import USER_ERRORS, BuiltEngine, build_engine
 from loraplex.engine.loop import Engine
 from loraplex.engine.messages import (
     FRAME_HEADER,
+    HEARTBEAT_SECONDS,
     Abort,
     Decision,
     Embed,
@@ -32,8 +33,10 @@ from loraplex.engine.messages import (
     Inspection,
     Locate,
     Located,
+    Look,
     Pin,
     Ready,
+    Seen,
     Shutdown,
     Site,
     Start,
@@ -43,8 +46,6 @@ from loraplex.engine.messages import (
     Warm,
     frame,
 )
-
-HEARTBEAT_SECONDS = 0.25
 
 
 class Wake:
@@ -149,6 +150,8 @@ def _handle(engine: Engine, connection: socket.socket, message: ToEngine | Wake)
             _send(connection, Located(question_id, engine.locate(digests)))
         case Inspect(question_id):
             _send(connection, _inspection(engine, question_id))
+        case Look(question_id, after_step, after_movement):
+            _send(connection, Seen(question_id, engine.look(after_step, after_movement)))
 
 
 def _read(connection: socket.socket, inbox: Inbox) -> None:

@@ -25,6 +25,7 @@ from loraplex.platform.manage.aliases import ALIAS_ROUTES
 from loraplex.platform.manage.audit import AUDIT_ROUTES
 from loraplex.platform.manage.idempotency import provide_once
 from loraplex.platform.manage.imports import IMPORT_ROUTES
+from loraplex.platform.manage.live import LIVE_ROUTES
 from loraplex.platform.manage.lora_adapters import LORA_ROUTES
 from loraplex.platform.manage.profiles import PROFILE_ROUTES
 from loraplex.platform.manage.residency import RESIDENCY_ROUTES
@@ -41,7 +42,7 @@ from loraplex.platform.services import Services
 from loraplex.platform.web.access import make_page_guard
 from loraplex.platform.web.rendering import template_config
 from loraplex.platform.web.routes import PAGE_ROUTES
-from loraplex.platform.web.script_routes import script_routes
+from loraplex.platform.web.script_routes import FEED_ROUTES, script_routes
 
 
 def create_app(services: Services, drain: asyncio.Event | None = None) -> Litestar:
@@ -68,8 +69,10 @@ def create_app(services: Services, drain: asyncio.Event | None = None) -> Litest
             *ADMIN_ROUTES,
             *USAGE_ROUTES,
             *AUDIT_ROUTES,
+            *LIVE_ROUTES,
             *PAGE_ROUTES,
             script_routes(services),
+            FEED_ROUTES,
             openapi_json,
         ],
         dependencies={

@@ -43,6 +43,8 @@ from loraplex.platform.ledger.queries import UsageQueries
 from loraplex.platform.limits.limiter import Limiter
 from loraplex.platform.limits.owners import LimitOwners, quotas
 from loraplex.platform.limits.shared_use import SharedUse
+from loraplex.platform.live.feed import LiveFeed
+from loraplex.platform.live.names import LiveNames
 from loraplex.platform.login_throttle import LoginThrottle
 from loraplex.platform.metrics import Metrics
 from loraplex.platform.observability.engine_metrics import EngineMetrics
@@ -113,6 +115,7 @@ class Services:
     prover: Prover
     pins: PinKeeper
     uses: UseLog
+    live: LiveFeed
     metrics: Metrics
     tracing: Tracing
     diagnostics: Diagnostics
@@ -124,6 +127,7 @@ def assemble(settings: Settings, database: Database, engine: EngineClient, model
     """The parts over a database, whose tables are there, and a running engine. Whoever asks for them closes
     `templates`, `grammars`, `ledger` and `tracing`. Raises OSError where the data folder cannot be written."""
     registry = AdapterRegistry(database, quotas(settings.tenant_limits))
+    tenants = TenantDirectory(database, settings.tenant_limits)
     changes, shared_use = ChangeFeed(database), SharedUse(database)
     text, templates, profiles = TextCodec(model_path), UntrustedTemplates(), ProfileStore(database)
     blobs, audit = BlobStore(settings.adapters_dir), AuditLog(database)
@@ -147,7 +151,7 @@ def assemble(settings: Settings, database: Database, engine: EngineClient, model
         ),
         logins=LoginThrottle(),
         setup_token=SetupToken(settings.data_dir),
-        tenants=TenantDirectory(database, settings.tenant_limits),
+        tenants=tenants,
         key_changes=KeyChanges(database),
         limit_owners=LimitOwners(database),
         shared_use=shared_use,
@@ -179,6 +183,7 @@ def assemble(settings: Settings, database: Database, engine: EngineClient, model
         prover=Prover(engine, text, templates),
         pins=PinKeeper(PinRegistry(database), engine, changes, settings.base_model_name),
         uses=UseLog(),
+        live=_live_feed(settings, engine, registry, tenants),
         metrics=metrics,
         tracing=tracing_of(settings),
         diagnostics=Diagnostics(database, settings, engine, blobs),
@@ -208,6 +213,19 @@ def _oidc_provider(settings: Settings) -> SignInProvider | None:
     from loraplex.platform.oidc import OidcProvider  # of an extra, which the settings have asked for by now
 
     return OidcProvider(settings)
+
+
+def _live_feed(
+    settings: Settings, engine: EngineClient, registry: AdapterRegistry, tenants: TenantDirectory
+) -> LiveFeed:
+    return LiveFeed(
+        engine,
+        LiveNames(registry, tenants, settings.base_model_name),
+        settings.base_model_name,
+        max_sequences=settings.max_num_seqs,
+        max_step_tokens=settings.max_step_tokens,
+        host_bytes=settings.adapter_host_bytes,
+    )
 
 
 def _base_shape(ready: Ready) -> BaseShape:

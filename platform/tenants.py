@@ -138,6 +138,12 @@ class TenantDirectory:
         async with self._database.read() as session:
             return [_tenant_info(tenant) for tenant in await session.scalars(select(Tenant).order_by(Tenant.slug))]
 
+    async def slugs_of(self, tenant_ids: Collection[str]) -> dict[str, str]:
+        """Of those among them that there are."""
+        wanted = select(Tenant.id, Tenant.slug).where(Tenant.id.in_(tenant_ids))
+        async with self._database.read() as session:
+            return {row.id: row.slug for row in await session.execute(wanted)}
+
     async def get_tenant(self, slug: str) -> TenantInfo:
         """Raises TenantNotFound."""
         async with self._database.read() as session:

@@ -23,7 +23,7 @@ from loraplex.adapters.types import BaseShape, adapter_digest
 from loraplex.engine.client import EngineUnavailable
 from loraplex.engine.events import Status
 from loraplex.engine.generation import Generation
-from loraplex.engine.messages import Generate, Inspection, Ready, Site, TokenChunk, Whereabouts
+from loraplex.engine.messages import Generate, Inspection, Ready, Site, Snapshot, TokenChunk, Whereabouts
 from loraplex.engine.models.config import ModelConfig, lora_shape
 from loraplex.platform.app import create_app
 from loraplex.platform.manage.resumable import BYTES_FROM_OFFSET
@@ -54,6 +54,7 @@ class StandingEngine:
     status: Status | None = IDLE
     is_alive: bool = True
     restarts: int = 0
+    tokens_per_second: float = 0.0
     progress_at: float = field(default_factory=time.monotonic)
     warmed: list[str] = field(default_factory=list)
     asked: list[Generate] = field(default_factory=list)
@@ -78,6 +79,9 @@ class StandingEngine:
         self.warmed.append(digest)
 
     async def inspect(self) -> Inspection:
+        raise EngineUnavailable("this engine only stands", retry_after_seconds=5)
+
+    async def look(self, after_step: int, after_movement: int) -> Snapshot:
         raise EngineUnavailable("this engine only stands", retry_after_seconds=5)
 
     def forgive(self, digest: str) -> None:

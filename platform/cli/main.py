@@ -15,6 +15,7 @@ COMMANDS = {
     "batch": ("loraplex.platform.cli.batch:batch", "Have requests in a file answered, in a file."),
     "alias": ("loraplex.platform.cli.alias:alias", "Move, split and roll back what a name stands for."),
     "usage": ("loraplex.platform.cli.usage:usage", "Show what was used, by whom, and what it cost."),
+    "top": ("loraplex.platform.cli.top:top", "Watch the engine in the terminal."),
     "tenant": ("loraplex.platform.cli.tenants:tenant", "Create, list and suspend tenants."),
     "key": ("loraplex.platform.cli.tenants:key", "Create, list and revoke API keys."),
     "account": ("loraplex.platform.cli.accounts:account", "Create, list and disable accounts of the admin pages."),

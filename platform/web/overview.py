@@ -33,6 +33,7 @@ async def show_overview(
         versions=versions,
         tenants=await services.tenants.list_tenants() if person.is_operator else [],
         status=engine.status if person.is_operator else None,
+        tokens_per_second=engine.tokens_per_second,
         ready=engine.ready,
         host_capacity=services.settings.adapter_host_bytes,
     )

@@ -46,6 +46,7 @@ class Section:
 
 SECTIONS = (
     Section("Overview", "/admin", "overview"),
+    Section("Live engine", "/admin/live", "live"),
     Section("Adapters", "/admin/adapters", "adapters"),
     Section("Tenants", "/admin/tenants", "tenants", for_tenants=False),
     Section("Tenant", "/admin/tenants/{tenant}", "tenants", for_operators=False),

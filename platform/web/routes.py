@@ -22,6 +22,7 @@ from loraplex.platform.web.jobs import JOB_PAGES
 from loraplex.platform.web.key_changes import KEY_CHANGE_PAGES
 from loraplex.platform.web.keys import KEY_PAGES
 from loraplex.platform.web.limits import LIMIT_PAGES
+from loraplex.platform.web.live import LIVE_PAGES
 from loraplex.platform.web.oidc_login import OIDC_PAGES
 from loraplex.platform.web.overview import OVERVIEW_PAGES
 from loraplex.platform.web.people import PEOPLE_PAGES
@@ -46,6 +47,7 @@ PAGE_ROUTES = [
             *ENTRY_PAGES,
             *OIDC_PAGES,
             *OVERVIEW_PAGES,
+            *LIVE_PAGES,
             *TENANT_PAGES,
             *KEY_PAGES,
             *KEY_CHANGE_PAGES,

@@ -41,6 +41,10 @@ async def test_from_the_set_up_to_the_log_out(
     await page.get_by_text("Your account is there").wait_for()
     await tab.check()
 
+    await tab.press("Live engine")
+    await page.get_by_text("The engine does not answer").wait_for()
+    await tab.check()
+
     await tab.press("Tenants")
     await tab.check()
     await tab.press("New tenant")
