@@ -121,12 +121,12 @@ def pytest_configure(config: pytest.Config) -> None:
     import httpx
     from litestar import Litestar
 
-    from loraplex.platform import tenants
+    from loraplex.platform import key_changes, tenants
     from loraplex.platform.passwords import Passwords
     from loraplex.platform.setup_token import SetupToken
     from loraplex.platform.web_sessions import WebSessions
 
-    tenants.new_key = _issuing(tenants.new_key, lambda made: made[1])
+    tenants.new_key = key_changes.new_key = _issuing(tenants.new_key, lambda made: made[1])
     SetupToken.issue = _issuing(SetupToken.issue, lambda token: token)
     WebSessions.open = _opening(WebSessions.open)
     Passwords.hash = _hashing(Passwords.hash)

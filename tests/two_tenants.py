@@ -7,6 +7,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -46,6 +47,9 @@ PARAMETERS: Mapping[tuple[str, str], Of | str] = {
     ("batches", "batch_id"): Of("batch"),
     ("responses", "response_id"): Of("response"),
     ("tenants", "slug"): Of("tenant"),
+    ("contents", "slug"): Of("tenant"),
+    ("limits", "slug"): Of("tenant"),
+    ("requests", "record_id"): Of("record"),
     ("jobs", "tenant"): Of("tenant"),
     ("script", "tenant"): Of("tenant"),
     ("keys", "key_id"): Of("key"),
@@ -66,7 +70,15 @@ ACTIONS: Mapping[str, tuple[str, ...]] = {
 QUERIES: Mapping[str, Of | None] = {
     "tenant": Of("tenant"),
     "model": Of("model"),
-    **dict.fromkeys(("limit", "order", "purpose", "q", "dry_run", "stream")),
+    "adapter": Of("adapter"),
+    "key": Of("key"),
+    "key_id": Of("key"),
+    "actor": Of("key"),
+    "object": Of("object"),
+    **dict.fromkeys(
+        ("limit", "order", "purpose", "q", "dry_run", "stream", "format", "what", "step", "group", "endpoint")
+    ),
+    **dict.fromkeys(("start", "end", "since", "until", "before", "action", "errors", "largest_first")),
 }
 """By name, save `after`, which is of the kind that is listed."""
 
@@ -77,6 +89,8 @@ CURSORS: Mapping[str, Of] = {
     "/v1/responses/{response_id}/input_items": Of("item"),
     "/api/v1/adapters": Of("adapter"),
     "/api/v1/imports": Of("import"),
+    "/api/v1/usage/requests": Of("cursor"),
+    "/api/v1/admin/usage/requests": Of("cursor"),
     "/api/v1/admin/adapters": Of("model"),
     "/admin/adapters": Of("model"),
 }
@@ -118,6 +132,10 @@ BODIES: Mapping[str, tuple[Any, ...]] = {
     "PUT /api/v1/admin/tenants/{slug}/limits": ({},),
     "POST /api/v1/admin/keys": ({"tenant": Of("tenant"), "name": "k", "scopes": ["inference"]},),
     "PUT /api/v1/admin/keys/{key_id}/limits": ({},),
+    "PATCH /api/v1/admin/keys/{key_id}": ({"name": "k"},),
+    "POST /api/v1/admin/keys/{key_id}/rotate": ({"overlap_seconds": 60},),
+    "PUT /api/v1/admin/usage/contents/{slug}": ({"days": 1},),
+    "PUT /api/v1/admin/usage/prices": ({"currency": "EUR"},),
     "POST /api/v1/admin/versions/{digest}/quarantine": ({"reason": "because"},),
     "POST /api/v1/admin/versions/{digest}/release": ({},),
 }
@@ -135,6 +153,10 @@ WITHOUT_FIELDS = (
     "POST /admin/people/{login}/{action}",
     "POST /admin/keys/new",  # of one's own tenant, whatever the form says
     "POST /admin/keys/{key_id}/revoke",
+    "POST /admin/keys/{key_id}/edit",
+    "POST /admin/keys/{key_id}/rotate",
+    "POST /admin/keys/{key_id}/end-old-secret",
+    "POST /admin/limits/{slug}",
     "POST /admin/adapters/new",  # so is this
     "POST /admin/adapters/{tenant}/{name}/delete",
     "POST /admin/jobs/{tenant}/imports/{import_id}/cancel",
@@ -186,6 +208,7 @@ async def stock(api: Api, who: str, letter: str, folders: list[Path]) -> Objects
         assert answer.is_success, (path, answer.text)
         return answer.json()
 
+    await api.services.tenants.set_content_days(who, 1)
     await post("/api/v1/adapters", json={"name": name})
     versions = [(await api.upload(who, name, folder)).json() for folder in folders]
     aliases = f"/api/v1/adapters/{name}/aliases"
@@ -198,6 +221,10 @@ async def stock(api: Api, who: str, letter: str, folders: list[Path]) -> Objects
     batch = {"input_file_id": file["id"], "endpoint": "/v1/completions", "completion_window": "24h"}
     response = await post("/v1/responses", json={"model": "tiny", "input": "a secret plan", "max_output_tokens": 1})
     items = await api.client.get(f"/v1/responses/{response['id']}/input_items", headers=headers)
+    await api.services.ledger.write()
+    told = await api.client.get("/api/v1/usage/requests?endpoint=responses", headers=headers)
+    [record] = told.json()["data"]
+    begun = datetime.fromisoformat(record["started_at"])
     account = await api.services.accounts.create(f"ada-{letter}", PASSWORD, who)
     names = {
         "tenant": who,
@@ -214,6 +241,9 @@ async def stock(api: Api, who: str, letter: str, folders: list[Path]) -> Objects
         "item": items.json()["data"][0]["id"],
         "key": (await api.services.tenants.list_keys(who))[0].id,
         "login": account.login,
+        "object": f"adapters/{name}",
+        "record": record["id"],
+        "cursor": f"{round(begun.timestamp() * 1e6)}-{record['id']}",
     }
     return Objects(who, names)
 
@@ -222,7 +252,7 @@ def missing(objects: Objects) -> Objects:
     """Names like these, as long as these and next to them in every order, of nothing."""
     others = {kind: re.sub(r"[0-9a-zA-Z](?=[0-9a-zA-Z]{0,7}$)", "0", name) for kind, name in objects.names.items()}
     others |= {"tenant": NOBODYS, "adapter": "bot-b", "alias": "beta-b", "login": "ada-b", "version": "9"}
-    others |= {"model": f"{objects.tenant}/bot-b"}
+    others |= {"model": f"{objects.tenant}/bot-b", "object": "adapters/bot-b"}
     return Objects(NOBODYS, others)
 
 
@@ -297,9 +327,12 @@ def _known(table: Mapping[Any, T], key: Any) -> T:
 
 
 def query_parameters(handler: Any, template: str) -> list[str]:
-    """The names of what a handler takes from the query."""
-    given = {*handler.resolve_dependencies(), *re.findall(r"{(\w+)}", template), "request", "data", "headers"}
-    fields = handler.parsed_fn_signature.parameters
+    """The names of what a handler, or what is injected into it, takes from the query."""
+    provided = handler.resolve_dependencies()
+    given = {*provided, *re.findall(r"{(\w+)}", template), "request", "data", "headers"}
+    fields = dict(handler.parsed_fn_signature.parameters)
+    for name in [name for name in fields if name in provided]:
+        fields |= provided[name].parsed_fn_signature.parameters
     return [
         name
         for name, field in fields.items()

@@ -48,7 +48,7 @@ EndpointName = Annotated[
 TenantName = Annotated[str | None, QueryParameter(max_length=63, description="Of this tenant alone.")]
 Failed = Annotated[bool, QueryParameter(description="Of requests that failed or were refused alone.")]
 StepName = Annotated[Step, QueryParameter(description="One sum for each hour or day in UTC, or over all the time.")]
-GroupName = Annotated[By, QueryParameter(description="One sum for each of these.")]
+GroupName = Annotated[By, QueryParameter(name="by", description="One sum for each of these.")]
 SumLimit = Annotated[int, QueryParameter(ge=1, le=MAX_SUMS, description="Most sums.")]
 Largest = Annotated[bool, QueryParameter(description="Those with the most tokens first, instead of by time and name.")]
 PageLimit = Annotated[int, QueryParameter(ge=1, le=500, description="Most entries of the page.")]
@@ -92,7 +92,7 @@ async def get_usage(
     services: NamedDependency[Services],
     asked: NamedDependency[Asked],
     step: StepName = "day",
-    by: GroupName = "nothing",
+    group: GroupName = "nothing",
     limit: SumLimit = 1000,
     largest_first: Largest = False,
 ) -> UsageSums:
@@ -101,7 +101,7 @@ async def get_usage(
     Usage is here a second or two after a request has ended; while the database was away, later.
     """
     _check_span(asked, step)
-    found = await services.usage.sums(asked, step, by, limit, largest_first=largest_first)
+    found = await services.usage.sums(asked, step, group, limit, largest_first=largest_first)
     return UsageSums(asked.start, asked.end, found)
 
 
@@ -125,7 +125,7 @@ async def export_usage(
     what: What = "requests",
     format: FormatName = "csv",
     step: StepName = "day",
-    by: GroupName = "version",
+    group: GroupName = "version",
 ) -> Stream:
     """All of it as one file: requests, the newest first, or sums. A cell of CSV that would be a formula in a
     spreadsheet begins with an apostrophe."""
@@ -133,7 +133,7 @@ async def export_usage(
         content = exported(format, UsageEntry, services.usage.every_request(asked))
     else:
         _check_span(asked, step)
-        content = exported(format, UsageSum, _all_sums(services, asked, step, by))
+        content = exported(format, UsageSum, _all_sums(services, asked, step, group))
     name = f"usage-{what}-{asked.start:%Y%m%d}-{asked.end:%Y%m%d}.{format}"
     headers = {"content-disposition": f'attachment; filename="{name}"'}
     return Stream(content, media_type=MEDIA_TYPES[format], headers=headers)
