@@ -21,6 +21,7 @@ from loraplex.platform.logging import note_arrival, response_hook
 from loraplex.platform.manage.adapters import ADAPTER_ROUTES
 from loraplex.platform.manage.admin import ADMIN_ROUTES
 from loraplex.platform.manage.aliases import ALIAS_ROUTES
+from loraplex.platform.manage.budgets import BUDGET_ROUTES
 from loraplex.platform.manage.idempotency import provide_once
 from loraplex.platform.manage.imports import IMPORT_ROUTES
 from loraplex.platform.manage.lora_adapters import LORA_ROUTES
@@ -62,6 +63,7 @@ def create_app(services: Services, drain: asyncio.Event | None = None) -> Litest
             *IMPORT_ROUTES,
             *ADMIN_ROUTES,
             *USAGE_ROUTES,
+            *BUDGET_ROUTES,
             *PAGE_ROUTES,
             script_routes(services),
             openapi_json,
@@ -82,7 +84,7 @@ def create_app(services: Services, drain: asyncio.Event | None = None) -> Litest
         ],
         exception_handlers=exception_handlers({MESSAGES_PATH: error_body}),
         request_class=JsonRequest,
-        middleware=[note_arrival, metering(services.ledger)],
+        middleware=[note_arrival, metering(services.ledger, services.budgets)],
         before_send=[response_hook(services.metrics)],
         request_max_body_size=services.settings.max_body_bytes,
         openapi_config=openapi_config(),

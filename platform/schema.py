@@ -27,8 +27,8 @@ def new_salt() -> bytes:
 
 class Tenant(Base):
     """One customer. `cache_salt` goes into the hashes of its cached prefixes, so that no other tenant can hit them.
-    limits: as `limits.rules` reads them. content_days: how long what its requests ask and are answered is kept; None:
-    not at all."""
+    limits, budget: as `limits.rules` and `budgets.rules` read them. content_days: how long what its requests ask and
+    are answered is kept; None: not at all."""
 
     __tablename__ = "tenants"
 
@@ -38,6 +38,7 @@ class Tenant(Base):
     cache_salt: Mapped[bytes] = mapped_column(LargeBinary(32), default=new_salt)
     weight: Mapped[float] = mapped_column(default=1.0)
     limits: Mapped[dict[str, int] | None] = mapped_column(JsonOrNull)
+    budget: Mapped[dict[str, Any] | None] = mapped_column(JsonOrNull)
     content_days: Mapped[int | None]
     suspended_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now)
@@ -59,7 +60,7 @@ class IdempotencyKey(Base):
 
 class ApiKey(Base):
     """An API key by the SHA-256 of its text. Without a tenant it is an operator's. Never deleted, only revoked.
-    limits: as `limits.rules` reads them."""
+    limits, budget: as `limits.rules` and `budgets.rules` read them."""
 
     __tablename__ = "api_keys"
 
@@ -69,6 +70,7 @@ class ApiKey(Base):
     secret_sha256: Mapped[bytes] = mapped_column(LargeBinary(32))
     scopes: Mapped[list[str]] = mapped_column(Json)
     limits: Mapped[dict[str, int] | None] = mapped_column(JsonOrNull)
+    budget: Mapped[dict[str, Any] | None] = mapped_column(JsonOrNull)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now)
     expires_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     revoked_at: Mapped[datetime | None] = mapped_column(UtcDateTime)

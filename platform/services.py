@@ -30,6 +30,8 @@ from loraplex.platform.batches.file_store import FileStore
 from loraplex.platform.batches.files import FileLimits, Files
 from loraplex.platform.batches.leases import BatchLeases
 from loraplex.platform.batches.rows import Batches
+from loraplex.platform.budgets.keeper import BudgetKeeper
+from loraplex.platform.budgets.owners import BudgetOwners
 from loraplex.platform.catalog import Catalog
 from loraplex.platform.idempotency_keys import IdempotencyKeys
 from loraplex.platform.ledger.ledger import Ledger
@@ -75,6 +77,8 @@ class Services:
     limiter: Limiter
     ledger: Ledger
     usage: UsageQueries
+    budgets: BudgetKeeper
+    budget_owners: BudgetOwners
     prices: Prices
     registry: AdapterRegistry
     aliases: AdapterAliases
@@ -135,6 +139,8 @@ def assemble(settings: Settings, database: Database, engine: EngineClient, model
         limiter=Limiter(shared_use),
         ledger=ledger,
         usage=UsageQueries(database),
+        budgets=BudgetKeeper(database, ledger),
+        budget_owners=BudgetOwners(database),
         prices=Prices(database),
         registry=registry,
         aliases=AdapterAliases(database),

@@ -21,6 +21,7 @@ from loraplex.adapters.database import Database
 from loraplex.adapters.names import check_slug, check_text
 from loraplex.adapters.schema import now
 from loraplex.platform.api_keys import fingerprint, key_id_of, new_key
+from loraplex.platform.budgets.rules import CallerBudgets, caller_budgets
 from loraplex.platform.limits.rules import CallerLimits, RateLimits, TenantLimits, caller_limits, stored_limits
 from loraplex.platform.schema import ApiKey, Tenant
 
@@ -91,8 +92,8 @@ class KeyInfo:
 class Principal:
     """Who a request comes from. `salt` keeps the tenant's cached prefixes apart; an operator, who has none, has b"".
 
-    limits: None where there are none. priority: the lowest that its requests have in the engine's queue, where the
-    lowest is first. content_days: how long what its requests ask and are answered is kept; None: not at all.
+    limits, budgets: None where there are none. priority: the lowest that its requests have in the engine's queue, where
+    the lowest is first. content_days: how long what its requests ask and are answered is kept; None: not at all.
     """
 
     key_id: str
@@ -101,6 +102,7 @@ class Principal:
     scopes: frozenset[str]
     salt: bytes
     limits: CallerLimits | None = None
+    budgets: CallerBudgets | None = None
     priority: int = 0
     content_days: int | None = None
 
@@ -227,7 +229,7 @@ class TenantDirectory:
 
     async def principal_of(self, key_id: str) -> Principal:
         """Who a key speaks for that has asked for work which goes on without it: such work waits for room instead of
-        counting for limits. Raises InvalidKey."""
+        counting for limits; of budgets it spends. Raises InvalidKey."""
         async with self._database.read() as session:
             found = (await session.execute(_keys().where(ApiKey.id == key_id))).first()
         if not (found and _is_valid(*found)):
@@ -247,6 +249,7 @@ class TenantDirectory:
             tenant.slug,
             frozenset(scopes),
             tenant.cache_salt,
+            budgets=caller_budgets(None, tenant.budget),
             content_days=tenant.content_days,
         )
 
@@ -285,6 +288,7 @@ def _principal(key: ApiKey, tenant: Tenant | None, limits: CallerLimits | None) 
         scopes=frozenset(key.scopes),
         salt=tenant.cache_salt if tenant else b"",
         limits=limits,
+        budgets=caller_budgets(key.budget, tenant.budget if tenant else None),
         content_days=tenant.content_days if tenant else None,
     )
 

@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 import click
 import msgspec
 
+from loraplex.platform.cli.budgets import key_budget, tenant_budget
 from loraplex.platform.cli.database import database_options, print_json, print_table, run_with_database
 from loraplex.platform.cli.limits import key_limits, tenant_limits
 from loraplex.platform.tenants import SCOPES, KeyInfo, TenantDirectory, TenantInfo
@@ -19,10 +20,11 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON."
 
 @click.group()
 def tenant() -> None:
-    """Tenants: create, list, suspend, resume, limit."""
+    """Tenants: create, list, suspend, resume, limit, budget."""
 
 
 tenant.add_command(tenant_limits)
+tenant.add_command(tenant_budget)
 
 
 @tenant.command("create")
@@ -77,6 +79,7 @@ def key() -> None:
 
 
 key.add_command(key_limits)
+key.add_command(key_budget)
 
 
 @key.command("create")

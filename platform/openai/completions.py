@@ -84,7 +84,8 @@ async def create_completion(
     echoes = [read.echo or "" for read in reads]
     sequences = sequences_of(asked, per_prompt)
     read_by_id = {sequence.request_id: reads[index // per_prompt] for index, sequence in enumerate(sequences)}
-    meter.open(principal, model, len(sequences))
+    demand = demand_of(asked, per_prompt, is_open=False)
+    await meter.open(principal, model, len(sequences), demand)
     meter.keep_request(lambda: prompts)
     choices = Choices(
         sequences,
@@ -93,7 +94,7 @@ async def create_completion(
         ),
         per_prompt=per_prompt,
         kept=data.choices,
-        admission=await services.limiter.admit(principal, model, demand_of(asked, per_prompt, is_open=False)),
+        admission=await services.limiter.admit(principal, model, demand),
         meter=meter,
     )
     shape = CompletionShape(

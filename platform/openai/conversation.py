@@ -100,14 +100,15 @@ async def open_conversation(
     readers = [reader for _ in range(data.choices) if (reader := plan.reader(text, prompt)) is not None]
     read = reading(data, profile)
     is_open = data.token_limit is None and most_tokens is None and profile.max_tokens is None
-    meter.open(principal, model, data.choices)
+    demand = demand_of([asked], data.choices, is_open=is_open)
+    await meter.open(principal, model, data.choices, demand)
     meter.keep_request(lambda: data.messages)
     choices = Choices(
         sequences_of([asked], data.choices),
         lambda sequence: Answer(services, endpoint, sequence, read, principal.tenant_id, text, plan.markers),
         per_prompt=data.choices,
         kept=data.choices,
-        admission=await services.limiter.admit(principal, model, demand_of([asked], data.choices, is_open=is_open)),
+        admission=await services.limiter.admit(principal, model, demand),
         meter=meter,
     )
     return Conversation(model, heading(asked, model, ready), wording(data, text), asked.sampling, choices, readers)

@@ -76,9 +76,10 @@ async def embed(
     _check_dimensions(request.dimensions, services.engine.ready.hidden_size)
     prompts = await _tokens(services, model, given, request.truncate_prompt_tokens)
     tokens = sum(map(len, prompts))
-    meter.open(principal, model, len(prompts))
+    demand = Demand(tokens, tokens)
+    await meter.open(principal, model, len(prompts), demand)
     meter.keep_request(lambda: given)
-    admission = await services.limiter.admit(principal, model, Demand(tokens, tokens))
+    admission = await services.limiter.admit(principal, model, demand)
     course = _Course()
     meter.watch(course)
     used = tokens
