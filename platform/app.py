@@ -23,6 +23,7 @@ from loraplex.platform.manage.adapters import ADAPTER_ROUTES
 from loraplex.platform.manage.admin import ADMIN_ROUTES
 from loraplex.platform.manage.aliases import ALIAS_ROUTES
 from loraplex.platform.manage.audit import AUDIT_ROUTES
+from loraplex.platform.manage.budgets import BUDGET_ROUTES
 from loraplex.platform.manage.idempotency import provide_once
 from loraplex.platform.manage.imports import IMPORT_ROUTES
 from loraplex.platform.manage.live import LIVE_ROUTES
@@ -70,6 +71,7 @@ def create_app(services: Services, drain: asyncio.Event | None = None) -> Litest
             *USAGE_ROUTES,
             *AUDIT_ROUTES,
             *LIVE_ROUTES,
+            *BUDGET_ROUTES,
             *PAGE_ROUTES,
             script_routes(services),
             FEED_ROUTES,
@@ -94,7 +96,7 @@ def create_app(services: Services, drain: asyncio.Event | None = None) -> Litest
         request_class=JsonRequest,
         middleware=[
             observe_requests(services.tracing, access_log=services.settings.access_log),
-            metering(services.ledger),
+            metering(services.ledger, services.budgets),
         ],
         before_send=[response_hook(services.metrics), services.limiter.refusals.note_busy],
         request_max_body_size=services.settings.max_body_bytes,

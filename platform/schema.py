@@ -31,8 +31,8 @@ def new_salt() -> bytes:
 
 class Tenant(Base):
     """One customer. `cache_salt` goes into the hashes of its cached prefixes, so that no other tenant can hit them.
-    limits: as `limits.rules` reads them. content_days: how long what its requests ask and are answered is kept; None:
-    not at all."""
+    limits, budget: as `limits.rules` and `budgets.rules` read them. content_days: how long what its requests ask and
+    are answered is kept; None: not at all."""
 
     __tablename__ = "tenants"
 
@@ -42,6 +42,7 @@ class Tenant(Base):
     cache_salt: Mapped[bytes] = mapped_column(LargeBinary(32), default=new_salt)
     weight: Mapped[float] = mapped_column(default=1.0)
     limits: Mapped[dict[str, int] | None] = mapped_column(JsonOrNull)
+    budget: Mapped[dict[str, Any] | None] = mapped_column(JsonOrNull)
     content_days: Mapped[int | None]
     suspended_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now)
@@ -63,8 +64,8 @@ class IdempotencyKey(Base):
 
 class ApiKey(Base):
     """An API key by the SHA-256 of its text. Without a tenant it is an operator's. Never deleted, only revoked.
-    limits: as `limits.rules` reads them. adapters: as `key_terms` has them. `old_sha256`: of the text from before
-    `rotated_at`, which holds until `old_ends_at`."""
+    limits, budget: as `limits.rules` and `budgets.rules` read them. adapters: as `key_terms` has them. `old_sha256`:
+    of the text from before `rotated_at`, which holds until `old_ends_at`."""
 
     __tablename__ = "api_keys"
 
@@ -80,6 +81,7 @@ class ApiKey(Base):
     scopes: Mapped[list[str]] = mapped_column(Json)
     adapters: Mapped[list[str] | None] = mapped_column(JsonOrNull)
     limits: Mapped[dict[str, int] | None] = mapped_column(JsonOrNull)
+    budget: Mapped[dict[str, Any] | None] = mapped_column(JsonOrNull)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now)
     expires_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     revoked_at: Mapped[datetime | None] = mapped_column(UtcDateTime)

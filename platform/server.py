@@ -85,6 +85,7 @@ async def run_server(
                 tasks.create_task(services.changes.follow()),
                 tasks.create_task(services.limiter.follow()),
                 tasks.create_task(services.ledger.follow()),
+                tasks.create_task(services.budgets.follow()),
                 tasks.create_task(services.pins.follow()),
                 tasks.create_task(Deletions(services.changes, services.registry, services.engine).follow()),
                 tasks.create_task(validate_abandoned(services)),

@@ -32,6 +32,8 @@ from loraplex.platform.batches.file_store import FileStore
 from loraplex.platform.batches.files import FileLimits, Files
 from loraplex.platform.batches.leases import BatchLeases
 from loraplex.platform.batches.rows import Batches
+from loraplex.platform.budgets.keeper import BudgetKeeper
+from loraplex.platform.budgets.owners import BudgetOwners
 from loraplex.platform.catalog import Catalog
 from loraplex.platform.diagnostics import Diagnostics
 from loraplex.platform.idempotency_keys import IdempotencyKeys
@@ -90,6 +92,8 @@ class Services:
     limiter: Limiter
     ledger: Ledger
     usage: UsageQueries
+    budgets: BudgetKeeper
+    budget_owners: BudgetOwners
     prices: Prices
     audit: AuditLog
     audit_chain: AuditChain
@@ -158,6 +162,8 @@ def assemble(settings: Settings, database: Database, engine: EngineClient, model
         limiter=Limiter(shared_use),
         ledger=ledger,
         usage=UsageQueries(database),
+        budgets=BudgetKeeper(database, ledger),
+        budget_owners=BudgetOwners(database),
         prices=Prices(database),
         audit=audit,
         audit_chain=AuditChain(audit),

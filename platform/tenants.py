@@ -23,6 +23,7 @@ from loraplex.adapters.names import check_slug, check_text
 from loraplex.adapters.schema import now
 from loraplex.engine.events import Share
 from loraplex.platform.api_keys import fingerprint, key_id_of, new_key
+from loraplex.platform.budgets.rules import CallerBudgets, caller_budgets
 from loraplex.platform.key_terms import KeyInfo, KeyTerms, adapters_of, key_info
 from loraplex.platform.limits.rules import CallerLimits, RateLimits, TenantLimits, caller_limits, stored_limits
 from loraplex.platform.schema import ApiKey, Tenant
@@ -78,9 +79,10 @@ class TenantInfo:
 class Principal:
     """Who a request comes from. `salt` keeps the tenant's cached prefixes apart; an operator, who has none, has b"".
 
-    limits: None where there are none. weight: the tenant's. priority: the lowest that its requests have in the engine's
-    queue, where the lowest is first. content_days: how long what its requests ask and are answered is kept; None: not
-    at all. adapters: those that it may name, as `KeyTerms` has them. valid_until: when the key ends, or this secret.
+    limits, budgets: None where there are none. weight: the tenant's. priority: the lowest that its requests have in the
+    engine's queue, where the lowest is first. content_days: how long what its requests ask and are answered is kept;
+    None: not at all. adapters: those that it may name, as `KeyTerms` has them. valid_until: when the key, or this
+    secret of it, ends.
     """
 
     key_id: str
@@ -90,6 +92,7 @@ class Principal:
     salt: bytes
     limits: CallerLimits | None = None
     weight: float = DEFAULT_WEIGHT
+    budgets: CallerBudgets | None = None
     priority: int = 0
     content_days: int | None = None
     adapters: frozenset[str] | None = None
@@ -275,7 +278,7 @@ class TenantDirectory:
 
     async def principal_of(self, key_id: str) -> Principal:
         """Who a key speaks for that has asked for work which goes on without it: such work waits for room instead of
-        counting for limits. Raises InvalidKey."""
+        counting for limits; of budgets it spends. Raises InvalidKey."""
         async with self._database.read() as session:
             found = (await session.execute(_keys().where(ApiKey.id == key_id))).first()
         if not (found and _is_valid(*found)):
@@ -296,6 +299,7 @@ class TenantDirectory:
             frozenset(scopes),
             tenant.cache_salt,
             weight=tenant.weight,
+            budgets=caller_budgets(None, tenant.budget),
             content_days=tenant.content_days,
         )
 
@@ -348,6 +352,7 @@ def _principal(
         scopes=frozenset(key.scopes),
         salt=tenant.cache_salt if tenant else b"",
         limits=limits,
+        budgets=caller_budgets(key.budget, tenant.budget if tenant else None),
         content_days=tenant.content_days if tenant else None,
         adapters=adapters_of(key),
         valid_until=_end(key, by_old_secret),

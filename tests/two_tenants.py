@@ -132,6 +132,8 @@ BODIES: Mapping[str, tuple[Any, ...]] = {
     "PUT /api/v1/admin/tenants/{slug}/limits": ({},),
     "POST /api/v1/admin/keys": ({"tenant": Of("tenant"), "name": "k", "scopes": ["inference"]},),
     "PUT /api/v1/admin/keys/{key_id}/limits": ({},),
+    "PUT /api/v1/admin/tenants/{slug}/budget": ({"tokens": 5},),
+    "PUT /api/v1/admin/keys/{key_id}/budget": ({"tokens": 5},),
     "PATCH /api/v1/admin/keys/{key_id}": ({"name": "k"},),
     "POST /api/v1/admin/keys/{key_id}/rotate": ({"overlap_seconds": 60},),
     "PUT /api/v1/admin/usage/contents/{slug}": ({"days": 1},),

@@ -56,7 +56,7 @@ class OwnRequests:
         """work: names what it is for, among all there is."""
         headers = {"content-type": "application/json", WORK_HEADER.decode(): work}
         response = await self._client.post(path, content=body, headers=headers)
-        passing = response.status_code in (429, 503)
+        passing = response.status_code in (429, 503) and response.headers.get("x-should-retry") != "false"
         return Response(
             response.status_code,
             response.headers["x-request-id"],

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import click
 
+from loraplex.platform.cli.budgets import key_budget, tenant_budget
 from loraplex.platform.cli.database import by_command, database_options, print_json, print_table, run_with_database
 from loraplex.platform.cli.key_changes import adapters_option, end_old_secret, key_facts, rotate, set_terms
 from loraplex.platform.cli.limits import key_limits, tenant_limits
@@ -38,10 +39,11 @@ def weight_option(**options: Any) -> Callable[[Command], Command]:
 
 @click.group()
 def tenant() -> None:
-    """Tenants: create, list, weigh, suspend, resume, limit."""
+    """Tenants: create, list, weigh, suspend, resume, limit, budget."""
 
 
 tenant.add_command(tenant_limits)
+tenant.add_command(tenant_budget)
 
 
 @tenant.command("create")
@@ -114,7 +116,7 @@ def key() -> None:
     """API keys: create, list, set, rotate, revoke, limit."""
 
 
-for command in (key_limits, set_terms, rotate, end_old_secret):
+for command in (key_limits, key_budget, set_terms, rotate, end_old_secret):
     key.add_command(command)
 
 

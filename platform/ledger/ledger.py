@@ -37,7 +37,7 @@ from loraplex.platform.ledger.rows import UsageRows
 from loraplex.platform.ledger.slots import RunningSlots, lost_requests
 from loraplex.platform.ledger.spool import Spool, batches, end_segment, keep_aside, read_segment, segments_of
 
-SYNC_SECONDS = 0.1
+SYNC_SECONDS = 0.5
 WRITE_SECONDS = 1.0
 ADOPT_SECONDS = 60.0
 BATCH_RECORDS = 500
@@ -53,12 +53,15 @@ logger = structlog.get_logger(__name__)
 
 class Ledger:
     """For the tasks of one event loop. folder: of all servers that share a data folder; each has one of its own in it,
-    and a lock by which others see that it lives. records_written: into the database, by this server."""
+    and a lock by which others see that it lives. records_written: into the database, by this server. epoch: of what is
+    settled now; that of the epochs before `epochs_written` the database has."""
 
     def __init__(self, folder: Path, database: Database, *, max_bytes: int) -> None:
         """Raises OSError."""
         self.server_id = uuid4().hex[:12]
         self.records_written = 0
+        self.epoch = 0
+        self.epochs_written = 0
         self._folder = folder / self.server_id
         self._all = folder
         self._max_bytes = max_bytes
@@ -140,10 +143,13 @@ class Ledger:
                 self._written_at = began_at
                 return
             async with self._syncing:
-                await to_thread.run_sync(end_segment, self._spool.rotate())
+                ended = self._spool.rotate()
+                self.epoch = epoch = self.epoch + 1
+                await to_thread.run_sync(end_segment, ended)
             for segment in self._spool.full_segments:
                 await self._write_segment(segment)
-                self._spool.drop(segment)
+                await self._spool.drop(segment)
+            self.epochs_written = epoch
             self._written_at = began_at
 
     async def adopt(self) -> None:

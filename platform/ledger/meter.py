@@ -19,6 +19,8 @@ import msgspec
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 from loraplex.platform.auth import OWN_WORK
+from loraplex.platform.budgets.account import UNBOUNDED
+from loraplex.platform.budgets.keeper import BudgetKeeper
 from loraplex.platform.catalog import ResolvedModel
 from loraplex.platform.http_protocol import IS_CONNECTED
 from loraplex.platform.ledger.ledger import Ledger
@@ -34,6 +36,7 @@ from loraplex.platform.ledger.record import (
     UsageRecord,
     shortened,
 )
+from loraplex.platform.limits.account import Demand
 from loraplex.platform.logging import request_id
 from loraplex.platform.tenants import Principal
 
@@ -44,6 +47,10 @@ MAX_CONTENT_CHARS = 32 << 10
 """Of a request and of an answer, where a tenant wants them kept."""
 
 CLIENT_GONE = 499
+
+USED_HEADER = b"x-loraplex-budget-used"
+WARNING_PERCENT = 80
+"""Of a budget: from there on answers tell how much of it is used, with what they may themselves use."""
 
 _STATE = "meter"
 
@@ -74,11 +81,13 @@ class Meter:
     """asked: what the client calls the model, as soon as it is known. keeps_contents: whether the tenant wants to read
     later what was said. status: of the response, once it begins."""
 
-    def __init__(self, ledger: Ledger, endpoint: Endpoint, scope: Scope) -> None:
+    def __init__(self, ledger: Ledger, budgets: BudgetKeeper, endpoint: Endpoint, scope: Scope) -> None:
         self.asked = ""
         self.status: int | None = None
         self.keeps_contents = False
         self._ledger = ledger
+        self._budgets = budgets
+        self._reservation = UNBOUNDED
         self._endpoint = endpoint
         self._scope = scope
         self._started_at = datetime.now(UTC)
@@ -92,9 +101,11 @@ class Meter:
         self._handed: Tokens | None = None
         self._is_whole = False
 
-    def open(self, principal: Principal, model: ResolvedModel, choices: int) -> None:
-        """It may run now. Raises ApiError 503 where it could not be billed."""
+    async def open(self, principal: Principal, model: ResolvedModel, choices: int, demand: Demand) -> None:
+        """It may run now, and spend so much. Raises ApiError 429 where a budget has less, 503 where it could not be
+        billed; the database's errors."""
         self._record = self._identified(principal, model, choices)
+        self._reservation = await self._budgets.reserve(principal, self._record.adapter, demand)
         self.keeps_contents = principal.content_days is not None
         if self._own_work is None:
             self._slot = self._ledger.open(self._record)
@@ -109,6 +120,11 @@ class Meter:
         """What was asked, as JSON, if contents are kept."""
         if self.keeps_contents:
             self._request = msgspec.json.encode(content()).decode(errors="replace")
+
+    def warning(self) -> tuple[bytes, bytes] | None:
+        """A header for a client whose budget is nearly used up."""
+        percent = self._reservation.used_percent
+        return (USED_HEADER, b"%d%%" % percent) if percent >= WARNING_PERCENT else None
 
     def handing(self) -> None:
         """What is in frames is about to be sent. Raises OSError, and then it must not be."""
@@ -137,13 +153,15 @@ class Meter:
             finish: Finish = "client_closed" if status == CLIENT_GONE else "refused"
             refused = msgspec.structs.replace(record, finish_reason=finish, status=status, total_ms=total_ms)
             self._ledger.refuse(self._slot, refused)
+            self._reservation.settle(NO_TOKENS, self._ledger.epoch)
             return
         course = self._answers.course()
         finish = self._finish(course, status)
+        billed = self._billed(finish)
         ended = msgspec.structs.replace(
             record,
             id=record.id if self._own_work is None or status != 200 else _id_of(self._own_work),
-            **self._billed(finish)._asdict(),
+            **billed._asdict(),
             queue_ms=_milliseconds(course.queue_seconds),
             load_ms=_milliseconds(course.load_seconds),
             ttft_ms=_milliseconds(course.first_token_at and course.first_token_at - self._started),
@@ -153,6 +171,7 @@ class Meter:
             contents=self._contents(),
         )
         self._ledger.settle(self._slot, ended)
+        self._reservation.settle(billed, self._ledger.epoch)
 
     def _finish(self, course: Course, status: int) -> Finish:
         if course.has_failed or (status >= 400 and status != CLIENT_GONE):
@@ -207,7 +226,7 @@ def meter_of(scope: Scope) -> Meter:
     return meter
 
 
-def metering(ledger: Ledger) -> Callable[[ASGIApp], ASGIApp]:
+def metering(ledger: Ledger, budgets: BudgetKeeper) -> Callable[[ASGIApp], ASGIApp]:
     """Middleware: whatever ends a request, it is settled afterwards."""
 
     def middleware(app: ASGIApp) -> ASGIApp:
@@ -216,7 +235,7 @@ def metering(ledger: Ledger) -> Callable[[ASGIApp], ASGIApp]:
             if endpoint is None:
                 await app(scope, receive, send)
                 return
-            meter = scope["state"][_STATE] = Meter(ledger, endpoint, scope)
+            meter = scope["state"][_STATE] = Meter(ledger, budgets, endpoint, scope)
             try:
                 await app(scope, receive, _metered(meter, cast("Any", scope).get(IS_CONNECTED, _always), send))
             finally:
@@ -232,6 +251,8 @@ def _metered(meter: Meter, is_connected: Callable[[], bool], send: Send) -> Send
         if message["type"] != "http.response.body":
             if message["type"] == "http.response.start":
                 meter.status = message["status"]
+                if (warning := meter.warning()) is not None:
+                    message["headers"] = [*message["headers"], warning]
             await send(message)
             return
         is_last = not message.get("more_body")

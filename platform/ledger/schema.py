@@ -1,4 +1,5 @@
-"""The tables of the usage ledger: requests, their sums by the hour, contents that tenants want kept, and prices.
+"""The tables of the usage ledger: requests, their sums by the hour and the day, contents that tenants want kept,
+prices.
 
 Knows columns. No foreign keys: what was used stays true, whatever becomes of keys and adapters, and a record that the
 database refused could not be billed. Knows no query.
@@ -77,6 +78,19 @@ class UsageHour(Base):
     load_ms: Mapped[int] = mapped_column(BigInteger)
     ttft_ms: Mapped[int] = mapped_column(BigInteger)
     total_ms: Mapped[int] = mapped_column(BigInteger)
+
+
+class SpendingDay(Base):
+    """What requests came to that began on one day, counted since 1970: budgets go by it, so it is kept for ever.
+    subject: `tenant/` or `key/`, and its id. tokens: of prompts and answers."""
+
+    __tablename__ = "spending_days"
+
+    subject: Mapped[str] = mapped_column(Name(48), primary_key=True)
+    day: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    currency: Mapped[str] = mapped_column(String(3), primary_key=True)
+    tokens: Mapped[int] = mapped_column(BigInteger)
+    cost_micros: Mapped[int] = mapped_column(BigInteger)
 
 
 class UsageContents(Base):

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import structlog
+from anyio import to_thread
 
 from loraplex.platform.ledger.record import Damaged, UsageRecord, from_line, to_line
 
@@ -67,11 +68,9 @@ class Spool:
         """Those that nothing is appended to any more, oldest first."""
         return segments_of(self._folder)[:-1]
 
-    def drop(self, segment: Path) -> None:
+    async def drop(self, segment: Path) -> None:
         """The database has all of it."""
-        size = segment.stat().st_size
-        segment.unlink()
-        self.bytes -= size
+        self.bytes -= await to_thread.run_sync(_remove, segment)
 
     def close(self) -> None:
         """Waits for the disk."""
@@ -85,6 +84,13 @@ class Spool:
     def _cut(self) -> None:
         """Take away what was written of a line."""
         os.ftruncate(self._file, self._size)
+
+
+def _remove(segment: Path) -> int:
+    """Its size. Takes milliseconds where the disk is busy."""
+    size = segment.stat().st_size
+    segment.unlink()
+    return size
 
 
 def end_segment(file: int) -> None:

@@ -28,19 +28,19 @@ class LimitOwners:
     async def of_tenant(self, slug: str) -> TenantLimits:
         """Its own, without the server's defaults. Raises TenantNotFound."""
         async with self._database.read() as session:
-            return stored_limits(TenantLimits, (await _tenant(session, slug)).limits)
+            return stored_limits(TenantLimits, (await tenant_row(session, slug)).limits)
 
     async def of_key(self, key_id: str) -> RateLimits:
         """Raises KeyNotFound."""
         async with self._database.read() as session:
-            return stored_limits(RateLimits, (await _key(session, key_id)).limits)
+            return stored_limits(RateLimits, (await key_row(session, key_id)).limits)
 
     async def set_tenant(
         self, slug: str, change: Callable[[TenantLimits], TenantLimits], *, by: Actor = SERVER
     ) -> TenantLimits:
         """Raises TenantNotFound, and what `change` raises."""
         async with self._database.transaction() as session:
-            tenant = await _tenant(session, slug, for_update=True)
+            tenant = await tenant_row(session, slug, for_update=True)
             limits = change(stored_limits(TenantLimits, tenant.limits))
             before, tenant.limits = tenant.limits, to_row(limits)
             await record_change(session, KEYS)
@@ -53,7 +53,7 @@ class LimitOwners:
     ) -> RateLimits:
         """Raises KeyNotFound, and what `change` raises."""
         async with self._database.transaction() as session:
-            key = await _key(session, key_id, for_update=True)
+            key = await key_row(session, key_id, for_update=True)
             limits = change(stored_limits(RateLimits, key.limits))
             before, key.limits = key.limits, to_row(limits)
             await record_change(session, KEYS)
@@ -73,7 +73,8 @@ def quotas(defaults: TenantLimits) -> QuotaOf:
     return quota_of
 
 
-async def _tenant(session: AsyncSession, slug: str, *, for_update: bool = False) -> Tenant:
+async def tenant_row(session: AsyncSession, slug: str, *, for_update: bool = False) -> Tenant:
+    """Raises TenantNotFound."""
     wanted = select(Tenant).where(Tenant.slug == slug)
     tenant = await session.scalar(wanted.with_for_update(key_share=True) if for_update else wanted)
     if tenant is None:
@@ -81,7 +82,8 @@ async def _tenant(session: AsyncSession, slug: str, *, for_update: bool = False)
     return tenant
 
 
-async def _key(session: AsyncSession, key_id: str, *, for_update: bool = False) -> ApiKey:
+async def key_row(session: AsyncSession, key_id: str, *, for_update: bool = False) -> ApiKey:
+    """Raises KeyNotFound."""
     wanted = select(ApiKey).where(ApiKey.id == key_id)
     key = await session.scalar(wanted.with_for_update(key_share=True) if for_update else wanted)
     if key is None:

@@ -87,10 +87,10 @@ async def create_completion(
     echoes = [read.echo or "" for read in reads]
     sequences = sequences_of(asked, per_prompt)
     read_by_id = {sequence.request_id: reads[index // per_prompt] for index, sequence in enumerate(sequences)}
-    meter.open(principal, model, len(sequences))
+    demand = demand_of(asked, per_prompt, is_open=False)
+    await meter.open(principal, model, len(sequences), demand)
     meter.keep_request(lambda: prompts)
     with services.tracing.span("admission"):
-        demand = demand_of(asked, per_prompt, is_open=False)
         admission = await services.limiter.admit(principal, model, demand)
     choices = Choices(
         sequences,

@@ -101,10 +101,10 @@ async def open_conversation(
     readers = [reader for _ in range(data.choices) if (reader := plan.reader(text, prompt)) is not None]
     read = reading(data, profile)
     is_open = data.token_limit is None and most_tokens is None and profile.max_tokens is None
-    meter.open(principal, model, data.choices)
+    demand = demand_of([asked], data.choices, is_open=is_open)
+    await meter.open(principal, model, data.choices, demand)
     meter.keep_request(lambda: data.messages)
     with services.tracing.span("admission"):
-        demand = demand_of([asked], data.choices, is_open=is_open)
         admission = await services.limiter.admit(principal, model, demand)
     choices = Choices(
         sequences_of([asked], data.choices),

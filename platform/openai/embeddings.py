@@ -79,10 +79,11 @@ async def embed(
     with services.tracing.span("tokenise"):
         prompts = await _tokens(services, model, given, request.truncate_prompt_tokens)
     tokens = sum(map(len, prompts))
-    meter.open(principal, model, len(prompts))
+    demand = Demand(tokens, tokens)
+    await meter.open(principal, model, len(prompts), demand)
     meter.keep_request(lambda: given)
     with services.tracing.span("admission"):
-        admission = await services.limiter.admit(principal, model, Demand(tokens, tokens))
+        admission = await services.limiter.admit(principal, model, demand)
     course = _Course()
     meter.watch(course)
     used = tokens

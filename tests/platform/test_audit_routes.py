@@ -140,6 +140,8 @@ async def an_operators_day(api: Api, folders: tuple[Path, Path]) -> None:
     wanted = {"tenant": "initech", "name": "ci", "scopes": ["inference"]}
     key = await ask(api, "operator", "POST", f"{admin}/keys", json=wanted)
     await ask(api, "operator", "PUT", f"{admin}/keys/{key['id']}/limits", json={"requests_per_minute": 1})
+    await ask(api, "operator", "PUT", f"{admin}/tenants/initech/budget", json={"tokens": 10**9})
+    await ask(api, "operator", "PUT", f"{admin}/keys/{key['id']}/budget", json={"tokens": 10**6})
     await ask(api, "operator", "PATCH", f"{admin}/keys/{key['id']}", json={"name": "build"})
     await ask(api, "operator", "POST", f"{admin}/keys/{key['id']}/rotate", json={"overlap_seconds": 60})
     await ask(api, "operator", "DELETE", f"{admin}/keys/{key['id']}/old-secret")

@@ -103,7 +103,7 @@ def open_choices(count):
         per_prompt=count,
         kept=count,
         admission=UNLIMITED,
-        meter=Meter(SeenLedger(), "chat", {}),
+        meter=Meter(SeenLedger(), SimpleNamespace(), "chat", {}),
     )
     return engine, choices
 
