@@ -7,11 +7,14 @@ Chromium that is found on the system. `--only NAME` takes one page's pictures.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx
@@ -22,6 +25,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "examples"))
 
 from demo_server import ADAPTERS, Keys, Server, bearer, loraplex, post, prepare_model, publish, serving  # noqa: E402
+from screenshot_usage import write_usage  # noqa: E402
 
 SCREENS = ROOT / "docs" / "screens"
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
@@ -40,6 +44,9 @@ PAGES = {
     "tenant-new": "/admin/tenants/new",
     "keys": "/admin/keys",
     "key-new": "/admin/keys/new?tenant=acme",
+    "usage": "/admin/usage?range=30d",
+    "requests": "/admin/requests?range=7d",
+    "prices": "/admin/prices",
     "people": "/admin/people",
     "person-new": "/admin/people/new",
     "account": "/admin/account",
@@ -47,7 +54,7 @@ PAGES = {
 }
 
 
-STEPS = ("setup", "empty", "playground", "key-created", "alias-move", "login")
+STEPS = ("setup", "empty", "playground", "key-created", "alias-move", "request", "login")
 """What can be seen only after something was done."""
 
 
@@ -108,6 +115,11 @@ def take_pictures(browser: Browser, server: Server, only: str | None) -> None:
     page.goto("/admin/adapters/acme/concierge")
     page.click("summary:has-text('Move or split')")
     take("alias-move")
+    yesterday = (datetime.now(UTC) - timedelta(days=1)).date()
+    page.goto(f"/admin/requests?range=custom&end={yesterday}&tenant=acme&adapter=concierge")
+    page.locator("tbody th a").nth(2).click()
+    page.get_by_role("heading", name="Times").wait_for()
+    take("request")
     page.click("text=Sign out")
     take("login", "/admin/login")
 
@@ -118,7 +130,7 @@ def picture(page: Page, name: str, path: str | None) -> None:
         if path is not None:
             page.goto(path)
         page.mouse.move(0, 0)
-        page.screenshot(path=SCREENS / f"{name}-{scheme}.png", full_page=True)
+        page.screenshot(path=SCREENS / f"{name}-{scheme}.png", full_page=name != "requests")  # which is long
 
 
 def fill(server: Server, keys: Keys) -> None:
@@ -143,6 +155,13 @@ def fill(server: Server, keys: Keys) -> None:
     for key, model in ((acme, "concierge@1"), (acme, "concierge@2"), (acme, "ticket-router"), (globex, "house-style")):
         messages = [{"role": "user", "content": "My parcel has not arrived yet."}]
         post(server, "/v1/chat/completions", key, json={"model": model, "messages": messages, "max_tokens": 16})
+    prices = {"currency": "EUR", "default": {"prompt": 150_000, "cached": 15_000, "completion": 600_000}}
+    dear = {"acme/concierge": {"prompt": 300_000, "cached": 30_000, "completion": 1_200_000}}
+    url = f"{server.url}/api/v1/admin/usage/prices"
+    httpx.put(url, headers=bearer(keys.operator()), json=prices | {"adapters": dear}).raise_for_status()
+    written = write_usage(f"sqlite:///{server.data_dir / 'loraplex.db'}")
+    with ThreadPoolExecutor(1) as pool:  # playwright has a loop in this thread
+        pool.submit(asyncio.run, written).result()
     person = ["account", "create", "wile", "--tenant", "acme", "--data-dir", str(server.data_dir)]
     subprocess.run([loraplex(), *person], check=True, capture_output=True)
 

@@ -6,6 +6,7 @@ Knows click. Knows no table.
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
@@ -35,6 +36,9 @@ from loraplex.platform.tenants import TenantError
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+WIDEST = 1000
+"""Columns of characters, of a table that no terminal shows: programs and files take any."""
 
 
 def database_options(command: Callable[Concatenate[str, P], T]) -> Callable[..., T]:
@@ -98,11 +102,13 @@ def print_json(value: Any) -> None:
 
 
 def print_table(*columns: str, rows: Iterator[tuple[str, ...]]) -> None:
+    """As wide as the terminal; where there is none, as wide as its rows are."""
     table = Table(*columns)
     table.columns[0].no_wrap = True
     for row in rows:
         table.add_row(*row)
-    Console(markup=False, emoji=False).print(table)  # what people wrote is no markup
+    width = None if sys.stdout.isatty() else WIDEST
+    Console(markup=False, emoji=False, width=width).print(table)  # what people wrote is no markup
 
 
 @click.group()

@@ -3,10 +3,10 @@ changed later changes nothing of that. Knows rows; knows no HTTP."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated
 
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, convert, to_builtins
 from sqlalchemy import delete, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -61,7 +61,12 @@ class Prices:
 
     async def set(self, table: PriceTable) -> PriceTable:
         """Instead of all there were."""
+        return await self.change(lambda _: table)
+
+    async def change(self, edit: Callable[[PriceTable], PriceTable]) -> PriceTable:
+        """What `edit` makes of those there are. Raises msgspec.ValidationError for a table that cannot be."""
         async with self._database.transaction() as session:
+            table = convert(to_builtins(edit(await price_table(session))), PriceTable)
             await session.execute(delete(Price))
             session.add_all(_rows(table))
         return table

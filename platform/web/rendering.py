@@ -22,6 +22,7 @@ from markupsafe import Markup
 
 from loraplex import __version__
 from loraplex.platform.errors import ApiError
+from loraplex.platform.web import figures
 from loraplex.platform.web.access import csrf_token, session_token
 from loraplex.platform.web.assets import assets
 from loraplex.platform.web.forms import CSRF_FIELD
@@ -50,21 +51,27 @@ SECTIONS = (
     Section("Tenants", "/admin/tenants", "tenants", for_tenants=False),
     Section("Tenant", "/admin/tenants/{tenant}", "tenants", for_operators=False),
     Section("API keys", "/admin/keys", "keys"),
+    Section("Usage", "/admin/usage", "usage"),
+    Section("Requests", "/admin/requests", "requests"),
     Section("Playground", "/admin/playground", "playground"),
     Section("People", "/admin/people", "people", for_tenants=False),
 )
 
 DONE: Mapping[str, str] = {
     "adapter-deleted": "The adapter is deleted with all its versions. Requests that run will finish.",
+    "all-contents-deleted": "All that was kept of what was asked and answered is deleted.",
     "alias-deleted": "The alias is deleted. Its history is kept, so it can be rolled back.",
     "alias-moved": "The alias has moved. Requests that run keep their version.",
     "alias-restored": "The alias stands for what it stood for before.",
+    "contents-deleted": "What was asked and answered is deleted. What it used stays.",
+    "contents-set": "Set. It holds for requests from now on; what is kept stays until its own time is up.",
     "evicted": "The version's memory is free.",
     "key-revoked": "The key is revoked. It stops working here at once, on other servers within 2 seconds.",
     "password-changed": "Your password is changed, and all your other sessions have ended.",
     "person-disabled": "The account is disabled and signed out everywhere.",
     "person-enabled": "The account can sign in again.",
     "pinned": "The version is pinned: it stays on the device.",
+    "prices-set": "The prices are set. They hold for requests from now on; what was used keeps the price it had.",
     "resumed": "The tenant is active again: its keys work.",
     "signed-out": "You are signed out.",
     "signed-out-everywhere": "You are signed out, here and everywhere else.",
@@ -91,6 +98,10 @@ def template_config() -> TemplateConfig[JinjaTemplateEngine]:
     environment.filters |= {
         "bytes": _bytes,
         "count": _count,
+        "short": figures.short,
+        "percent": figures.percent,
+        "ms": figures.ms,
+        "money": figures.money,
         "moment": _moment,
         "ago": _ago,
         "until": _until,

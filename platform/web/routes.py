@@ -21,8 +21,11 @@ from loraplex.platform.web.keys import KEY_PAGES
 from loraplex.platform.web.overview import OVERVIEW_PAGES
 from loraplex.platform.web.people import PEOPLE_PAGES
 from loraplex.platform.web.playground import PLAYGROUND_PAGES
+from loraplex.platform.web.prices import PRICE_PAGES
+from loraplex.platform.web.requests import REQUEST_PAGES
 from loraplex.platform.web.security_headers import security_headers
 from loraplex.platform.web.tenants import TENANT_PAGES
+from loraplex.platform.web.usage import USAGE_PAGES
 from loraplex.platform.web.versions import VERSION_PAGES
 
 
@@ -44,6 +47,9 @@ PAGE_ROUTES = [
             *ADAPTER_PAGES,
             *VERSION_PAGES,
             *ALIAS_PAGES,
+            *USAGE_PAGES,
+            *PRICE_PAGES,
+            *REQUEST_PAGES,
             *PLAYGROUND_PAGES,
             *PEOPLE_PAGES,
             show_nothing,
