@@ -7,6 +7,7 @@ Chromium that is found on the system. `--only NAME` takes one page's pictures.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import os
 import shutil
@@ -14,6 +15,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,7 @@ sys.path.insert(0, str(ROOT / "examples"))
 
 from busy import SERVER_OPTIONS, traffic  # noqa: E402
 from demo_server import ADAPTERS, Keys, Server, bearer, loraplex, post, prepare_model, publish, serving  # noqa: E402
+from screenshot_usage import write_usage  # noqa: E402
 
 SCREENS = ROOT / "docs" / "screens"
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
@@ -47,6 +51,9 @@ PAGES = {
     "key-new": "/admin/keys/new?tenant=acme",
     "limits": "/admin/limits",
     "tenant-limits": "/admin/limits/acme",
+    "usage": "/admin/usage?range=30d",
+    "requests": "/admin/requests?range=7d",
+    "prices": "/admin/prices",
     "people": "/admin/people",
     "person-new": "/admin/people/new",
     "audit": "/admin/audit",
@@ -56,7 +63,9 @@ PAGES = {
 }
 
 
-STEPS = ("setup", "empty", "playground", "live", "key-created", "key", "key-edit", "alias-move", "jobs", "login")
+STEPS = (
+    "setup", "empty", "playground", "live", "key-created", "key", "key-edit", "alias-move", "jobs", "request", "login",
+)  # fmt: skip
 """What can be seen only after something was done."""
 IMPORTS = ("--import-sources", "hf://acme/", "--hf-endpoint", "http://127.0.0.1:9")
 
@@ -134,6 +143,11 @@ def take_pictures(browser: Browser, server: Server, only: str | None) -> None:
     take("alias-move")
     begin_jobs(server, Keys(server))
     take("jobs", "/admin/jobs")
+    yesterday = (datetime.now(UTC) - timedelta(days=1)).date()
+    page.goto(f"/admin/requests?range=custom&end={yesterday}&tenant=acme&adapter=concierge")
+    page.locator("tbody th a").nth(2).click()
+    page.get_by_role("heading", name="Times").wait_for()
+    take("request")
     page.click("text=Sign out")
     take("login", "/admin/login")
 
@@ -173,7 +187,7 @@ def picture(page: Page, name: str, path: str | None) -> None:
             page.goto(path)
         page.mouse.move(0, 0)
         page.wait_for_timeout(300)  # what scripts draw follows the scheme a moment later
-        page.screenshot(path=SCREENS / f"{name}-{scheme}.png", full_page=True)
+        page.screenshot(path=SCREENS / f"{name}-{scheme}.png", full_page=name != "requests")  # which is long
 
 
 def fill(server: Server, keys: Keys) -> None:
@@ -198,6 +212,13 @@ def fill(server: Server, keys: Keys) -> None:
     for key, model in ((acme, "concierge@1"), (acme, "concierge@2"), (acme, "ticket-router"), (globex, "house-style")):
         messages = [{"role": "user", "content": "My parcel has not arrived yet."}]
         post(server, "/v1/chat/completions", key, json={"model": model, "messages": messages, "max_tokens": 16})
+    prices = {"currency": "EUR", "default": {"prompt": 150_000, "cached": 15_000, "completion": 600_000}}
+    dear = {"acme/concierge": {"prompt": 300_000, "cached": 30_000, "completion": 1_200_000}}
+    url = f"{server.url}/api/v1/admin/usage/prices"
+    httpx.put(url, headers=bearer(keys.operator()), json=prices | {"adapters": dear}).raise_for_status()
+    written = write_usage(f"sqlite:///{server.data_dir / 'loraplex.db'}")
+    with ThreadPoolExecutor(1) as pool:  # playwright has a loop in this thread
+        pool.submit(asyncio.run, written).result()
     person = ["account", "create", "wile", "--tenant", "acme", "--data-dir", str(server.data_dir)]
     subprocess.run([loraplex(), *person], check=True, capture_output=True)
 

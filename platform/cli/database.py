@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import pwd
+import sys
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
@@ -39,6 +40,9 @@ from loraplex.platform.tenants import TenantError
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+WIDEST = 1000
+"""Columns of characters, of a table that no terminal shows: programs and files take any."""
 
 
 def database_options(command: Callable[Concatenate[str, P], T]) -> Callable[..., T]:
@@ -112,11 +116,13 @@ def print_json(value: Any) -> None:
 
 
 def print_table(*columns: str, rows: Iterator[tuple[str, ...]]) -> None:
+    """As wide as the terminal; where there is none, as wide as its rows are."""
     table = Table(*columns)
     table.columns[0].no_wrap = True
     for row in rows:
         table.add_row(*row)
-    Console(markup=False, emoji=False).print(table)  # what people wrote is no markup
+    width = None if sys.stdout.isatty() else WIDEST
+    Console(markup=False, emoji=False, width=width).print(table)  # what people wrote is no markup
 
 
 @click.group()

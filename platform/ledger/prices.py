@@ -3,11 +3,10 @@ changed later changes nothing of that. Knows rows; knows no HTTP."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated
 
-import msgspec
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, convert, to_builtins
 from sqlalchemy import delete, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -63,11 +62,16 @@ class Prices:
 
     async def set(self, table: PriceTable, *, by: Actor = SERVER) -> PriceTable:
         """Instead of all there were."""
+        return await self.change(lambda _: table, by=by)
+
+    async def change(self, edit: Callable[[PriceTable], PriceTable], *, by: Actor = SERVER) -> PriceTable:
+        """What `edit` makes of those there are. Raises msgspec.ValidationError for a table that cannot be."""
         async with self._database.transaction() as session:
             before = await price_table(session)
+            table = convert(to_builtins(edit(before)), PriceTable)
             await session.execute(delete(Price))
             session.add_all(_rows(table))
-            told = {"before": msgspec.to_builtins(before), "after": msgspec.to_builtins(table)}
+            told = {"before": to_builtins(before), "after": to_builtins(table)}
             await record(session, by, "prices.set", "prices", **told)
         return table
 

@@ -113,9 +113,7 @@ async def list_requests(
     after: PageAfter = None,
 ) -> UsagePage:
     """Single requests, the newest first. Of refused ones, ten a second are told of each tenant."""
-    found = await services.usage.requests(asked, limit + 1, None if after is None else _position(after))
-    page = found[:limit]
-    return UsagePage(page, _cursor(page[-1]) if len(found) > limit else None)
+    return await page_of_requests(services, asked, limit, after)
 
 
 @get("/export", responses={})
@@ -129,11 +127,23 @@ async def export_usage(
 ) -> Stream:
     """All of it as one file: requests, the newest first, or sums. A cell of CSV that would be a formula in a
     spreadsheet begins with an apostrophe."""
+    return exported_usage(services, asked, what, format, step, group)
+
+
+async def page_of_requests(services: Services, asked: Asked, limit: int, after: str | None) -> UsagePage:
+    """Raises ApiError for an `after` that is none."""
+    found = await services.usage.requests(asked, limit + 1, None if after is None else _position(after))
+    page = found[:limit]
+    return UsagePage(page, _cursor(page[-1]) if len(found) > limit else None)
+
+
+def exported_usage(services: Services, asked: Asked, what: What, format: Format, step: Step, by: By) -> Stream:
+    """A file, written while it is read. Raises ApiError for more time than such steps may cover."""
     if what == "requests":
         content = exported(format, UsageEntry, services.usage.every_request(asked))
     else:
         _check_span(asked, step)
-        content = exported(format, UsageSum, _all_sums(services, asked, step, group))
+        content = exported(format, UsageSum, _all_sums(services, asked, step, by))
     name = f"usage-{what}-{asked.start:%Y%m%d}-{asked.end:%Y%m%d}.{format}"
     headers = {"content-disposition": f'attachment; filename="{name}"'}
     return Stream(content, media_type=MEDIA_TYPES[format], headers=headers)

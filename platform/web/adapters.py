@@ -24,6 +24,7 @@ from loraplex.platform.web.errors import REFUSALS, refusal_of
 from loraplex.platform.web.forms import Fields, form_fields, only, read_form
 from loraplex.platform.web.rendering import go, page, wants_part
 from loraplex.platform.web.tenants import visible_tenant
+from loraplex.platform.web.usage_totals import last_month
 from loraplex.platform.web_sessions import Person
 
 PAGE_SIZE = 50
@@ -145,6 +146,9 @@ async def adapter_page(
     """Raises AdapterNotFound."""
     adapter = await services.registry.get_adapter(owner.id, name)
     shown = adapter.versions[::-1][:SHOWN_VERSIONS]
+    more: dict[str, Any] = (
+        {} if wants_part(request) else {"usage": await last_month(services.usage, owner.id, adapter.name)}
+    )
     return page(
         request,
         "_residency.html" if wants_part(request) else "adapter.html",
@@ -155,6 +159,7 @@ async def adapter_page(
         histories=await _histories(services, adapter) if not wants_part(request) else {},
         is_served=adapter.base_model == services.base_model_name,
         recent=[] if wants_part(request) else await read_rows(services, person, changes_of(owner, name)),
+        **more,
     )
 
 

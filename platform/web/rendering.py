@@ -22,6 +22,7 @@ from markupsafe import Markup
 
 from loraplex import __version__
 from loraplex.platform.errors import ApiError
+from loraplex.platform.web import figures
 from loraplex.platform.web.access import csrf_token, session_token
 from loraplex.platform.web.assets import assets
 from loraplex.platform.web.forms import CSRF_FIELD
@@ -54,6 +55,8 @@ SECTIONS = (
     Section("Limits", "/admin/limits", "limits", for_tenants=False),
     Section("Limits", "/admin/limits/{tenant}", "limits", for_operators=False),
     Section("Jobs", "/admin/jobs", "jobs"),
+    Section("Usage", "/admin/usage", "usage"),
+    Section("Requests", "/admin/requests", "requests"),
     Section("Playground", "/admin/playground", "playground"),
     Section("People", "/admin/people", "people", for_tenants=False),
     Section("Audit", "/admin/audit", "audit"),
@@ -62,10 +65,13 @@ SECTIONS = (
 
 DONE: Mapping[str, str] = {
     "adapter-deleted": "The adapter is deleted with all its versions. Requests that run will finish.",
+    "all-contents-deleted": "All that was kept of what was asked and answered is deleted.",
     "alias-deleted": "The alias is deleted. Its history is kept, so it can be rolled back.",
     "alias-moved": "The alias has moved. Requests that run keep their version.",
     "alias-restored": "The alias stands for what it stood for before.",
     "batch-cancelled": "The batch is being cancelled. What was answered is kept, in a file.",
+    "contents-deleted": "What was asked and answered is deleted. What it used stays.",
+    "contents-set": "Set. It holds for requests from now on; what is kept stays until its own time is up.",
     "evicted": "The version's memory is free.",
     "key-changed": "The key is changed. That holds here at once, on other servers within 2 seconds.",
     "import-again": "The import begins again, as a new job.",
@@ -77,6 +83,7 @@ DONE: Mapping[str, str] = {
     "person-disabled": "The account is disabled and signed out everywhere.",
     "person-enabled": "The account can sign in again.",
     "pinned": "The version is pinned: it stays on the device.",
+    "prices-set": "The prices are set. They hold for requests from now on; what was used keeps the price it had.",
     "resumed": "The tenant is active again: its keys work.",
     "signed-out": "You are signed out.",
     "signed-out-everywhere": "You are signed out, here and everywhere else.",
@@ -104,6 +111,10 @@ def template_config() -> TemplateConfig[JinjaTemplateEngine]:
     environment.filters |= {
         "bytes": _bytes,
         "count": _count,
+        "short": figures.short,
+        "percent": figures.percent,
+        "ms": figures.ms,
+        "money": figures.money,
         "moment": _moment,
         "ago": _ago,
         "until": _until,

@@ -27,9 +27,12 @@ from loraplex.platform.web.oidc_login import OIDC_PAGES
 from loraplex.platform.web.overview import OVERVIEW_PAGES
 from loraplex.platform.web.people import PEOPLE_PAGES
 from loraplex.platform.web.playground import PLAYGROUND_PAGES
+from loraplex.platform.web.prices import PRICE_PAGES
+from loraplex.platform.web.requests import REQUEST_PAGES
 from loraplex.platform.web.security_headers import security_headers
 from loraplex.platform.web.server_settings import SETTINGS_PAGES
 from loraplex.platform.web.tenants import TENANT_PAGES
+from loraplex.platform.web.usage import USAGE_PAGES
 from loraplex.platform.web.versions import VERSION_PAGES
 
 
@@ -56,6 +59,9 @@ PAGE_ROUTES = [
             *VERSION_PAGES,
             *ALIAS_PAGES,
             *JOB_PAGES,
+            *USAGE_PAGES,
+            *PRICE_PAGES,
+            *REQUEST_PAGES,
             *PLAYGROUND_PAGES,
             *PEOPLE_PAGES,
             *AUDIT_PAGES,

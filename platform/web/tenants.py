@@ -13,12 +13,14 @@ from loraplex.adapters.audit import Actor
 from loraplex.adapters.audit_log import Wanted
 from loraplex.platform.audit_rules import audited
 from loraplex.platform.manage.tenant_schemas import CreateTenant
+from loraplex.platform.manage.usage_schemas import MAX_CONTENT_DAYS, ContentRetention
 from loraplex.platform.services import Services
 from loraplex.platform.tenants import TenantInfo, TenantNotFound
 from loraplex.platform.web.audit_rows import read_rows
 from loraplex.platform.web.errors import REFUSALS, refusal_of
 from loraplex.platform.web.forms import form_fields, only, read_form
 from loraplex.platform.web.rendering import go, page
+from loraplex.platform.web.usage_totals import last_month
 from loraplex.platform.web_sessions import Person
 
 SHOWN_ADAPTERS = 10
@@ -77,7 +79,34 @@ async def show_tenant(
         adapter_count=adapters,
         versions=versions,
         recent=await read_rows(services, person, Wanted(tenant.id)),
+        max_content_days=MAX_CONTENT_DAYS,
+        content_days=await services.tenants.content_days(tenant.slug),
+        usage=await last_month(services.usage, tenant.id),
     )
+
+
+@post("/tenants/{slug:str}/contents", opt={"page": "operator"} | audited("tenant.contents"))
+async def set_content_days(
+    slug: FromPath[str],
+    request: Request[Any, Any, Any],
+    services: NamedDependency[Services],
+    by: NamedDependency[Actor],
+) -> Response[Any]:
+    """Keep what a tenant's requests ask and are answered for so many days; an empty field: not at all."""
+    fields = await form_fields(request)
+    retention = read_form(fields, ContentRetention) if only(fields, "days") else ContentRetention(days=None)
+    await services.tenants.set_content_days(slug, retention.days, by=by)
+    return go(f"/admin/tenants/{slug}", "contents-set")
+
+
+@post("/tenants/{slug:str}/contents/delete", opt={"page": "operator"} | audited("contents.delete"))
+async def delete_contents(
+    slug: FromPath[str], services: NamedDependency[Services], by: NamedDependency[Actor]
+) -> Response[Any]:
+    """Delete all that is kept of what a tenant's requests asked and were answered."""
+    tenant = await services.tenants.get_tenant(slug)
+    await services.usage.delete_all_contents(tenant.id, by=by)
+    return go(f"/admin/tenants/{slug}", "all-contents-deleted")
 
 
 @post("/tenants/{slug:str}/{action:str}", opt={"page": "operator"} | audited("tenant.suspend", "tenant.resume"))
@@ -91,4 +120,12 @@ async def change_tenant(
     return go(f"/admin/tenants/{slug}", "suspended" if action == "suspend" else "resumed")
 
 
-TENANT_PAGES = [list_tenants, show_new_tenant, create_tenant, show_tenant, change_tenant]
+TENANT_PAGES = [
+    list_tenants,
+    show_new_tenant,
+    create_tenant,
+    show_tenant,
+    set_content_days,
+    delete_contents,
+    change_tenant,
+]

@@ -10,6 +10,7 @@ from api_running import Api, run_api
 from browsing import PASSWORD
 from chromium import Tab, listening, running_chromium
 from database_fixtures import on_sqlite
+from usage_records import write_records
 
 from loraplex.adapters.database import Database
 from loraplex.engine.client import EngineClient
@@ -209,6 +210,47 @@ async def test_an_upload_by_the_page(api: Api, tab: Tab, folder: Path, tmp_path:
         await tab.page.set_input_files("#files", [folder / bad.name, weights])
         await tab.page.get_by_role("button", name="Upload").click()
         await tab.page.get_by_role("heading", name="Version 1").wait_for()
+    await tab.check()
+
+
+async def test_usage_is_looked_at_and_narrowed_down(api: Api, database: Database, tab: Tab) -> None:
+    """The chart is drawn, another time or tenant is shown as soon as it is chosen, and a request leads to its times;
+    operators set prices."""
+    page = tab.page
+    await write_records(api, database)
+    await api.services.accounts.create("ada", PASSWORD)
+    await tab.open("/admin/login?next=/admin/usage")
+    await tab.fill(login="ada", password=PASSWORD)
+    await tab.press("Sign in")
+    await page.locator("#chart .u-over").hover()
+    await page.locator("#over-time", has_text=":00 UTC").wait_for()
+    await page.get_by_text("As a table").click()
+    await tab.check()
+    await page.get_by_text("30 days", exact=True).click()
+    await page.get_by_role("heading", name="Tokens by day").wait_for()
+    await page.locator("#chart canvas").wait_for()
+    await page.get_by_label("Tenant", exact=True).select_option("acme")
+    await page.wait_for_url("**/admin/usage?range=30d&tenant=acme**")
+    await page.get_by_role("heading", name="By tenant").wait_for(state="detached")
+    await tab.press("Export")
+    await tab.check()
+    await tab.open("/admin/prices")
+    await page.get_by_label("Out").first.fill("free")
+    await page.get_by_role("button", name="Set").first.click()
+    await page.get_by_role("alert").wait_for()
+    await tab.check()
+
+    await tab.press("Requests")
+    await tab.check()
+    await page.get_by_label("Failed only").click()
+    await page.get_by_role("row", name="req_1").wait_for(state="detached")
+    await page.get_by_label("Failed only").click()
+    await page.get_by_role("row", name="req_1").get_by_role("link").click()
+    await page.get_by_role("heading", name="Times").wait_for()
+    await tab.check()
+    await tab.press("Delete")
+    await tab.press("Delete the contents")
+    await page.get_by_text("Nothing is kept").wait_for()
     await tab.check()
 
 

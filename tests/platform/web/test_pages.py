@@ -11,6 +11,7 @@ import pytest
 from api_running import Api, run_api
 from browsing import Visitor, signed_in, text_of, visit
 from database_fixtures import on_sqlite
+from usage_records import record_id, write_records
 
 from loraplex.adapters.database import Database
 from loraplex.engine.client import EngineClient
@@ -251,13 +252,17 @@ async def test_what_the_engine_cannot_do_now_is_said_on_the_page(api: Api, acme_
     assert "pin has ended" in text_of(await acme_admin.submit(url, f"{url}/unpin"))
 
 
-async def test_what_is_foreign_reads_as_what_is_absent(api: Api, acme_admin: Visitor, folder: Path) -> None:
+async def test_what_is_foreign_reads_as_what_is_absent(
+    api: Api, database: Database, acme_admin: Visitor, folder: Path
+) -> None:
     """Every page and every form with another tenant's names gives the page of names that nobody has."""
     await api.client.post("/api/v1/adapters", json={"name": "bot"}, headers=api.auth("globex"))
     await api.upload("globex", "bot", folder)
     theirs = (await api.services.tenants.list_keys("globex"))[0].id
+    await write_records(api, database)
     token = await acme_admin.token("/admin")
     names = {"slug": ("globex", "nobody"), "tenant": ("globex", "nobody"), "key_id": (theirs, "A" * 12)}
+    names["record_id"] = (record_id(5), "0" * 32)
     rest, tried = {"name": "bot", "number": "1", "upload_id": "0" * 32}, 0
     for route in api.app.routes:
         wanted = [name for name in names if f"{{{name}}}" in route.path_format]
@@ -285,7 +290,7 @@ async def test_what_is_foreign_reads_as_what_is_absent(api: Api, acme_admin: Vis
 async def test_pages_of_operators_are_absent_for_tenants(acme_admin: Visitor) -> None:
     """As any other page that there is not."""
     nothing = await acme_admin.get("/admin/nothing/here")
-    for page in ("/admin/tenants", "/admin/tenants/new", "/admin/people", "/admin/people/new"):
+    for page in ("/admin/tenants", "/admin/tenants/new", "/admin/people", "/admin/people/new", "/admin/prices"):
         answer = await acme_admin.get(page)
         assert (answer.status_code, answer.text) == (404, nothing.text)
 
