@@ -78,7 +78,7 @@ QUERIES: Mapping[str, Of | None] = {
     **dict.fromkeys(
         ("limit", "order", "purpose", "q", "dry_run", "stream", "format", "what", "step", "group", "endpoint")
     ),
-    **dict.fromkeys(("start", "end", "since", "until", "before", "action", "errors", "largest_first")),
+    **dict.fromkeys(("start", "end", "since", "until", "before", "action", "errors", "largest_first", "range")),
 }
 """By name, save `after`, which is of the kind that is listed."""
 
@@ -91,6 +91,7 @@ CURSORS: Mapping[str, Of] = {
     "/api/v1/imports": Of("import"),
     "/api/v1/usage/requests": Of("cursor"),
     "/api/v1/admin/usage/requests": Of("cursor"),
+    "/admin/requests": Of("cursor"),
     "/api/v1/admin/adapters": Of("model"),
     "/admin/adapters": Of("model"),
 }
@@ -159,6 +160,12 @@ WITHOUT_FIELDS = (
     "POST /admin/keys/{key_id}/rotate",
     "POST /admin/keys/{key_id}/end-old-secret",
     "POST /admin/limits/{slug}",
+    "POST /admin/prices",
+    "POST /admin/prices/adapters",
+    "POST /admin/prices/adapters/delete",
+    "POST /admin/requests/{record_id}/contents/delete",
+    "POST /admin/tenants/{slug}/contents",
+    "POST /admin/tenants/{slug}/contents/delete",
     "POST /admin/adapters/new",  # so is this
     "POST /admin/adapters/{tenant}/{name}/delete",
     "POST /admin/jobs/{tenant}/imports/{import_id}/cancel",

@@ -195,6 +195,22 @@ async def people_come_and_go(api: Api) -> Visitor:
     return ada
 
 
+async def what_is_kept_on_the_pages(api: Api, ada: Visitor) -> None:
+    """Of a tenant's requests; and what requests cost."""
+    acme, prices = "/admin/tenants/acme", "/admin/prices"
+    await do(ada, acme, f"{acme}/contents", days="1")
+    for _ in range(2):
+        await ask(api, "acme", "POST", "/v1/completions", json={"model": "tiny", "prompt": "a", "max_tokens": 1})
+    await api.services.ledger.write()
+    kept = (await ask(api, "acme", "GET", "/api/v1/usage/requests?endpoint=completions"))["data"]
+    request = f"/admin/requests/{kept[0]['id']}"
+    await do(ada, request, f"{request}/contents/delete")
+    await do(ada, acme, f"{acme}/contents/delete")
+    await do(ada, prices, prices, currency="EUR", prompt="1", cached="1", completion="2")
+    await do(ada, prices, f"{prices}/adapters", adapter="acme/bot", prompt="1", cached="1", completion="2")
+    await do(ada, prices, f"{prices}/adapters/delete", adapter="acme/bot")
+
+
 async def jobs_on_the_pages(api: Api, ada: Visitor, folder: Path) -> None:
     """What a tenant has begun, ended and begun again by the operator."""
     page, acme = "/admin/jobs", "/admin/jobs/acme"
@@ -228,6 +244,7 @@ async def a_day_on_the_pages(api: Api, ada: Visitor, folders: tuple[Path, Path])
         await do(ada, page, f"{page}/{action}")
     await do(ada, "/admin/adapters/new", "/admin/adapters/new", tenant="umbrella", name="bot")
     url = "/admin/adapters/umbrella/bot"
+    await what_is_kept_on_the_pages(api, ada)
     await upload_by_script(api, ada, folders)
     await jobs_on_the_pages(api, ada, folders[0])
     version = f"{url}/versions/1"
