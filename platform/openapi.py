@@ -124,6 +124,8 @@ def build_document(app: Litestar) -> bytes:
                 operation["requestBody"] = {"required": True, "content": handler.opt["request_body"]}
             if handler.opt.get("preconditions"):
                 operation["parameters"] = [*operation.get("parameters", []), *PRECONDITIONS]
+            if "answers" in handler.opt:  # of one that answers in several forms
+                operation["responses"]["200"]["content"] = handler.opt["answers"]
             if "stream" in _body_fields(handler):
                 operation["responses"]["200"]["content"]["text/event-stream"] = EVENTS
             operation["security"] = [] if scope is None else [{BEARER: [scope]}, {OWN_HEADER: [scope]}]

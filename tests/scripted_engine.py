@@ -9,11 +9,13 @@ from litestar import Litestar
 from litestar.di import Provide
 from litestar.testing import TestClient
 
+from loraplex.adapters.audit import SERVER
 from loraplex.adapters.profile import DEFAULT_PROFILE
 from loraplex.engine.client import EngineUnavailable
 from loraplex.engine.messages import TokenChunk
 from loraplex.platform.anthropic.errors import error_body
 from loraplex.platform.anthropic.routes import ANTHROPIC_ROUTES, MESSAGES_PATH
+from loraplex.platform.budgets.keeper import BudgetKeeper
 from loraplex.platform.catalog import Catalog
 from loraplex.platform.errors import exception_handlers
 from loraplex.platform.ledger.meter import metering
@@ -165,6 +167,7 @@ class SeenLedger:
     """What would be written into the usage ledger."""
 
     server_id = "here"
+    epoch = epochs_written = 0
 
     def __init__(self):
         self.settled = []
@@ -227,11 +230,12 @@ class Api:
                 "principal": Provide(lambda: ACME, sync_to_thread=False),
                 "tenant_id": Provide(lambda: ACME.tenant_id, sync_to_thread=False),
                 "upload_slots": Provide(lambda: None, sync_to_thread=False),
+                "by": Provide(lambda: SERVER, sync_to_thread=False),
             },
             guards=[lambda connection, _handler: connection.scope.update(auth=ACME)],
             exception_handlers=exception_handlers({MESSAGES_PATH: error_body}),
             request_class=JsonRequest,
-            middleware=[metering(self.ledger)],
+            middleware=[metering(self.ledger, BudgetKeeper(None, self.ledger))],
             openapi_config=None,
             logging_config=None,
         )

@@ -29,7 +29,7 @@ SHOWN = re.compile(
     r"POST (/api/v1/admin/keys(/\w+/rotate)?|/admin/keys/(new|\w+/rotate)|/admin/people/(new|[\w.-]+/password))"
 )
 """The answers that show a secret, which they have just made."""
-SIGNED_IN = re.compile(r"POST /admin/(login|setup|account/password)")
+SIGNED_IN = re.compile(r"POST /admin/(login|setup|account/password)|GET /admin/login/oidc/callback")
 """The answers that hand out a session, in a cookie."""
 
 
@@ -207,8 +207,9 @@ def _receiving(send: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(send)
     def send_and_look(client: Any, request: Any, **options: Any) -> Any:
         response = send(client, request, **options)
-        if not options.get("stream") and not SHOWN.fullmatch(f"{request.method} {request.url.path}"):
-            seen = Answer(HUNT, request.method, request.url.path)
+        path = request.extensions.get("target", request.url.raw_path).decode(errors="replace").partition("?")[0]
+        if not options.get("stream") and not SHOWN.fullmatch(f"{request.method} {path}"):
+            seen = Answer(HUNT, request.method, path)
             seen.look_at_headers(response.headers.raw)
             seen.look_at(response.content)
         return response

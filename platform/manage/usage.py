@@ -59,6 +59,12 @@ FormatName = Annotated[Format, QueryParameter(description="csv or json.")]
 _CURSOR = re.compile(r"(\d{1,18})-([0-9a-f]{32})", re.ASCII)
 
 
+EXPORTS = {
+    "text/csv": {"schema": {"type": "string"}},
+    "application/json": {"schema": {"type": "array", "items": {"type": "object"}}},
+}
+
+
 async def provide_usage_of(
     principal: NamedDependency[Principal], services: NamedDependency[Services], tenant: TenantName = None
 ) -> str | None:
@@ -116,7 +122,7 @@ async def list_requests(
     return await page_of_requests(services, asked, limit, after)
 
 
-@get("/export", responses={})
+@get("/export", opt={"answers": EXPORTS})
 async def export_usage(
     services: NamedDependency[Services],
     asked: NamedDependency[Asked],

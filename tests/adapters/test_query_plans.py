@@ -20,7 +20,7 @@ from loraplex.platform.tenants import TenantDirectory
 
 pytestmark = [pytest.mark.anyio, on_sqlite]
 
-ONE_ROW = {"registry_state"}
+ONE_ROW = {"registry_state", "audit_head"}
 
 
 @pytest.fixture

@@ -84,6 +84,13 @@ async def site(
     url: str, tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path, make_adapter: Callable[..., Path]
 ) -> AsyncIterator[Site]:
     folder = tmp_path_factory.mktemp("two-tenants")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("loraplex.platform.live.stream.STREAM_SECONDS", 0.0)  # else a minute
+        async for site in _site(url, folder, tiny_model_dir, make_adapter):
+            yield site
+
+
+async def _site(url: str, folder: Path, tiny_model_dir: Path, make_adapter: Callable[..., Path]) -> AsyncIterator[Site]:
     adapters = [make_adapter(folder / str(rank), rank=rank, modules=["v_proj"]) for rank in (1, 2)]
     sources = {"import_sources": "hf://models/", "hf_endpoint": "http://127.0.0.1:9"}
     database = Database(url)

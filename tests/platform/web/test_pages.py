@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator, Callable
-from itertools import product
 from pathlib import Path
 
 import pytest
 from api_running import Api, run_api
 from browsing import Visitor, signed_in, text_of, visit
 from database_fixtures import on_sqlite
-from usage_records import record_id, write_records
 
 from loraplex.adapters.database import Database
 from loraplex.engine.client import EngineClient
@@ -250,41 +248,6 @@ async def test_what_the_engine_cannot_do_now_is_said_on_the_page(api: Api, acme_
     assert "engine" in text_of(refused)
     assert (await acme_admin.submit(url, f"{url}/pin", seconds="99999999")).status_code == 400
     assert "pin has ended" in text_of(await acme_admin.submit(url, f"{url}/unpin"))
-
-
-async def test_what_is_foreign_reads_as_what_is_absent(
-    api: Api, database: Database, acme_admin: Visitor, folder: Path
-) -> None:
-    """Every page and every form with another tenant's names gives the page of names that nobody has."""
-    await api.client.post("/api/v1/adapters", json={"name": "bot"}, headers=api.auth("globex"))
-    await api.upload("globex", "bot", folder)
-    theirs = (await api.services.tenants.list_keys("globex"))[0].id
-    await write_records(api, database)
-    token = await acme_admin.token("/admin")
-    names = {"slug": ("globex", "nobody"), "tenant": ("globex", "nobody"), "key_id": (theirs, "A" * 12)}
-    names["record_id"] = (record_id(5), "0" * 32)
-    rest, tried = {"name": "bot", "number": "1", "upload_id": "0" * 32}, 0
-    for route in api.app.routes:
-        wanted = [name for name in names if f"{{{name}}}" in route.path_format]
-        if not route.path_format.startswith("/admin") or not wanted:
-            continue
-        methods = {method for handler in route.route_handlers for method in handler.http_methods} - {"OPTIONS"}
-        for method, action in product(methods, ACTIONS if "{action}" in route.path_format else [""]):
-            told = []
-            for name in names[wanted[0]]:
-                path = route.path_format.format(**{wanted[0]: name, "action": action} | rest)
-                fields = {"_csrf": token, "revision": "0", "alias": "prod", "weight-1": "1", "seconds": "60"}
-                headers = {"origin": "http://api", "x-csrf-token": token}
-                sent = {} if method in ("GET", "HEAD") else {"data": fields}
-                answer = await acme_admin.client.request(method, path, headers=headers, **sent)
-                told.append((answer.status_code, answer.text))
-            assert told[0] == told[1], (method, path)
-            assert told[0][0] == 404, (method, path)
-            tried += 1
-    assert tried >= 15
-    adapter = await api.services.registry.get_adapter(await api.tenant_id("globex"), "bot")
-    assert len(adapter.versions) == 1
-    assert adapter.aliases == {}
 
 
 async def test_pages_of_operators_are_absent_for_tenants(acme_admin: Visitor) -> None:
