@@ -188,7 +188,7 @@ async def test_lines_of_batches_spend_it_too(api: Api) -> None:
     await api.client.put(f"{ADMIN}/tenants/acme/limits", json={"requests_per_minute": 1}, headers=api.auth("operator"))
     await budget(api, "tenants/acme", tokens=NEEDED + USED)
     principal = await api.services.tenants.principal_of(key_id(api, "acme"))
-    async with OwnRequests(api.app, principal) as requests:
+    async with OwnRequests(api.app, lambda: principal) as requests:
         answers = [await requests.post("/v1/completions", json.dumps(COMPLETION).encode(), f"b/{i}") for i in range(3)]
     assert [answer.status for answer in answers] == [200, 200, 429]
     assert json.loads(answers[2].body)["error"]["code"] == "insufficient_quota"

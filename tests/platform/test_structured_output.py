@@ -88,7 +88,7 @@ REFUSED = [
     (json_schema({"type": "integer", "minimum": 2, "maximum": 1}), "invalid_value", SCHEMA),
     (json_schema({"$ref": "http://localhost/x"}), "invalid_value", SCHEMA),
     (json_schema(nested(MAX_SCHEMA_DEPTH)), "invalid_value", SCHEMA),
-    (json_schema(nested(900)), "invalid_value", SCHEMA),
+    (json_schema(nested(600)), "invalid_value", SCHEMA),
     (json_schema({"enum": ["x" * MAX_GRAMMAR_CHARS]}), "invalid_value", SCHEMA),
     (vllm(), "invalid_value", "structured_outputs"),
     (vllm(regex="a", choice=["b"]), "invalid_value", "structured_outputs"),

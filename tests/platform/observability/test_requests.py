@@ -23,9 +23,11 @@ CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "ma
 
 
 @pytest.fixture
-def lines() -> Any:
+def lines(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Lines that are logged, with what is bound to the request."""
     capture = LogCapture()
+    # A logger keeps the configuration under which it was used first.
+    monkeypatch.setattr("loraplex.platform.observability.requests.logger", structlog.get_logger())
     structlog.configure(processors=[structlog.contextvars.merge_contextvars, capture], cache_logger_on_first_use=False)
     yield capture.entries
     structlog.reset_defaults()
