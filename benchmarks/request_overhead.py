@@ -37,6 +37,7 @@ from loraplex.platform.budgets.rules import MOST, Budget
 from loraplex.platform.http_protocol import BoundedHttpToolsProtocol
 from loraplex.platform.ledger import meter
 from loraplex.platform.limits.admission import UNLIMITED, Admission
+from loraplex.platform.limits.refusals import Refusals
 from loraplex.platform.limits.rules import TenantLimits
 from loraplex.platform.logging import configure_logging
 from loraplex.platform.migrate import upgrade_database
@@ -65,6 +66,8 @@ class NoMetrics:
 
 class NoLimiter:
     """Admits everybody."""
+
+    refusals = Refusals()
 
     async def admit(self, *_: Any) -> Admission:
         return UNLIMITED
