@@ -6,7 +6,7 @@ ONCE ?=
 # pip would compile all that it installs, which takes longer than to unpack it. Python compiles what is imported, once.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo lifecycle clients fuzz screenshots check format lint types imports test slow wheel bench bench-cpu-kernels bench-scale bench-registry bench-peers examples gpu-check gpu-bench gpu-tune clean
+.PHONY: help setup demo lifecycle clients fuzz screenshots check format lint types imports test coverage slow wheel bench bench-cpu-kernels bench-scale bench-registry bench-peers examples gpu-check gpu-bench gpu-tune clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -50,7 +50,10 @@ types: setup
 imports: setup
 	$(BIN)/lint-imports
 
-test: setup  ## the tests, with coverage of the four packages
+test: setup  ## the tests
+	$(BIN)/python -m pytest -q --numprocesses 2 --dist loadfile
+
+coverage: setup  ## the tests, with coverage of the four packages, which takes a third longer
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest -q --numprocesses 2 --dist loadfile
 	$(BIN)/coverage combine -q

@@ -9,7 +9,6 @@ from __future__ import annotations
 import gc
 import json
 import os
-import resource
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -50,18 +49,6 @@ CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-
-
-HEAVY_BYTES = 2 << 30
-
-
-@pytest.hookimpl(trylast=True)
-def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
-    """What tests leave behind in cycles goes between files, where there is much of it: collections are rare here."""
-    if nextitem is None or nextitem.path != item.path:
-        pages = int(Path("/proc/self/statm").read_text().split()[1]) if Path("/proc/self/statm").exists() else 0
-        if pages * resource.getpagesize() > HEAVY_BYTES:
-            gc.collect()
 
 
 def pytest_configure(config: pytest.Config) -> None:
