@@ -70,7 +70,12 @@ class Spool:
 
     async def drop(self, segment: Path) -> None:
         """The database has all of it."""
-        self.bytes -= await to_thread.run_sync(_remove, segment)
+        size = segment.stat().st_size
+        try:
+            await to_thread.run_sync(segment.unlink)  # takes milliseconds where the disk is busy
+        finally:  # and when this is cancelled meanwhile, the file is gone all the same
+            if not segment.exists():
+                self.bytes -= size
 
     def close(self) -> None:
         """Waits for the disk."""
@@ -84,13 +89,6 @@ class Spool:
     def _cut(self) -> None:
         """Take away what was written of a line."""
         os.ftruncate(self._file, self._size)
-
-
-def _remove(segment: Path) -> int:
-    """Its size. Takes milliseconds where the disk is busy."""
-    size = segment.stat().st_size
-    segment.unlink()
-    return size
 
 
 def end_segment(file: int) -> None:
